@@ -1,0 +1,1 @@
+"""What a synthetic data set is worth: classifiers, Fréchet distance, precision and recall."""

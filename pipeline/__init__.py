@@ -1,0 +1,1 @@
+"""Specs, stages, Ray, MLflow, the report and the command line."""

@@ -1,0 +1,1 @@
+"""Mechanisms, accounting, sampling, clipping, noise, budget, ledger and audits."""

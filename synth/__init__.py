@@ -1,0 +1,1 @@
+"""Network, denoisers, private training, samplers, shards and exports."""
