@@ -1,0 +1,92 @@
+"""From a spec's words to the objects of `synth`: the network under its denoiser, and the sampler.
+
+Training, sampling and the model kept in MLflow all build through here, so they cannot disagree.
+"""
+
+from typing import Self
+
+from pipeline.spec import Spec
+from pipeline.spec.model import Model
+from pipeline.spec.section import Section
+from pipeline.spec.synthesize import Synthesize
+from synth.denoisers import Denoiser, denoiser_config
+from synth.networks import UNet, UNetConfig
+from synth.samplers import Denoise, Sampler, guided, sampler
+
+
+class ImageFacts(Section):
+    """What is public about the images."""
+
+    size: int
+    channels: int
+    classes: tuple[str, ...]
+
+
+class Recipe(Section):
+    """The part of a spec that sampling needs. It names no data source, so it may travel alone."""
+
+    data: ImageFacts
+    model: Model
+    synthesize: Synthesize
+
+    @classmethod
+    def of(cls, spec: Spec) -> Self:
+        """The recipe within a spec."""
+        data = spec.data
+        return cls(
+            data=ImageFacts(size=data.size, channels=data.channels, classes=data.classes),
+            model=spec.model,
+            synthesize=spec.synthesize,
+        )
+
+
+def build_denoiser(spec: Spec | Recipe) -> Denoiser:
+    """D(x; σ, y) with fresh weights, on the CPU.
+
+    Its state dict names the network's parameters `network.…`; the label `len(classes)` is null.
+
+    Raises:
+        InvalidRequest: the numbers do not make a network.
+    """
+    data, model = spec.data, spec.model
+    config = UNetConfig(
+        size=data.size,
+        channels=data.channels,
+        base=model.base,
+        multipliers=model.multipliers,
+        blocks=model.blocks,
+        attention=model.attention,
+        classes=len(data.classes),
+    )
+    noise = {"p_mean": model.p_mean, "p_std": model.p_std}
+    constants = {name: value for name, value in noise.items() if value is not None}
+    return Denoiser(UNet(config), denoiser_config(model.config, **constants))
+
+
+def build_sampler(spec: Spec | Recipe) -> Sampler:
+    """The sampler with the spec's noise levels.
+
+    Raises:
+        InvalidRequest: the numbers do not make a schedule.
+    """
+    wanted = spec.synthesize
+    settings = {
+        "steps": wanted.steps,
+        "sigma_min": wanted.sigma_min,
+        "sigma_max": wanted.sigma_max,
+        "rho": wanted.rho,
+    }
+    if wanted.churn is not None:
+        churn = wanted.churn
+        settings |= {
+            "S_churn": churn.s_churn,
+            "S_min": churn.s_min,
+            "S_max": churn.s_max,
+            "S_noise": churn.s_noise,
+        }
+    return sampler(wanted.sampler, **settings)
+
+
+def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:
+    """The handle a sampler takes: the denoiser under the spec's guidance w."""
+    return guided(denoiser, spec.synthesize.guidance, null=len(spec.data.classes))

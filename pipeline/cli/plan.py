@@ -1,0 +1,60 @@
+"""`umbra plan`: what a spec would cost, before anything is done."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.cli.output import emit, json_option, pairs, table
+from pipeline.progress import duration
+
+_GIGA = 1e9
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@json_option
+def plan(spec: Path, as_json: bool) -> None:
+    """Show what SPEC would cost: noise, steps, ε under RDP, PRV and PLD, size and time.
+
+    Touches no data and no budget.
+    """
+    from pipeline.plan import plan as make_plan
+    from pipeline.spec import load_spec
+
+    made = make_plan(load_spec(spec))
+    facts = made.to_dict()
+
+    def show(console: Console) -> None:
+        cost = made.cost
+        console.print(
+            pairs(
+                f"Plan of {made.name}",
+                {
+                    "data set": f"{made.dataset}, N = {made.records}",
+                    "noise multiplier σ": f"{made.noise_multiplier:.6g} ({made.calibration})",
+                    "sampling probability q": f"{made.sampling_probability:.6g}",
+                    "steps T": made.steps,
+                    "expected batch": f"{made.expected_batch:g}",
+                    "views a record K": made.views,
+                    "clip norm C": f"{made.clip_norm:g}",
+                    "parameters": f"{cost.parameters:,}",
+                    "views in all": f"{cost.views:,.0f}",
+                    "training": f"{cost.training_flops / _GIGA:,.0f} GFLOP, {_time(cost.training_seconds)}",
+                    "sampling": f"{cost.sampling_flops / _GIGA:,.0f} GFLOP, {_time(cost.sampling_seconds)}",
+                    "memory of a worker": f"{cost.worker_bytes / 2**20:,.0f} MiB beside the runtimes",
+                },
+            )
+        )
+        rows = [(name.upper(), bound) for name, bound in facts["epsilon"].items()]
+        console.print(table(f"ε at δ = {made.delta:g}", ["accountant", "ε at most"], rows, [1]))
+        for component in made.components:
+            console.print(f"charged as {component.name}: {component.mechanism}")
+        for note in made.notes:
+            console.print(f"Note: {note}")
+
+    emit(facts, as_json, show)
+
+
+def _time(seconds: float | None) -> str:
+    return "time unknown" if seconds is None else f"about {duration(seconds)} on this machine"

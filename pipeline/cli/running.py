@@ -1,0 +1,69 @@
+"""Running a run in this process or in one of its own, and what is shown at the end."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from pipeline.cli.output import emit, pairs, table
+from pipeline.home import Home
+from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
+from pipeline.run_directory import RunDirectory
+
+
+def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) -> None:
+    """Execute `run` in this process with progress on stderr, and print its summary."""
+    from pipeline.engine import execute, open_ledger
+    from pipeline.summary import summarise
+
+    with _progress(run, quiet=as_json) as progress:
+        execute(run, home, progress, address)
+    _, budget = open_ledger(home)
+    summary = summarise(run, home, budget)
+    emit(summary.to_dict(), as_json, lambda console: _show(console, summary))
+
+
+def run_detached(run: RunDirectory, address: str | None) -> None:
+    """Execute `run` in a process of its own that outlives this terminal."""
+    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
+    if address:
+        command += ["--address", address]
+    with open(run.log_path, "ab") as log:  # noqa: PTH123
+        subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+
+
+@contextmanager
+def _progress(run: RunDirectory, quiet: bool) -> Iterator[Progress]:
+    """Show progress to the person, and keep it as lines in the run's log."""
+    with run.log_path.open("a") as log:
+        yield Both(SilentProgress() if quiet else show_progress(), LineProgress(log))
+
+
+def _show(console: Console, summary: "object") -> None:
+    from pipeline.summary import Summary
+
+    assert isinstance(summary, Summary)  # noqa: S101
+    if summary.classifiers:
+        rows = [
+            (name, f"{100 * accuracy:.1f} %", "–" if top is None else f"{100 * top:.1f} %")
+            for name, accuracy, top in summary.classifiers
+        ]
+        columns = ["classifier", "trained on synthetic", "trained on real"]
+        console.print(table("Accuracy on the real holdout", columns, rows, [1, 2]))
+        scores = [(name, f"{value:.4g}") for name, value in summary.scores]
+        console.print(table("Likeness to the real holdout", ["metric", "value"], scores, [1]))
+    elif summary.withheld:
+        console.print(f"{summary.withheld}\n")
+    console.print(pairs("Privacy", summary.privacy))
+    console.print()
+    console.print(pairs("Where", summary.places))

@@ -1,0 +1,1 @@
+"""Ray: the thin shells in which the budget, the training, the sampling and the metrics run."""

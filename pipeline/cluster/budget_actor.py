@@ -1,0 +1,83 @@
+"""The budget manager as a named, detached actor: one door to the ledger for a whole cluster.
+
+The actor is only a front: the authority is the database transaction behind it, so two actors, on
+two clusters even, cannot grant more than there is.
+"""
+
+import hashlib
+from typing import Any
+
+import ray
+
+from pipeline.cluster.calls import answer
+from privacy.budget import Budget, Receipt, Reservation, Settlement
+from privacy.keystream import os_key
+from privacy.ledger import Ledger
+
+_NAME = "umbra-budget"
+
+
+class BudgetManager:
+    """Answers every process of the cluster from one ledger."""
+
+    def __init__(self, ledger_url: str, key: bytes) -> None:
+        self._budget = Budget(Ledger.open(ledger_url, key))
+
+    def reserve(self, **request: Any) -> Reservation:
+        """See `Budget.reserve`."""
+        return self._budget.reserve(**request)
+
+    def charge(
+        self, reservation_id: str, component: str, steps: int, attempt: int, key: str
+    ) -> Receipt:
+        """See `Budget.charge`."""
+        return self._budget.charge(reservation_id, component, steps, attempt, key)
+
+    def settle(self, reservation_id: str) -> Settlement:
+        """See `Budget.settle`."""
+        return self._budget.settle(reservation_id)
+
+    def next_attempt(self, reservation_id: str) -> int:
+        """See `Budget.next_attempt`."""
+        return self._budget.next_attempt(reservation_id)
+
+    def remaining(self, reservation_id: str, component: str) -> int:
+        """Return how many reserved steps of a component were never charged."""
+        reserved = self._budget.reservation(reservation_id).component(component).mechanism.steps
+        return reserved - self._budget.charged_steps(reservation_id)[component]
+
+
+def budget_manager(ledger_url: str, key: bytes) -> Any:
+    """Return the cluster's budget manager, starting it if there is none.
+
+    Clusters may serve several ledgers: the actor's name holds a digest of the URL.
+    """
+    name = f"{_NAME}-{hashlib.sha256(ledger_url.encode()).hexdigest()[:12]}"
+    actor = ray.remote(BudgetManager)
+    return actor.options(
+        name=name, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1
+    ).remote(ledger_url, key)
+
+
+class ActorMeter:
+    """A reservation's meter (`synth.meter.Meter`) that asks the budget manager."""
+
+    def __init__(self, manager: Any, reservation_id: str, attempt: int) -> None:
+        self._manager = manager
+        self._reservation = reservation_id
+        self._attempt = attempt
+
+    def charge(self, component: str, steps: int) -> str:
+        """Charge durably and return the ledger's head as `seq:hash`."""
+        # A fresh key a call: if the manager dies after the commit and is asked again by Ray, the
+        # charge is made once; a new call is a new charge.
+        receipt = answer(
+            self._manager.charge.options(max_task_retries=-1).remote(
+                self._reservation, component, steps, self._attempt, os_key().hex()
+            )
+        )
+        return str(receipt.head)
+
+    def remaining(self, component: str) -> int:
+        """Return how many reserved steps were never charged."""
+        return int(answer(self._manager.remaining.remote(self._reservation, component)))

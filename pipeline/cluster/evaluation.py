@@ -1,0 +1,98 @@
+"""Metrics as Ray tasks, side by side: each loads what it compares and returns plain numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from eval.classifiers.protocol import train_and_test
+from eval.features import extractor
+from eval.frechet import feature_moments, frechet
+from eval.precision_recall import precision_recall
+from pipeline.cluster.calls import answer
+from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
+from pipeline.sources.base import ImageSet, SourceOptions
+from pipeline.spec import Spec
+from synth.shards import read_shards
+
+
+def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str, Any]:
+    """Run every metric that the spec asks for and return them by kind and name.
+
+    Returns:
+        {"synthetic": {classifier: result}, "ceiling": {classifier: result}, "features": {...}},
+        where the ceiling is the same classifier trained on the real training images. Whether any
+        of it may be released is the caller's to decide.
+
+    Raises:
+        UmbraError: as a task raised it.
+    """
+    assert spec.evaluate is not None  # noqa: S101 - the stage asks first
+    classify = ray.remote(_classify).options(num_cpus=1)
+    kinds = (SYNTHETIC, CEILING)
+    names = spec.evaluate.classifiers
+    tasks = {classify.remote(spec, release, kind, n): (kind, n) for n in names for kind in kinds}
+    features = ray.remote(_compare_features).options(num_cpus=1).remote(spec, release)
+    results: dict[str, Any] = {kind: {} for kind in kinds}
+    waiting = [features, *tasks]
+    while waiting:
+        (done,), waiting = ray.wait(waiting, num_returns=1)
+        if done is features:
+            results[FEATURES] = answer(done)
+        else:
+            kind, name = tasks[done]
+            results[kind][name] = answer(done)
+        on_task()
+    return results
+
+
+def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    evaluate = spec.evaluate
+    train = _synthetic(release) if kind == SYNTHETIC else _load(spec, spec.data.source)
+    test = _holdout(spec)
+    result = train_and_test(
+        name,
+        train.images,
+        train.labels,
+        test.images,
+        test.labels,
+        classes=len(spec.data.classes),
+        epochs=evaluate.epochs,
+        learning_rate=evaluate.learning_rate,
+        seed=evaluate.seed,
+    )
+    return result.to_dict()
+
+
+def _compare_features(spec: Spec, release: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    path = None if spec.evaluate.features == "builtin" else spec.evaluate.features
+    extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
+    real, synthetic = _holdout(spec).images, _synthetic(release).images
+    distance = frechet(
+        extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
+    )
+    balls = precision_recall(
+        extract(real),
+        extract(synthetic),
+        nearest=spec.evaluate.neighbours,
+        seed=spec.evaluate.seed,
+    )
+    return {"frechet": distance.to_dict(), "precision_recall": balls.to_dict()}
+
+
+def _load(spec: Spec, source: SourceOptions) -> ImageSet:
+    return source.load(spec.data.size, spec.data.channels, spec.data.classes)
+
+
+def _holdout(spec: Spec) -> ImageSet:
+    return _load(spec, spec.data.holdout.source)
+
+
+def _synthetic(release: Path) -> ImageSet:
+    parts = list(read_shards(release))
+    return ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -1,0 +1,101 @@
+"""Sampling on Ray actors: each holds the weights and makes whole shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import load as from_safetensors
+
+from pipeline.building import build_denoiser, build_guided, build_sampler
+from pipeline.cluster.calls import answer
+from pipeline.spec import Spec
+from privacy.errors import IntegrityBroken
+from synth.manifest import ShardEntry
+from synth.shards import Shard, shard_generator, to_uint8, write_shard
+
+_RESTARTS = 3
+
+
+class ShardSampler:
+    """Makes shards of one run; a shard is a function of (weights, spec, number) alone."""
+
+    def __init__(self, spec: Spec, weights: bytes, folder: Path) -> None:
+        # One thread: sums in another order would change last bits, and a shard's bytes with them.
+        torch.set_num_threads(1)
+        gpu = spec.resources.gpus_per_worker > 0
+        self._device = torch.device("cuda" if gpu else "cpu")
+        denoiser = build_denoiser(spec)
+        try:
+            denoiser.load_state_dict(from_safetensors(weights))
+        except Exception as error:
+            raise IntegrityBroken(
+                "the run's weights are damaged or belong to another network; restore "
+                "release/model/ from a backup or submit a new run"
+            ) from error
+        self._denoise = build_guided(spec, denoiser.to(self._device).eval())
+        self._sampler = build_sampler(spec)
+        self._spec = spec
+        self._folder = folder
+
+    def make(self, shard: Shard, of: int) -> ShardEntry:
+        """Sample the shard's images and write them."""
+        data, synthesize = self._spec.data, self._spec.synthesize
+        generator = shard_generator(synthesize.seed, shard.number, self._device)
+        labels = torch.tensor(shard.labels)
+        shape = (data.channels, data.size, data.size)
+        with torch.inference_mode():
+            parts = [
+                self._sampler.sample(self._denoise, part.to(self._device), shape, generator)
+                for part in labels.split(synthesize.batch)
+            ]
+        return write_shard(
+            self._folder,
+            shard,
+            of,
+            to_uint8(torch.cat(parts)),
+            labels.numpy(),
+            class_names=data.classes,
+        )
+
+
+def make_shards(
+    spec: Spec,
+    weights: bytes,
+    folder: Path,
+    shards: list[Shard],
+    of: int,
+    on_shard: Callable[[ShardEntry], None],
+) -> None:
+    """Make the given shards of `of` on as many actors as the spec and the cluster allow.
+
+    A task whose actor died is done again by a fresh one.
+
+    Raises:
+        UmbraError: as a worker raised it.
+    """
+    gpus = spec.resources.gpus_per_worker
+    actor = ray.remote(ShardSampler).options(
+        num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+    )
+    count = min(_actors(spec), len(shards))
+    held = ray.put(weights)
+    idle: list[Any] = [actor.remote(spec, held, folder) for _ in range(count)]
+    waiting, working = list(reversed(shards)), {}
+    while waiting or working:
+        while waiting and idle:
+            free = idle.pop()
+            working[free.make.remote(waiting.pop(), of)] = free
+        (done,), _ = ray.wait(list(working), num_returns=1)
+        on_shard(answer(done))
+        idle.append(working.pop(done))
+
+
+def _actors(spec: Spec) -> int:
+    if spec.resources.sampling_actors != "auto":
+        return spec.resources.sampling_actors
+    kind, each = "CPU", 1.0
+    if spec.resources.gpus_per_worker > 0:
+        kind, each = "GPU", spec.resources.gpus_per_worker
+    return max(1, int(ray.cluster_resources().get(kind, 1) / each))

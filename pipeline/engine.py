@@ -1,0 +1,205 @@
+"""The engine: executes a run stage by stage, from wherever it stands, on a Ray cluster."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from pipeline.cluster.connection import cluster
+from pipeline.home import Home
+from pipeline.ingest import INGEST, ingest
+from pipeline.plan import Plan, plan
+from pipeline.progress import Progress
+from pipeline.run_directory import RunDirectory
+from pipeline.run_state import RunState
+from pipeline.spec import Spec
+from pipeline.tracking.release import Release
+from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
+from privacy.budget import Budget
+from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
+from privacy.keys import load_or_create_key
+from privacy.ledger import Ledger
+
+
+def submit(spec: Spec, home: Home) -> RunDirectory:
+    """Make a run and reserve its budget; `execute` does the rest.
+
+    A refused spec, data set or budget leaves no run behind and spends nothing.
+
+    Raises:
+        InvalidRequest: no noise meets the request.
+        DataError: the data are missing, damaged or not what the spec says.
+        BudgetRefused: the data set has no budget, or not enough of it is left.
+        UmbraError: the home cannot be written, or the ledger not reached.
+    """
+    planned = plan(spec, trial=False)
+    home.ensure()
+    key, budget = open_ledger(home)
+    declared = budget.odometer(spec.data.name)
+    if declared.delta != spec.privacy.delta:
+        raise BudgetRefused(
+            f"{spec.data.name!r} was declared with δ = {declared.delta:g}, and a data set has one "
+            f"δ; the spec asks for δ = {spec.privacy.delta:g}. Set privacy.delta to the declared "
+            "one."
+        )
+    run = home.new_run(spec)
+    try:
+        ingest(run, spec, planned, key, budget)
+    except BaseException:
+        if run.state().reservation_id is None:
+            shutil.rmtree(run.path)
+        raise
+    return run
+
+
+def open_ledger(home: Home) -> tuple[bytes, Budget]:
+    """Return the home's key and its budgets, creating key and ledger where there are none.
+
+    Raises:
+        LedgerUnavailable: it cannot be reached or written.
+        InvalidRequest: the key is not the ledger's.
+    """
+    key = load_or_create_key(home.key_path)
+    return key, Budget(Ledger.open(home.ledger_url, key))
+
+
+def execute(
+    run: RunDirectory, home: Home, progress: Progress, address: str | None = None
+) -> RunState:
+    """Run every stage that is not done yet, and return the final state.
+
+    The state on disk always tells what happened: running, failed with a reason, cancelled, done.
+
+    Args:
+        run: a created, failed or cancelled run, or one whose process died.
+        home: where the ledger, the key and MLflow are.
+        progress: shown to a person; counts only.
+        address: of a Ray cluster; None starts one inside.
+
+    Raises:
+        UmbraError: a stage failed, in words for a person.
+        InvalidRequest: another process works on the run, or it is done already.
+    """
+    with run.lock():
+        if run.state().status == "done":
+            raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
+        spec = run.spec()
+        planned = plan(spec, trial=False)
+        key, budget = open_ledger(home)
+        run.begin()
+        if not run.state().is_done(INGEST):
+            ingest(run, spec, planned, key, budget)
+        with _told(run), cluster(address, spec.resources.object_store_gib):
+            _run_stages(run, home, spec, planned, budget, progress)
+    return run.state()
+
+
+def cancel(run: RunDirectory) -> bool:
+    """Stop the process that works on a run; return whether there was one.
+
+    What was charged stays charged, what was only reserved stays reserved until the run is resumed
+    to its end.
+    """
+    state = run.state()
+    if not state.is_live() or state.process is None:
+        return False
+    os.kill(state.process.pid, signal.SIGTERM)
+    return True
+
+
+def _run_stages(
+    run: RunDirectory,
+    home: Home,
+    spec: Spec,
+    planned: Plan,
+    budget: Budget,
+    progress: Progress,
+) -> None:
+    # Ray and torch take seconds to import: `umbra status` must not wait for them.
+    from pipeline.cluster.budget_actor import budget_manager
+    from pipeline.stages import STAGES, Context
+
+    tracked = _track(run, home, spec, planned, budget)
+    context = Context(
+        home=home,
+        run=run,
+        spec=spec,
+        plan=planned,
+        budget=budget,
+        manager=budget_manager(home.ledger_url, load_or_create_key(home.key_path)),
+        tracked=tracked,
+        progress=progress,
+    )
+    succeeded = False
+    try:
+        for stage in STAGES:
+            if run.state().is_done(stage.name):
+                continue
+            run.update(stage=stage.name)
+            begun = monotonic()
+            with tracked.stage(stage.name) as stage_run:
+                stage.run(context, stage_run)
+            run.finish_stage(stage.name, monotonic() - begun)
+            tracked.ledger_head(str(budget.ledger.head()))
+        run.update(status="done", process=None)
+        succeeded = True
+    finally:
+        tracked.finish(succeeded)
+
+
+def _track(
+    run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget
+) -> TrackedRun:
+    local = home.mlflow_uri.startswith("sqlite:")
+    tracker = Tracker(home.mlflow_uri, home.artifacts if local else None)
+    known = run.state().mlflow_run_id or tracker.find(run.run_id)
+    if known:
+        tracked = tracker.reopen(known, run.release)
+    else:
+        identity = RunIdentity(
+            run_id=run.run_id,
+            spec_sha256=spec.sha256(),
+            ledger_id=budget.ledger.ledger_id,
+            ledger_head=str(budget.ledger.head()),
+            void=spec.privacy.seed is not None,
+        )
+        tracked = tracker.start(spec.name, identity, run.release)
+    run.update(mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracked.id)
+    tracked.params(spec)
+    tracked.metrics(Release.plan(planned.costs()))
+    tracked.log_dataset(spec.data.name)
+    return tracked
+
+
+@contextmanager
+def _told(run: RunDirectory) -> Iterator[None]:
+    """Write how the block ended into the run's state; texts for users only."""
+    try:
+        with _terminable():
+            yield
+    except UmbraError as error:
+        run.update(status="failed", process=None, message=str(error))
+        raise
+    except KeyboardInterrupt:
+        run.update(status="cancelled", process=None, message="cancelled; `umbra resume` goes on")
+        raise
+    except BaseException as error:
+        # The text of an unforeseen error may hold private values: only its type is told.
+        run.update(status="failed", process=None, message=type(error).__name__)
+        raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that Ray is taken down with it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

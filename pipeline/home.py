@@ -1,0 +1,125 @@
+"""UMBRA_HOME: where the ledger, the key, MLflow's files and the runs live."""
+
+import difflib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.run_directory import RunDirectory
+from pipeline.spec import Spec
+from privacy.errors import InvalidRequest, UmbraError
+
+_CLOSEST = 5
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of everything that outlives a run. Nothing is created until it is needed.
+
+    `ledger_url` and `mlflow_uri` point into the folder unless the environment names a
+    server; they may hold a password, so they are kept out of the representation.
+    """
+
+    path: Path
+    ledger_url: str
+    mlflow_uri: str
+
+    def __repr__(self) -> str:
+        return f"Home({str(self.path)!r})"
+
+    @classmethod
+    def locate(cls, env: Mapping[str, str] = os.environ) -> "Home":
+        """The home that UMBRA_HOME names (`~/.umbra` by default); creates nothing.
+
+        UMBRA_LEDGER_URL and MLFLOW_TRACKING_URI replace the SQLite files in it.
+        """
+        path = Path(env.get("UMBRA_HOME") or "~/.umbra").expanduser().absolute()
+        return cls(
+            path=path,
+            ledger_url=env.get("UMBRA_LEDGER_URL") or f"sqlite:///{path / 'ledger.db'}",
+            mlflow_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path / 'mlflow.db'}",
+        )
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts, where no server keeps them."""
+        return self.path / "mlartifacts"
+
+    @property
+    def key_path(self) -> Path:
+        """The key of the fingerprints (mode 0600)."""
+        return self.path / "key"
+
+    @property
+    def runs_path(self) -> Path:
+        """One folder a run."""
+        return self.path / "runs"
+
+    def ensure(self) -> "Home":
+        """Creates the folder (mode 0700) if it is not there, and tries that it can be written.
+
+        Raises:
+            UmbraError: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.runs_path.mkdir(mode=0o700, exist_ok=True)
+            # Rights alone do not tell: a read-only or full disk refuses a file all the same.
+            probe = self.path / f".probe-{secrets.token_hex(4)}"
+            probe.write_bytes(b"umbra")
+            probe.unlink()
+        except OSError as error:
+            raise UmbraError(
+                f"UMBRA_HOME is {self.path}, which cannot be written ({error.strerror}). "
+                "Free or repair it, or set UMBRA_HOME to a folder you may write to."
+            ) from error
+        return self
+
+    def new_run(self, spec: Spec) -> RunDirectory:
+        """A fresh run folder; its id is the spec's name, the UTC time and a random end.
+
+        Raises:
+            UmbraError: the home or the folder cannot be written.
+        """
+        self.ensure()
+        while True:
+            time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            path = self.runs_path / f"{spec.name}-{time}-{secrets.token_hex(3)}"
+            try:
+                return RunDirectory.create(path, spec)
+            except FileExistsError:
+                continue
+
+    def runs(self) -> tuple[RunDirectory, ...]:
+        """All runs, oldest first."""
+        if not self.runs_path.is_dir():
+            return ()
+        found = (path for path in self.runs_path.iterdir() if path.is_dir())
+        return tuple(RunDirectory(path) for path in sorted(found, key=_by_time))
+
+    def run(self, run_id: str) -> RunDirectory:
+        """The run with this id, or the only one whose id begins with it.
+
+        Raises:
+            InvalidRequest: there is none, or more than one.
+        """
+        runs = {run.run_id: run for run in self.runs()}
+        if run_id in runs:
+            return runs[run_id]
+        begun = [name for name in runs if run_id and name.startswith(run_id)]
+        if len(begun) == 1:
+            return runs[begun[0]]
+        if begun:
+            shown = ", ".join(begun[:_CLOSEST])
+            raise InvalidRequest(f"{run_id!r} begins {len(begun)} run ids ({shown}): give more.")
+        close = difflib.get_close_matches(run_id, runs, n=_CLOSEST, cutoff=0.3)
+        hint = f"The closest are: {', '.join(close)}." if close else "`umbra runs` lists them all."
+        raise InvalidRequest(f"there is no run {run_id!r} in {self.runs_path}. {hint}")
+
+
+def _by_time(path: Path) -> tuple[str, str]:
+    """Sort key: the time in the run id, then the id."""
+    return "-".join(path.name.split("-")[-3:]), path.name

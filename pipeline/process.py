@@ -1,0 +1,52 @@
+"""Which process works on a run, and whether it still lives."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process id and its start: the two together are never given to another process."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def current(cls) -> "ProcessIdentity":
+        """The process that asks."""
+        return cls(os.getpid(), _started(os.getpid()) or "")
+
+    def alive(self) -> bool:
+        """Whether this very process, not a later one with its id, still runs here."""
+        return bool(self.started) and _started(self.pid) == self.started
+
+
+def _started(pid: int) -> str | None:
+    """A text that marks when `pid` began; None for a process that is gone or a zombie."""
+    if (_PROC / "self" / "stat").exists():
+        return _started_by_proc(pid)
+    # macOS has no /proc; POSIX ps knows the start to the second.
+    shown = subprocess.run(  # noqa: S603
+        ["ps", "-o", "lstart=", "-p", str(pid)],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return shown.stdout.strip() or None
+
+
+def _started_by_proc(pid: int) -> str | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    # The second field is the command in brackets and may hold anything, brackets included.
+    state, *fields = stat.rpartition(")")[2].split()
+    if state in {"Z", "X"}:
+        return None
+    return f"{boot}:{fields[18]}"  # field 22 of proc(5): clock ticks from boot to start

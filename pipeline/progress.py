@@ -1,0 +1,249 @@
+"""Progress on standard error, one line a stage, with the time left.
+
+Only counts are shown, and only of things that are public: steps, shards, epochs. Losses, norms and
+batch sizes are private and have no place on a screen.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Stage(Protocol):
+    """One open stage."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are done."""
+
+    def reach(self, done: int) -> None:
+        """`done` units are done in all; a smaller number than before changes nothing.
+
+        For drivers that poll: a worker's count may be read late or twice.
+        """
+
+
+class Progress(Protocol):
+    """Where stages are shown."""
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Stage]:
+        """A line for `name`, open while the block runs; `total` None when the end is unknown."""
+
+
+def show_progress(stream: TextIO | None = None) -> Progress:
+    """Bars on a terminal, plain lines elsewhere (pipes, CI, TERM=dumb); colours obey NO_COLOR."""
+    stream = stream or sys.stderr
+    console = Console(file=stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return BarProgress(console)
+    return LineProgress(stream)
+
+
+class _SilentStage:
+    def advance(self, n: int = 1) -> None:
+        pass
+
+    def reach(self, done: int) -> None:
+        pass
+
+
+class SilentProgress:
+    """Shows nothing: for `--json`, tests and workers."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """A stage that nobody sees."""
+        yield _SilentStage()
+
+
+@dataclass(frozen=True)
+class _BothStages:
+    first: Stage
+    second: Stage
+
+    def advance(self, n: int = 1) -> None:
+        self.first.advance(n)
+        self.second.advance(n)
+
+    def reach(self, done: int) -> None:
+        self.first.reach(done)
+        self.second.reach(done)
+
+
+@dataclass(frozen=True)
+class Both:
+    """Shows every stage in two places: to a person, and in a log."""
+
+    first: Progress
+    second: Progress
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """A stage in both places."""
+        with self.first.stage(name, total) as first, self.second.stage(name, total) as second:
+            yield _BothStages(first, second)
+
+
+@dataclass
+class _Bar:
+    """A stage drawn by rich."""
+
+    bars: RichProgress
+    task: TaskID
+    done: int = 0
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        self.bars.advance(self.task, n)
+
+    def reach(self, done: int) -> None:
+        if done > self.done:
+            self.advance(done - self.done)
+
+
+class BarProgress:
+    """Bars that move, for a terminal; finished stages keep their line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: RichProgress | None = None
+        self._open = 0
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """A bar; stages may be open at the same time, each on its line."""
+        if self._bars is None:
+            self._bars = _bars(self._console)
+            self._bars.start()
+        bars = self._bars
+        self._open += 1
+        task = bars.add_task(_plain(name), total=total)
+        bar = _Bar(bars, task)
+        try:
+            yield bar
+            bars.update(task, total=total or bar.done or 1, completed=total or bar.done or 1)
+        finally:
+            bars.stop_task(task)
+            self._open -= 1
+            if self._open == 0:
+                bars.stop()
+                self._bars = None
+
+
+def _bars(console: Console) -> RichProgress:
+    return RichProgress(
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left[/]"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+
+
+@dataclass
+class _Line:
+    """A stage as plain lines, one every few seconds at most."""
+
+    name: str
+    total: int | None
+    write: Callable[[str], None]
+    clock: Callable[[], float]
+    every: float
+    done: int = 0
+    begun: float = field(init=False)
+    last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.last = self.clock()
+
+    def advance(self, n: int = 1) -> None:
+        self.reach(self.done + n)
+
+    def reach(self, done: int) -> None:
+        self.done = max(self.done, done)
+        now = self.clock()
+        if now - self.last >= self.every:
+            self.last = now
+            self.write(f"{self.name}: {self._state(now)}")
+
+    def _state(self, now: float) -> str:
+        if not self.total:
+            return f"{self.done}, {duration(now - self.begun)} so far"
+        state = f"{self.done}/{self.total} ({100 * self.done // self.total} %)"
+        if not 0 < self.done < self.total:
+            return state
+        left = (now - self.begun) * (self.total - self.done) / self.done
+        return f"{state}, {duration(left)} left"
+
+
+class LineProgress:
+    """Plain lines for logs and pipes: begun, now and then how far, done.
+
+    Args:
+        stream: where lines go.
+        every: the least time between two lines of a stage, in seconds.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        every: float = SECONDS_BETWEEN_LINES,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._stream = stream
+        self._every = every
+        self._clock = clock
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
+        """A stage told in lines."""
+        name = _plain(name)
+        line = _Line(name, total, self._write, self._clock, self._every)
+        self._write(f"{name}: begun")
+        try:
+            yield line
+        except BaseException:
+            self._write(f"{name}: stopped after {duration(self._clock() - line.begun)}")
+            raise
+        self._write(f"{name}: done in {duration(self._clock() - line.begun)}")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words a person reads at a glance: `45 s`, `2 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _plain(name: str) -> str:
+    """A name from a spec as printable text: no control characters reach the terminal."""
+    return "".join(character for character in name if character.isprintable())

@@ -1,0 +1,212 @@
+"""A run's folder: its spec, its state, and what may and may not leave it.
+
+runs/<run id>/
+    spec.yaml    the spec, paths absolute, defaults written out
+    state.json   RunState
+    log.txt      stages and counts as they came, for `umbra logs`
+    release/     may be shared
+    internal/    never leaves (mode 0700)
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.process import ProcessIdentity
+from pipeline.run_state import RunState, StageRecord
+from pipeline.spec import Spec, SpecError, load_spec
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from synth.atomic import write_bytes
+
+_RESTORE = "Nothing was changed. Restore it from a backup or submit the spec as a new run."
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Writes are atomic: a reader sees the old or the new, never half."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, spec: Spec) -> "RunDirectory":
+        """Makes the folder of a new run.
+
+        Raises:
+            FileExistsError: a run is there already.
+            UmbraError: the folder cannot be written.
+        """
+        run = cls(path)
+        with _named(path):
+            path.mkdir(parents=True)
+            run.release.mkdir()
+            run.internal.mkdir(mode=0o700)
+            write_bytes(run.spec_path, spec.to_yaml().encode())
+            run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
+        return run
+
+    @property
+    def run_id(self) -> str:
+        """The name of the folder."""
+        return self.path.name
+
+    @property
+    def spec_path(self) -> Path:
+        """The spec as it was submitted."""
+        return self.path / "spec.yaml"
+
+    @property
+    def state_path(self) -> Path:
+        """The RunState as JSON."""
+        return self.path / "state.json"
+
+    @property
+    def log_path(self) -> Path:
+        """What the run told while it ran: stages and counts, nothing private."""
+        return self.path / "log.txt"
+
+    @property
+    def release(self) -> Path:
+        """What may leave the wall."""
+        return self.path / "release"
+
+    @property
+    def internal(self) -> Path:
+        """What never leaves: losses, logs with traces, metrics against private references."""
+        return self.path / "internal"
+
+    def spec(self) -> Spec:
+        """The run's spec.
+
+        Raises:
+            IntegrityBroken: the file is gone, damaged or not the spec that was submitted.
+        """
+        try:
+            spec = load_spec(self.spec_path)
+        except SpecError as error:
+            raise IntegrityBroken(
+                f"the spec of run {self.run_id} cannot be read: {error}. {_RESTORE}"
+            ) from error
+        recorded = self.state().spec_sha256
+        if spec.sha256() != recorded:
+            raise IntegrityBroken(
+                f"{self.spec_path} was changed after the run was submitted: expected "
+                f"sha256 {recorded}, found {spec.sha256()}. {_RESTORE}"
+            )
+        return spec
+
+    def state(self) -> RunState:
+        """The run's state as last written.
+
+        Raises:
+            IntegrityBroken: state.json is gone or damaged.
+        """
+        try:
+            state = RunState.model_validate_json(self.state_path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the whole file"
+            raise IntegrityBroken(
+                f"{self.state_path} is damaged ({where}: {first['msg']}). {_RESTORE}"
+            ) from error
+        except OSError as error:
+            raise IntegrityBroken(
+                f"{self.state_path} cannot be read ({error.strerror}). {_RESTORE}"
+            ) from error
+        if state.run_id != self.run_id:
+            raise IntegrityBroken(
+                f"{self.state_path} is damaged: expected run {self.run_id}, "
+                f"found {state.run_id!r}. {_RESTORE}"
+            )
+        return state
+
+    def update(self, **changes: Any) -> RunState:
+        """Writes the state with `changes` and returns it.
+
+        Two processes may update at once (a run goes on while it is cancelled): neither
+        loses the other's change.
+
+        Raises:
+            IntegrityBroken: the state is damaged.
+            ValueError: a change that is no field of RunState, or has no sense.
+        """
+        return self._rewrite(lambda old: changes)
+
+    def finish_stage(self, stage: str, seconds: float) -> RunState:
+        """Notes that `stage` is done after `seconds`; a repeated stage is kept once."""
+        done = StageRecord(name=stage, seconds=seconds)
+
+        def change(old: RunState) -> dict[str, Any]:
+            others = tuple(record for record in old.stages if record.name != stage)
+            return {"stages": (*others, done), "stage": None}
+
+        return self._rewrite(change)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the system lets go of it if the process dies.
+
+        Raises:
+            InvalidRequest: another process holds it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._exclusive("run.lock", block=False))
+            except BlockingIOError as error:
+                process = self.state().process
+                holder = f"process {process.pid}" if process else "another process"
+                raise InvalidRequest(
+                    f"run {self.run_id} is being worked on by {holder}. Wait for it, or stop "
+                    f"it with `umbra cancel {self.run_id}`."
+                ) from error
+            yield
+
+    def begin(self) -> RunState:
+        """Marks the run as running in this process, as a new attempt; call under `lock`."""
+        process = ProcessIdentity.current()
+        return self._rewrite(
+            lambda old: {
+                "status": "running",
+                "attempt": old.attempt + 1,
+                "process": process,
+                "message": "",
+            }
+        )
+
+    def _rewrite(self, change: Callable[[RunState], dict[str, Any]]) -> RunState:
+        # Read, change and write under one lock, or what another process wrote between is lost.
+        with _named(self.path), self._exclusive("state.lock", block=True):
+            old = self.state()
+            fields = {**old.model_dump(), "updated": datetime.now(UTC), **change(old)}
+            new = RunState.model_validate(fields)
+            self._write(new)
+        return new
+
+    def _write(self, state: RunState) -> None:
+        write_bytes(self.state_path, state.model_dump_json(indent=2).encode() + b"\n")
+
+    @contextmanager
+    def _exclusive(self, name: str, *, block: bool) -> Iterator[None]:
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing right into a sentence with the folder's name."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UmbraError(f"cannot write the run folder {path}: {error.strerror}") from error

@@ -1,0 +1,192 @@
+"""What every data source promises: the images as they are, checked against the spec, or an error.
+
+Size, channels and classes come from the spec and are never measured on the data; nothing is
+resized, cropped or converted. An error names the file, what was expected and what was found (types,
+shapes, formats), and never a pixel or a label: those are private, and error texts travel.
+
+Shape suffixes: N images, H height, W width, C channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+from privacy.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+_MODES = {1: "L", 3: "RGB"}
+_MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with labels, in an order that is the same whenever they are loaded.
+
+    Attributes:
+        images: uint8 [N,H,W,C], C = 1 or 3, N ≥ 1.
+        labels: int64 [N], not negative.
+
+    Neither is shown by `repr`, which ends up in logs.
+    """
+
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in _MODES:
+            raise DataError(
+                "images: uint8 [N,H,W,1 or 3] was expected, "
+                f"found {images.dtype} {list(images.shape)}"
+            )
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise DataError(
+                f"labels: int64 [{len(images)}], one an image, was expected, "
+                f"found {labels.dtype} {list(labels.shape)}"
+            )
+        if len(images) == 0:
+            raise DataError("the data set is empty: at least one image was expected")
+        if labels.min() < 0:
+            raise DataError("labels: negative numbers were found")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def scaled(self) -> "torch.Tensor":
+        """Return the images as float32 [N,C,H,W] in [−1, 1], by x/127.5 − 1."""
+        from synth.shards import from_uint8
+
+        return from_uint8(self.images)
+
+
+class SourceOptions(BaseModel, ABC):
+    """The section `data.source` of a spec; its `kind` names the source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @abstractmethod
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+        """Load the whole set and check it against the spec.
+
+        Args:
+            size: height and width of every image.
+            channels: 1 (grey) or 3 (RGB).
+            classes: the class names; label i belongs to the i-th.
+
+        Raises:
+            DataError: a file is missing, damaged or not what the spec says.
+        """
+
+    def resolved(self, folder: Path) -> Self:
+        """Return the same options with relative paths taken from `folder`, the spec's own."""
+        paths = {
+            name: folder / value.expanduser()
+            for name, value in self.__dict__.items()
+            if isinstance(value, Path)
+        }
+        return self.model_copy(update=paths)
+
+
+def checked(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    size: int,
+    channels: int,
+    classes: Sequence[str],
+    where: str | Path,
+) -> ImageSet:
+    """Return the set if it is what the spec says.
+
+    Args:
+        images: uint8 [N,H,W,C].
+        labels: [N] of any integer type.
+        size: expected height and width.
+        channels: expected channels.
+        classes: expected classes; a label must be an index into them.
+        where: the file or folder to name in an error.
+
+    Raises:
+        DataError: a shape, a type or a label does not fit.
+    """
+    check_spec(channels, classes)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{where}: labels of an integer type were expected, found {labels.dtype}")
+    if images.shape[1:] != (size, size, channels):
+        raise DataError(
+            f"{where}: images of {size}×{size}×{channels} (height, width, channels) were expected, "
+            f"found {'×'.join(map(str, images.shape[1:]))}; resize them or change the spec"
+        )
+    if labels.size and (labels.min() < 0 or labels.max() >= len(classes)):
+        raise DataError(
+            f"{where}: labels from 0 to {len(classes) - 1} were expected (the spec has "
+            f"{len(classes)} classes), found labels outside"
+        )
+    try:
+        return ImageSet(np.ascontiguousarray(images), labels.astype(np.int64))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def check_spec(channels: int, classes: Sequence[str]) -> None:
+    """Raise DataError for a number of channels or a class list that no data could fit."""
+    if channels not in _MODES:
+        raise DataError(f"channels: 1 (grey) or 3 (RGB) was expected, found {channels}")
+    if not classes or len(set(classes)) != len(classes):
+        raise DataError("classes: at least one name and no name twice were expected")
+
+
+def decode_image(source: Path | bytes, size: int, channels: int, where: str | Path) -> np.ndarray:
+    """Decode one PNG or JPEG of exactly the expected size and colour to uint8 [H,W,C].
+
+    Raises:
+        DataError: it is missing, damaged, or of another format, size or colour.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
+            if image.size != (size, size):  # before decoding: a huge image is not even unpacked
+                width, height = image.size
+                raise DataError(
+                    f"{where}: an image of {size}×{size} pixels was expected, "
+                    f"found {height}×{width} (height, width); resize it or change the spec"
+                )
+            if image.mode != _MODES[channels]:
+                raise DataError(
+                    f"{where}: an {_MODE_NAMES[_MODES[channels]]} image was expected, "
+                    f"found {_MODE_NAMES.get(image.mode, f'mode {image.mode}')}"
+                )
+            image.verify()  # decoding alone passes over wrong checksums; uses up the image
+        with Image.open(BytesIO(data)) as image:
+            return np.asarray(image).reshape(size, size, channels)
+    except FileNotFoundError:
+        raise DataError(f"{where} does not exist") from None
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{where}: a PNG or JPEG image was expected, found something else"
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: the image is damaged or cannot be read") from error
+
+
+def require_file(path: Path) -> None:
+    """Raise DataError unless `path` is a file."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"{path}: a file was expected, found {found}")
+
+
+def require_folder(path: Path) -> None:
+    """Raise DataError unless `path` is a folder."""
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise DataError(f"{path}: a folder was expected, found {found}")

@@ -1,0 +1,114 @@
+"""Parquet files with Hugging Face's columns: what `datasets` writes, and Umbra's own shards."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.sources.base import ImageSet, SourceOptions, check_spec, checked, decode_image
+from privacy.errors import DataError
+
+_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
+
+
+class ParquetSource(SourceOptions):
+    """Load one Parquet file, or all those in a folder and its sub-folders, sorted by path.
+
+    Columns: `image`, a struct with the encoded PNG or JPEG in `bytes`; `label`, an integer. Where
+    the file names its classes, they must be the spec's, in the same order.
+    """
+
+    kind: Literal["parquet"]
+    path: Path
+
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+        """Decode every row; see `SourceOptions.load`."""
+        check_spec(channels, classes)
+        images: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for file in _files(self.path):
+            table = _read(file, classes)
+            labels.append(table["label"].to_numpy().astype(np.int64))
+            images.extend(
+                decode_image(png, size, channels, f"{file}, row {row}")
+                for row, png in enumerate(_encoded(table, file))
+            )
+        empty = np.empty((0, size, size, channels), dtype=np.uint8)
+        return checked(
+            np.stack(images) if images else empty,
+            np.concatenate(labels),
+            size=size,
+            channels=channels,
+            classes=classes,
+            where=self.path,
+        )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = [file for file in sorted(path.rglob("*.parquet")) if not file.name.startswith(".")]
+    if not found:
+        raise DataError(f"{path}: a Parquet file or a folder with some was expected, found none")
+    splits = {match[1] for file in found if (match := _SHARD.fullmatch(file.name))}
+    if len(splits) > 1:
+        # Silently training on a held-out split would spoil every measurement made with it.
+        raise DataError(
+            f"{path}: files of one split were expected, found {', '.join(sorted(splits))}; "
+            "name a file, or a folder with one split"
+        )
+    return found
+
+
+def _read(file: Path, classes: Sequence[str]) -> pa.Table:
+    try:
+        schema = pq.read_schema(file)
+        _check_columns(schema, file)
+        _check_names(schema, classes, file)
+        table = pq.read_table(file, columns=["image", "label"], page_checksum_verification=True)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException):
+        # Not chained: Arrow's texts may quote what it read.
+        raise DataError(f"{file}: the Parquet file is damaged or cannot be read") from None
+    if table["label"].null_count:
+        raise DataError(f"{file}: a label in every row was expected, found rows without")
+    return table
+
+
+def _check_columns(schema: pa.Schema, file: Path) -> None:
+    found = {field.name: field.type for field in schema}
+    image, label = found.get("image"), found.get("label")
+    sound = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not sound or label is None or not pa.types.is_integer(label):
+        columns = ", ".join(f"{name}: {kind}" for name, kind in found.items())
+        raise DataError(
+            f"{file}: columns image: struct<bytes: binary, path: string> and label: int64 were "
+            f"expected, found {columns}"
+        )
+
+
+def _check_names(schema: pa.Schema, classes: Sequence[str], file: Path) -> None:
+    """Refuse a file whose labels mean other classes than the spec's."""
+    try:
+        metadata: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return  # the file does not name its classes
+    if list(names) != list(classes):
+        raise DataError(
+            f"{file}: the spec's classes ({', '.join(classes)}) were expected, in this order, "
+            f"found {', '.join(map(str, names))}"
+        )
+
+
+def _encoded(table: pa.Table, file: Path) -> Iterator[bytes]:
+    for value in pc.struct_field(table["image"], "bytes"):
+        if not value.is_valid:
+            raise DataError(f"{file}: an image inside the file in every row was expected")
+        yield value.as_py()

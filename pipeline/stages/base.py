@@ -1,0 +1,62 @@
+"""What a stage is, and what it may use."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.home import Home
+from pipeline.plan import Plan
+from pipeline.progress import Progress
+from pipeline.run_directory import RunDirectory
+from pipeline.spec import Spec
+from pipeline.tracking.tracker import StageRun, TrackedRun
+from privacy.budget import Budget
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run that is being executed.
+
+    Attributes:
+        home: where the ledger, the key and MLflow are.
+        run: the run's folder.
+        spec: what was asked for.
+        plan: what it costs.
+        budget: the ledger's budgets, for reading.
+        manager: the cluster's budget manager, for charging and settling.
+        tracked: the run in MLflow.
+        progress: where a person sees how far it is.
+    """
+
+    home: Home
+    run: RunDirectory
+    spec: Spec
+    plan: Plan
+    budget: Budget
+    manager: Any
+    tracked: TrackedRun
+    progress: Progress
+
+    @property
+    def reservation_id(self) -> str:
+        """The run's reservation; ingest made it."""
+        reservation_id = self.run.state().reservation_id
+        assert reservation_id is not None  # noqa: S101
+        return reservation_id
+
+
+class Stage(Protocol):
+    """One step of a run. It may be begun again after a crash, and then must not do harm."""
+
+    name: str
+
+    def run(self, context: Context, tracked: StageRun) -> None:
+        """Do the stage's work.
+
+        Args:
+            context: the run.
+            tracked: the stage's own run in MLflow; public and released values only.
+
+        Raises:
+            UmbraError: it failed, in words for a person.
+        """
+        ...

@@ -1,0 +1,70 @@
+"""Synthesize: post-processing of the released weights into Parquet shards; costs no privacy."""
+
+import json
+from dataclasses import asdict
+
+from pipeline.cluster.sampling import make_shards
+from pipeline.stages.base import Context
+from pipeline.stages.train import WEIGHTS
+from pipeline.tracking.release import Release
+from pipeline.tracking.tracker import StageRun
+from privacy.errors import IntegrityBroken
+from synth.atomic import write_json
+from synth.manifest import Manifest, ShardEntry, file_sha256
+from synth.shards import plan_shards
+
+_DONE = "shards"
+
+
+class Synthesize:
+    """Leaves `release/data/train-*.parquet` and `release/manifest.json`."""
+
+    name = "synthesize"
+
+    def run(self, context: Context, tracked: StageRun) -> None:
+        """See `Stage.run`. Shards that were made before and are sound are not made again."""
+        run, spec = context.run, context.spec
+        data, synthesize = spec.data, spec.synthesize
+        counts = synthesize.class_counts(len(data.classes))
+        shards = plan_shards(counts, synthesize.shard_rows)
+        made = {s.number: entry for s in shards if (entry := _made(context, s.number))}
+        missing = [shard for shard in shards if shard.number not in made]
+        with context.progress.stage("synthesize", sum(counts)) as stage:
+            stage.advance(sum(entry.rows for entry in made.values()))
+
+            def note(entry: ShardEntry) -> None:
+                number = _number(entry)
+                made[number] = entry
+                write_json(run.internal / _DONE / f"{number}.json", asdict(entry))
+                stage.advance(entry.rows)
+
+            (run.internal / _DONE).mkdir(exist_ok=True)
+            make_shards(spec, _weights(context), run.release, missing, len(shards), note)
+        shape = (data.size, data.size, data.channels)
+        entries = tuple(made[shard.number] for shard in shards)
+        Manifest(shape, data.classes, counts, entries).write(run.release)
+        tracked.metrics(Release.rows(sum(counts)))
+
+
+def _weights(context: Context) -> bytes:
+    path = context.run.release / WEIGHTS
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise IntegrityBroken(
+            f"{path} cannot be read ({error.strerror}); restore it or submit a new run"
+        ) from error
+
+
+def _number(entry: ShardEntry) -> int:
+    return int(entry.file.split("train-")[1][:5])
+
+
+def _made(context: Context, number: int) -> ShardEntry | None:
+    """Return the entry of a shard that an earlier attempt made and that is still as it was."""
+    note = context.run.internal / _DONE / f"{number}.json"
+    if not note.exists():
+        return None
+    entry = ShardEntry(**json.loads(note.read_text()))
+    path = context.run.release / entry.file
+    return entry if path.is_file() and file_sha256(path) == entry.sha256 else None

@@ -1,0 +1,93 @@
+"""Train: DP-SGD to the end of the reservation, which is then settled."""
+
+from pathlib import Path
+
+from pipeline.cluster.calls import answer
+from pipeline.cluster.progress_board import progress_board, shown
+from pipeline.cluster.training import TrainingJob, train
+from pipeline.ingest import CONTENT, RUN_KEY
+from pipeline.plan import Plan
+from pipeline.spec import Spec
+from pipeline.stages.base import Context
+from pipeline.tracking.model import log_sampling_model
+from pipeline.tracking.release import Release
+from pipeline.tracking.tracker import StageRun
+from privacy.accounting import accountant
+from privacy.accounting.rounding import round_up
+from privacy.dp_sgd import DPSGD
+from privacy.keys import load_or_create_key
+from synth.training import Training
+from synth.warmup import Warmup
+
+MODEL = Path("model")
+WEIGHTS = MODEL / "weights.safetensors"
+_MICRO_BATCH = 64
+
+
+class Train:
+    """Leaves `release/model/weights.safetensors` and gives back what was never charged."""
+
+    name = "train"
+
+    def run(self, context: Context, tracked: StageRun) -> None:
+        """See `Stage.run`."""
+        run, spec = context.run, context.spec
+        training = training_of(spec, context.plan)
+        job = TrainingJob(
+            spec=spec,
+            training=training,
+            reservation_id=context.reservation_id,
+            run_key=load_or_create_key(run.internal / RUN_KEY),
+            content=(run.internal / CONTENT).read_text(),
+            checkpoints=run.internal / "checkpoints",
+            weights=run.release / WEIGHTS,
+        )
+        total = training.steps + (training.warmup.steps if training.warmup else 0)
+        board = progress_board()
+        # Ray Train restores a run of the same name by itself: a resumed run is the same run.
+        name = f"{run.run_id}-{spec.sha256()[:12]}-{run.state().attempt}"
+        with context.progress.stage("train", total) as stage, shown(board, stage):
+            train(job, name, run.internal / "ray-train", context.manager, board)
+        answer(context.manager.settle.remote(context.reservation_id))
+        log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
+        tracked.metrics(Release.spent(_spent(context)))
+
+
+def training_of(spec: Spec, plan: Plan) -> Training:
+    """Return the settings of `synth.training` that a spec and its plan stand for."""
+    train = spec.train
+    return Training(
+        dpsgd=DPSGD(
+            plan.records, plan.sampling_probability, plan.noise_multiplier, plan.clip_norm
+        ),
+        steps=plan.steps,
+        views=train.views,
+        learning_rate=train.learning_rate,
+        ema=train.ema,
+        label_dropout=spec.model.label_dropout,
+        classes=len(spec.data.classes),
+        charge_block=train.charge_block,
+        checkpoint_every=train.checkpoint_every,
+        micro_batch=train.micro_batch or _MICRO_BATCH,
+        warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
+    )
+
+
+def _spent(context: Context) -> dict[str, float]:
+    charged = context.budget.charged_steps(context.reservation_id)
+    mechanisms = [
+        part.mechanism.with_steps(charged[part.name])
+        for part in context.plan.components
+        if charged[part.name]
+    ]
+    delta = context.plan.delta
+    bounds = {
+        f"epsilon_{name}": round_up(accountant(name).epsilon(mechanisms, delta))
+        for name in ("rdp", "prv", "pld")
+    }
+    return {
+        **bounds,
+        "delta": delta,
+        "steps": charged["dp-sgd"],
+        "dataset_epsilon": context.budget.odometer(context.spec.data.name).spent,
+    }

@@ -1,0 +1,117 @@
+"""What may leave for MLflow: numbers under a closed list of names, and nothing else.
+
+MLflow lies outside the wall. A private statistic (training loss, gradient norm, clip fraction, the
+batch that really came) must not reach it even by mistake, so the tracker accepts no dictionary: it
+accepts a `Release`, and a `Release` refuses every name it does not know. A new public metric is one
+new name in this file, where a reviewer sees it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+from privacy.errors import InvalidRequest
+
+# Costs are functions of the spec alone: known before any record is read.
+_COST = {"epsilon_rdp", "epsilon_prv", "epsilon_pld", "delta", "noise_multiplier", "steps"}
+PLAN_NAMES = frozenset(
+    _COST
+    | {"sampling_probability", "expected_batch", "clip_norm", "views", "parameters", "warmup_steps"}
+)
+# Charges are written before the noise is drawn, so they depend on no record either.
+SPENT_NAMES = frozenset(_COST | {"dataset_epsilon", "attempts", "warmup_steps"})
+
+_WORD = r"[a-z][a-z0-9_]*"
+_EVALUATION_PATTERN = re.compile(
+    rf"(?:{_WORD}\.(?:accuracy|ceiling|class\.\d+)"
+    rf"|fid|frechet_{_WORD}|precision|recall|density|coverage)"
+)
+_STAGE_PATTERN = re.compile(_WORD)
+PUBLIC = "public"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Numbers that may be shown to anyone, by full metric name; made by the factories only.
+
+    The factories add the section's prefix (`plan.`, `spent.`, `eval.`, `time.`) and refuse names
+    outside its list. Error texts quote names, never values.
+    """
+
+    values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name in self.values:
+            if not _is_public(name):
+                raise InvalidRequest(
+                    f"metric {name!r} may not leave the run: expected a name on the public list of "
+                    "pipeline/tracking/release.py; private statistics belong in the run's "
+                    "internal/ folder"
+                )
+        checked = {name: float(value) for name, value in self.values.items()}
+        object.__setattr__(self, "values", MappingProxyType(checked))
+
+    @classmethod
+    def plan(cls, values: Mapping[str, float]) -> Self:
+        """What the run was planned to cost (names of `PLAN_NAMES`)."""
+        return cls(_prefixed("plan", values))
+
+    @classmethod
+    def spent(cls, values: Mapping[str, float]) -> Self:
+        """What the ledger has charged (names of `SPENT_NAMES`)."""
+        return cls(_prefixed("spent", values))
+
+    @classmethod
+    def seconds(cls, stage: str, seconds: float) -> Self:
+        """How long a stage took, as `time.<stage>`."""
+        return cls({f"time.{stage}": seconds})
+
+    @classmethod
+    def rows(cls, rows: int) -> Self:
+        """How many synthetic rows were written."""
+        return cls({"rows": rows})
+
+    @classmethod
+    def evaluation(cls, values: Mapping[str, float], reference: str) -> Self:
+        """Measurements against real images, released only where those images are public.
+
+        Args:
+            values: `<classifier>.accuracy`, `<classifier>.ceiling`, `<classifier>.class.<k>`,
+                `fid`, `frechet_<extractor>`, `precision`, `recall`, `density`, `coverage`.
+            reference: `"public"` when EVERY real image that entered these numbers is public; for
+                a ceiling that includes the real images its classifier was trained on.
+
+        Raises:
+            InvalidRequest: the reference is not public, or a name is unknown.
+        """
+        if reference != PUBLIC:
+            raise InvalidRequest(
+                "measurements against a private reference may not leave the run: expected "
+                f"reference {PUBLIC!r}; keep them in internal/, or pay for them with a charged "
+                "mechanism"
+            )
+        return cls(_prefixed("eval", values))
+
+
+def _prefixed(section: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{section}.{name}": value for name, value in values.items()}
+
+
+def _is_public(name: str) -> bool:
+    """Whether the closed list knows this full metric name."""
+    if name == "rows":
+        return True
+    section, _, rest = name.partition(".")
+    match section:
+        case "plan":
+            return rest in PLAN_NAMES
+        case "spent":
+            return rest in SPENT_NAMES
+        case "time":
+            return _STAGE_PATTERN.fullmatch(rest) is not None
+        case "eval":
+            return _EVALUATION_PATTERN.fullmatch(rest) is not None
+        case _:
+            return False

@@ -1,0 +1,125 @@
+"""The model as MLflow serves it: asked for n images of class k, it samples them.
+
+MLflow keeps a copy of this FILE beside the weights and runs it when the model is loaded ("models
+from code": nothing is pickled). So it stands alone, but for Umbra being installed.
+
+A request is a table, one wish a row: `label` (integer), `count`, and optionally `seed`. The answer
+has one row an image, in the order asked: `image` (PNG, bytes), `label`, `class_name`. Sampling is
+post-processing of private weights: any number of requests costs no privacy.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.building import Recipe, build_denoiser, build_guided, build_sampler
+from privacy.errors import InvalidRequest
+from synth.shards import to_uint8
+
+WEIGHTS, SAMPLING = "weights", "sampling"
+# One request may not ask for more than a machine can hold as PNGs in memory.
+MOST_IMAGES = 100_000
+
+SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.long, "label"),
+            ColSpec(DataType.long, "count"),
+            ColSpec(DataType.long, "seed", required=False),
+        ]
+    ),
+    outputs=Schema(
+        [
+            ColSpec(DataType.binary, "image"),
+            ColSpec(DataType.long, "label"),
+            ColSpec(DataType.string, "class_name"),
+        ]
+    ),
+)
+
+
+class SamplingModel(PythonModel):
+    """Samples labelled images from released weights."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Builds network and sampler from the artifacts `weights` and `sampling`."""
+        text = Path(context.artifacts[SAMPLING]).read_text(encoding="utf-8")
+        self.recipe = Recipe.model_validate_json(text)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        denoiser = build_denoiser(self.recipe)
+        denoiser.load_state_dict(load_file(context.artifacts[WEIGHTS]))
+        self.denoise = build_guided(self.recipe, denoiser.eval().to(self.device))
+        self.sampler = build_sampler(self.recipe)
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Samples what the table asks for.
+
+        Args:
+            context: unused; the weights are loaded once.
+            model_input: columns `label`, `count` and, if the images are to be repeatable, `seed`.
+            params: unused.
+
+        Returns:
+            A table with columns `image` (PNG bytes), `label`, `class_name`.
+
+        Raises:
+            InvalidRequest: a label is unknown, or a count negative or too large.
+        """
+        wishes = [self._wish(row) for row in model_input.to_dict("records")]
+        if sum(count for _, count, _ in wishes) > MOST_IMAGES:
+            raise InvalidRequest(f"at most {MOST_IMAGES} images a request: split it")
+        classes = self.recipe.data.classes
+        rows = [
+            {"image": _png(image), "label": label, "class_name": classes[label]}
+            for label, count, seed in wishes
+            for image in self._images(label, count, seed)
+        ]
+        return pd.DataFrame(rows, columns=["image", "label", "class_name"])
+
+    def _wish(self, row: dict[Any, Any]) -> tuple[int, int, int | None]:
+        label, count = int(row["label"]), int(row["count"])
+        if not 0 <= label < len(self.recipe.data.classes):
+            raise InvalidRequest(
+                f"there is no class {label}: expected 0 to {len(self.recipe.data.classes) - 1}"
+            )
+        if count < 0:
+            raise InvalidRequest(f"a count of 0 or more was expected, found {count}")
+        seed = row.get("seed")
+        return label, count, None if seed is None or pd.isna(seed) else int(seed)
+
+    def _images(self, label: int, count: int, seed: int | None) -> Iterator[np.ndarray]:
+        """`count` images uint8 [H, W, C], drawn batch after batch from one generator."""
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        data, batch = self.recipe.data, self.recipe.synthesize.batch
+        shape = (data.channels, data.size, data.size)
+        for begin in range(0, count, batch):
+            labels = torch.full((min(batch, count - begin),), label, device=self.device)
+            yield from to_uint8(self.sampler.sample(self.denoise, labels, shape, generator))
+
+
+def _png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+set_model(SamplingModel())

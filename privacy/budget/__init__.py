@@ -1,0 +1,23 @@
+"""The budget of a data set over all its runs: declare, reserve, charge, settle, export."""
+
+from privacy.budget.manager import Budget
+from privacy.budget.records import (
+    RELATION,
+    Component,
+    Odometer,
+    Receipt,
+    Reservation,
+    Settlement,
+    StepsExhausted,
+)
+
+__all__ = [
+    "RELATION",
+    "Budget",
+    "Component",
+    "Odometer",
+    "Receipt",
+    "Reservation",
+    "Settlement",
+    "StepsExhausted",
+]

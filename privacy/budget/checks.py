@@ -1,0 +1,60 @@
+"""Refusing what makes no sense before the ledger is touched."""
+
+import numbers
+import re
+from typing import Any
+
+from privacy.errors import InvalidRequest
+from privacy.mechanism import MAX_STEPS, positive_number
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_LONGEST = 256
+
+
+def name(value: Any, what: str) -> str:
+    """Return a name of letters, digits and `._/-`. Raises InvalidRequest on anything else."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidRequest(
+            f"{what} must be 1 to 128 letters, digits or any of . _ / - and begin with a letter "
+            f"or a digit, found {value!r}."
+        )
+    return value
+
+
+def line(value: Any, what: str) -> str:
+    """Return a printable text of 1 to 256 characters. Raises InvalidRequest on anything else."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable():
+        raise InvalidRequest(f"{what} must be 1 to {_LONGEST} printable characters.")
+    return value
+
+
+def sha256(value: Any, what: str) -> str:
+    """Return 64 hex digits. Raises InvalidRequest on anything else."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise InvalidRequest(f"{what} must be SHA-256 as 64 lower-case hex digits.")
+    return value
+
+
+def count(value: Any, what: str, least: int = 1) -> int:
+    """Return an int from `least` to 2**53. Raises InvalidRequest on anything else, bools too."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not least <= value <= MAX_STEPS:
+        raise InvalidRequest(
+            f"{what} must be a whole number from {least} to 2**53, found {value!r}."
+        )
+    return int(value)
+
+
+def flag(value: Any, what: str) -> bool:
+    """Return a bool. Raises InvalidRequest on anything else."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{what} must be true or false, found {value!r}.")
+    return value
+
+
+def probability_like(value: Any, what: str) -> float:
+    """Return a normal float strictly between 0 and 1. Raises InvalidRequest on anything else."""
+    number = positive_number(what, value)
+    if number >= 1.0:
+        raise InvalidRequest(f"{what} must be below 1, found {number!r}.")
+    return number

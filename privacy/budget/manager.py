@@ -1,0 +1,275 @@
+"""The budget manager: every decision is one transaction on the ledger."""
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from privacy.accounting import rdp
+from privacy.budget import checks, rules
+from privacy.budget.records import (
+    RELATION,
+    Component,
+    Odometer,
+    Receipt,
+    Reservation,
+    Settlement,
+    checked_plan,
+)
+from privacy.budget.spending import odometer, read_state
+from privacy.errors import BudgetRefused, InvalidRequest
+from privacy.ledger import Head, Kind, Ledger, Row
+from privacy.mechanism import positive_number
+
+ADMITS = "rdp"
+"""The accountant that admits, written into every reservation."""
+
+
+class Budget:
+    """The budgets of all data sets of one ledger.
+
+    The object keeps no state of its own: any number of processes may hold one on the same ledger.
+    A method that raises has changed nothing, except that after LedgerUnavailable the answer may
+    have been lost on its way: repeat the call with the same idempotency key.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
+        """Give a data set its whole budget, once and for ever.
+
+        Args:
+            name: the data set's name in specs.
+            epsilon: the most that all runs on it together may spend.
+            delta: the one δ of the data set; must be below 1/N when something is reserved.
+
+        Raises:
+            InvalidRequest: on a name or number that makes no sense.
+            BudgetRefused: where the name has another budget already. The same again is fine.
+        """
+        checks.name(name, "A data set's name")
+        body = {
+            "epsilon": positive_number("epsilon", epsilon),
+            "delta": checks.probability_like(delta, "delta"),
+        }
+        with self.ledger.transaction() as t:
+            row = t.by_claim(f"declare:{name}")
+            if row is None:
+                row = t.append(Kind.DECLARE, body, dataset=name, claim=f"declare:{name}")
+            elif row.content != body:
+                old = row.content
+                raise BudgetRefused(
+                    f"{name!r} was declared with ε={old['epsilon']:g}, δ={old['delta']:g}, and a "
+                    "declared budget does not change. Use it as it is."
+                )
+            return odometer(t, row)
+
+    def reserve(
+        self,
+        run_id: str,
+        dataset: str,
+        fingerprint: str,
+        records: int,
+        unit: str,
+        *,
+        records_per_unit: int,
+        plan: Sequence[Component],
+        void: bool,
+        idempotency_key: str,
+        spec_sha256: str | None = None,
+    ) -> Reservation:
+        """Set a plan's whole cost aside if some RDP order admits it beside all that was admitted.
+
+        Open reservations count in full, settled ones by what they charged.
+
+        Args:
+            run_id: the run that will charge.
+            dataset: the declared name.
+            fingerprint: from `privacy.fingerprint`, of the very records that will be used.
+            records: N.
+            unit: what is protected, in words.
+            records_per_unit: the most records one unit owns; budgets are per record, the audit
+                reports the guarantee for a unit.
+            plan: components with their steps.
+            void: whether a seed makes the noise reproducible.
+            idempotency_key: the same key again returns the first reservation.
+            spec_sha256: hash of the spec that asks.
+
+        Raises:
+            InvalidRequest: on values that make no sense, or a key used for another request.
+            BudgetRefused: where the name is undeclared, the content belongs to another name, the
+                name to other content, δ ≥ 1/N, or the budget does not admit the plan.
+            IntegrityBroken: where the ledger does not verify.
+        """
+        body = {
+            "run": checks.name(run_id, "A run id"),
+            "fingerprint": checks.line(fingerprint, "A fingerprint"),
+            "records": checks.count(records, "records"),
+            "unit": checks.line(unit, "A privacy unit"),
+            "records_per_unit": checks.count(records_per_unit, "records_per_unit"),
+            "relation": RELATION,
+            "void": checks.flag(void, "void"),
+            "accountant": ADMITS,
+            "spec": None if spec_sha256 is None else checks.sha256(spec_sha256, "spec_sha256"),
+            "plan": [part.to_record() for part in checked_plan(plan)],
+        }
+        claim = f"reserve:{checks.line(idempotency_key, 'An idempotency key')}"
+        checks.name(dataset, "A data set's name")
+        rdp.curve([part.mechanism for part in plan])  # cached, and costly: not under the lock
+        self.ledger.require_sound()
+        with self.ledger.transaction() as t:
+            row = rules.repeated(t, claim, body, dataset)
+            if row is None:
+                rules.admit(t, dataset, body, plan)
+                row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
+            return Reservation.from_row(row)
+
+    def charge(
+        self,
+        reservation_id: str,
+        component: str,
+        steps: int,
+        attempt: int,
+        idempotency_key: str,
+    ) -> Receipt:
+        """Spend steps before they are taken. When this returns, they are spent, on disk.
+
+        Args:
+            reservation_id: from `reserve`.
+            component: its name in the plan.
+            steps: how many.
+            attempt: from `next_attempt`, one for each start of the run; an attempt that a newer
+                one has overtaken cannot charge any more.
+            idempotency_key: the same key again returns the first receipt and charges once. Draw
+                it at random before the call and use it for repeats of this call only: a key made
+                of step numbers would let a restarted run take charged steps a second time.
+
+        Raises:
+            InvalidRequest: on values that make no sense, an unknown reservation or component, an
+                attempt older than the newest, or a key used for another request.
+            BudgetRefused: where the reservation is settled.
+            StepsExhausted: where fewer steps are left than asked.
+        """
+        checks.line(idempotency_key, "An idempotency key")
+        asked = {
+            "component": checks.name(component, "A component's name"),
+            "steps": checks.count(steps, "steps"),
+            "attempt": checks.count(attempt, "attempt"),
+        }
+        with self.ledger.transaction() as t:
+            opening = rules.opening(t, reservation_id)
+            reserved = Reservation.from_row(opening).component(component).mechanism.steps
+            claim = f"charge:{reservation_id}:{idempotency_key}"
+            row = rules.repeated(t, claim, asked, opening.dataset)
+            if row is None:
+                state = read_state(t, opening)
+                rules.require_chargeable(reservation_id, state, component, steps, attempt)
+                total = {**state.charged, component: state.charged[component] + steps}
+                body = {**asked, "charged": total}
+                row = t.append(Kind.CHARGE, body, opening.dataset, reservation_id, claim)
+        charged = row.content["charged"][component]
+        return Receipt(row.head, component, steps, charged, reserved - charged)
+
+    def settle(self, reservation_id: str) -> Settlement:
+        """End a reservation: what was never charged goes back to the budget.
+
+        The same again returns the first settlement. Raises InvalidRequest where the reservation
+        is unknown.
+        """
+        with self.ledger.transaction() as t:
+            opening = rules.opening(t, reservation_id)
+            claim = f"settle:{reservation_id}"
+            row = t.by_claim(claim)
+            if row is None:
+                charged = read_state(t, opening).charged
+                row = t.append(
+                    Kind.SETTLE, {"charged": charged}, opening.dataset, reservation_id, claim
+                )
+        charged = row.content["charged"]
+        plan = Reservation.from_row(opening).plan
+        return Settlement(
+            row.head,
+            {part.name: charged[part.name] for part in plan},
+            {part.name: part.mechanism.steps - charged[part.name] for part in plan},
+        )
+
+    def record_export(
+        self,
+        reservation_id: str,
+        manifest_sha256: str,
+        description: str,
+        used: Mapping[str, int] | None = None,
+        void_allowed: bool = False,
+    ) -> Head:
+        """Write down that something made under a reservation leaves the house.
+
+        Args:
+            reservation_id: what paid for it.
+            manifest_sha256: of the export's manifest, which lists its files and their hashes.
+            description: a few words, without paths.
+            used: steps of each component that the exported weights came out of; all charged
+                steps where not given.
+            void_allowed: let a void run's product go, which promises no privacy.
+
+        Raises:
+            InvalidRequest: on values that make no sense or an unknown reservation.
+            BudgetRefused: where nothing was charged, less was charged than used, or the run is
+                void and that was not allowed.
+        """
+        checks.sha256(manifest_sha256, "manifest_sha256")
+        checks.line(description, "An export's description")
+        checks.flag(void_allowed, "void_allowed")
+        if "/" in description or "\\" in description:
+            raise InvalidRequest("An export's description must not hold a path.")
+        with self.ledger.transaction() as t:
+            opening = rules.opening(t, reservation_id)
+            charged = read_state(t, opening).charged
+            reservation = Reservation.from_row(opening)
+            rules.require_covered(reservation, charged, used, void_allowed)
+            body: dict[str, Any] = {
+                "run": reservation.run_id,
+                "manifest": manifest_sha256,
+                "description": description,
+                "void": reservation.void,
+            }
+            if used is not None:
+                body["used"] = dict(used)
+            claim = f"export:{reservation_id}:{manifest_sha256}"
+            row = rules.repeated(t, claim, body, opening.dataset)
+            if row is None:
+                body.setdefault("used", charged)
+                row = t.append(Kind.EXPORT, body, opening.dataset, reservation_id, claim)
+            return row.head
+
+    def reservation(self, reservation_id: str) -> Reservation:
+        """Return a reservation. Raises InvalidRequest where it is unknown."""
+        with self.ledger.reading() as view:
+            return Reservation.from_row(rules.opening(view, reservation_id))
+
+    def next_attempt(self, reservation_id: str) -> int:
+        """Return the number for a new start of the run: one above every attempt that charged."""
+        with self.ledger.reading() as view:
+            rules.opening(view, reservation_id)
+            newest = view.last_of(reservation_id, (Kind.CHARGE,))
+            return 1 if newest is None else int(newest.content["attempt"]) + 1
+
+    def charged_steps(self, reservation_id: str) -> dict[str, int]:
+        """Return the steps charged so far, for every component of the plan."""
+        with self.ledger.reading() as view:
+            return read_state(view, rules.opening(view, reservation_id)).charged
+
+    def odometer(self, name: str) -> Odometer:
+        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
+        with self.ledger.reading() as view:
+            return odometer(view, rules.declared(view, name))
+
+    def show(self) -> tuple[Odometer, ...]:
+        """Return the odometers of all declared data sets, in the order of their declaration."""
+        with self.ledger.reading() as view:
+            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
+
+    def history(self, name: str) -> Iterator[Row]:
+        """Yield every row about a data set, oldest first. Raises BudgetRefused where undeclared."""
+        with self.ledger.reading() as view:
+            rules.declared(view, name)
+        return self.ledger.rows(dataset=name)

@@ -1,0 +1,87 @@
+"""Noisy sums of the images of each class: the query that warms a model up before DP-SGD."""
+
+import torch
+from torch import Tensor
+
+from privacy.clipping import clip_factors, require_positive
+from privacy.errors import DataError, InvalidRequest
+from privacy.keystream import require_uint64
+from privacy.noise import SecureGaussian, privatize
+
+_CHUNK = 4096  # records in float64 at a time
+
+
+def noisy_class_sums(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    noise: SecureGaussian,
+) -> Tensor:
+    """Release the sum of the clipped images of every class under one Gaussian mechanism.
+
+    Sensitivity: see the release as one vector v in R^(classes d). A record (x, y) adds
+    clip(x, C) to block y of v and nothing to any other, and takes part nowhere else. Adding the
+    record, removing it or putting it to zero therefore changes v by exactly clip(x, C) in one
+    block, and ||clip(x, C)||_2 <= C. So the L2 sensitivity of all classes together is C, not
+    C sqrt(classes), and N(0, sigma**2 C**2) on every coordinate, also in classes without a
+    record, is the mechanism `Gaussian(noise_multiplier=sigma, steps=1)`. How many records a class
+    has is neither used nor released.
+
+    Args:
+        images: [N, channels, height, width], a float type, scaled to [0, 1] by their type.
+        labels: int64 [N] in [0, classes).
+        classes: number of classes, public.
+        clip_norm: C, positive; an image is scaled down as a whole to this L2 norm.
+        noise_multiplier: sigma, positive.
+        noise: where the draws come from.
+
+    Returns:
+        float64 [classes, channels, height, width] on the images' device. A record that is not
+        finite adds nothing.
+
+    Raises:
+        InvalidRequest: if a shape, a type or a parameter is not as above.
+        DataError: if a label is outside [0, classes).
+    """
+    _check(images, labels, classes)
+    sums = torch.zeros(classes, images.shape[1:].numel(), dtype=torch.float64, device=images.device)
+    for start in range(0, len(images), _CHUNK):
+        x = images[start : start + _CHUNK].flatten(1).to(torch.float64)
+        factors = clip_factors(torch.linalg.vector_norm(x, dim=1), clip_norm)[:, None]
+        sums.index_add_(0, labels[start : start + _CHUNK], torch.where(factors > 0, x, 0) * factors)
+    shaped = sums.reshape(classes, *images.shape[1:])
+    return privatize({"classes": shaped}, clip_norm, noise_multiplier, noise)["classes"]
+
+
+def class_means(sums: Tensor, expected_per_class: float) -> Tensor:
+    """Divide noisy class sums by the number of records a class is expected to have.
+
+    The number must be public, N / classes for example, and never counted: the sensitivity of the
+    sums says nothing about a quotient of two private numbers.
+
+    Raises:
+        InvalidRequest: if the number is not positive and finite.
+    """
+    return sums / require_positive(expected_per_class, "the expected number of records of a class")
+
+
+def _check(images: Tensor, labels: Tensor, classes: int) -> None:
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InvalidRequest(
+            "images must be a float tensor [N, channels, height, width], found "
+            f"{images.ndim} dimensions of {images.dtype}"
+        )
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise InvalidRequest(
+            f"labels must be int64 with one entry for each of the images, found {labels.ndim} "
+            f"dimensions of {labels.dtype}"
+        )
+    if require_uint64(classes, "the number of classes") < 1:
+        raise InvalidRequest("the number of classes must be at least 1")
+    if len(labels) and not bool(((labels >= 0) & (labels < classes)).all()):
+        raise DataError(
+            f"a label is outside [0, {classes}); make the spec's class list cover the labels"
+        )

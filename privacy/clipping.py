@@ -1,0 +1,62 @@
+"""Clipping: no record may move a sum by more than the clip norm C, whatever it holds."""
+
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from privacy.errors import InvalidRequest
+
+# Norm, quotient and product are each rounded in float64. This much less than C pays for all of
+# them, so that a clipped float64 vector stays within C itself and not just near it.
+_ROUNDING = 2.0**-40
+
+
+def require_positive(value: float, name: str) -> float:
+    """Return `value` if it is a positive, finite, normal number; `name` is for the error.
+
+    Raises:
+        InvalidRequest: for zero, negative, subnormal, infinite or NaN values and other types.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < sys.float_info.min:
+        raise InvalidRequest(f"{name} must be a positive, finite number, found {value!r}")
+    return float(value)
+
+
+def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
+    """Return the factor by which each record's vector is scaled: min(1, C / norm).
+
+    Args:
+        norms: [n] L2 norms, one for a record over all its coordinates jointly.
+        clip_norm: C, positive.
+
+    Returns:
+        float64 [n] on the same device. A vector times its factor has norm at most C if the norm
+        is float64, and at most C (1 + 1e-6) if it is float32 rounded to nearest. The factor is 0
+        where the norm is not finite; such a vector must be put to zero with `torch.where`, since
+        0 times NaN is NaN (`sum_clipped` does so).
+
+    Raises:
+        InvalidRequest: if C is not a positive, finite number.
+    """
+    C = require_positive(clip_norm, "the clip norm")
+    norms = norms.to(torch.float64)
+    factors = (C / (norms * (1.0 + _ROUNDING))).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, 0.0)
+
+
+def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
+    """Return the sum over records of factor times vector, in float64.
+
+    Args:
+        vectors: [n, ...] one vector for a record, any float type.
+        factors: float64 [n] from `clip_factors`; a record whose factor is 0 is left out even if
+            its vector holds NaN or infinities.
+
+    Returns:
+        float64 [...].
+    """
+    used = (factors > 0).reshape(-1, *[1] * (vectors.ndim - 1))
+    return torch.tensordot(factors, torch.where(used, vectors, 0.0).to(torch.float64), dims=1)

@@ -1,0 +1,64 @@
+"""Sums over the workers of one training run: the only thing they tell each other."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Collective(Protocol):
+    """What a worker knows of the others.
+
+    Attributes:
+        rank: this worker's number in [0, size).
+        size: how many workers there are.
+    """
+
+    rank: int
+    size: int
+
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sums over all workers, the same on each; every worker must call it."""
+        ...
+
+    def from_first(self, value: int) -> int:
+        """Return the value that rank 0 passed; every worker must call it."""
+        ...
+
+
+class Alone:
+    """One worker and nobody to talk to."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return tensors
+
+    def from_first(self, value: int) -> int:
+        """Return the value as it is."""
+        return value
+
+
+class ProcessGroup:
+    """The workers of torch's default process group (gloo or NCCL), which must be initialised."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+
+    def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All-reduce one flat float64 vector, so that a step costs one message."""
+        flat = torch.cat([tensor.to(torch.float64).reshape(-1) for tensor in tensors.values()])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        pairs = zip(tensors.items(), parts, strict=True)
+        return {name: part.reshape(tensor.shape) for (name, tensor), part in pairs}
+
+    def from_first(self, value: int) -> int:
+        """Broadcast a whole number from rank 0."""
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        message = torch.tensor([value], dtype=torch.int64, device=device)
+        torch.distributed.broadcast(message, src=0)
+        return int(message.item())

@@ -1,0 +1,162 @@
+"""The private gradient of one step: Poisson batch, one clip a record, one noise a step.
+
+g = (sum_i clip(grad l_i, C) + N(0, sigma^2 C^2 I)) / (q N)
+
+(Abadi et al. 2016; with the record's loss l_i averaged over K noised views before its clip,
+Dockhorn et al. 2023, algorithm 4.) The mechanism that the ledger accounts for and the code that
+runs are held together here, so that an audit can run exactly what training runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privacy.clipping import require_positive
+from privacy.collective import Collective
+from privacy.errors import InvalidRequest
+from privacy.gradients import GradientEngine, RecordLoss
+from privacy.gradients.base import trainable
+from privacy.keystream import require_uint64
+from privacy.mechanism import SubsampledGaussian
+from privacy.noise import SecureGaussian, privatize
+from privacy.poisson import PoissonSampler
+
+Gather = Callable[[np.ndarray], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """What is public about every step of one training.
+
+    Attributes:
+        records: N, public under the zero-out relation.
+        sampling_probability: q.
+        noise_multiplier: sigma, in units of the clip norm.
+        clip_norm: C.
+    """
+
+    records: int
+    sampling_probability: float
+    noise_multiplier: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        if require_uint64(self.records, "the number of records") < 1:
+            raise InvalidRequest("the number of records must be at least 1")
+        require_positive(self.clip_norm, "the clip norm")
+        self.mechanism(1)
+
+    @property
+    def expected_batch(self) -> float:
+        """Return q N, the fixed public number that sums are divided by."""
+        return self.sampling_probability * self.records
+
+    def mechanism(self, steps: int) -> SubsampledGaussian:
+        """Return what `steps` steps are charged as."""
+        return SubsampledGaussian(self.sampling_probability, self.noise_multiplier, steps)
+
+
+class PrivateGradient:
+    """Draws batches and noise for one worker of one attempt; call it once a step on every worker.
+
+    Attributes:
+        dpsgd: the mechanism that every call is one use of.
+    """
+
+    def __init__(
+        self,
+        dpsgd: DPSGD,
+        sampler: PoissonSampler,
+        noise: SecureGaussian,
+        engine: GradientEngine,
+        collective: Collective,
+        micro_batch: int,
+    ) -> None:
+        """Hold the parts together.
+
+        Args:
+            dpsgd: the mechanism.
+            sampler: keyed by the run and the attempt; must sample with the mechanism's q.
+            noise: this attempt's own stream; only rank 0's is used.
+            engine: how clipped gradients are computed.
+            collective: the other workers.
+            micro_batch: records in memory at a time.
+
+        Raises:
+            InvalidRequest: if the sampler's q is not the one that is accounted for, or the
+                micro-batch is not at least 1.
+        """
+        # A negative one would leave every record out without a word.
+        if require_uint64(micro_batch, "the micro-batch") < 1:
+            raise InvalidRequest("the micro-batch must be at least 1")
+        if sampler.sampling_probability != dpsgd.sampling_probability:
+            raise InvalidRequest(
+                f"the sampler draws with q = {sampler.sampling_probability}, but what is "
+                f"accounted for is q = {dpsgd.sampling_probability}"
+            )
+        self.dpsgd = dpsgd
+        self._sampler = sampler
+        self._noise = noise
+        self._engine = engine
+        self._collective = collective
+        self._micro_batch = micro_batch
+        self._next_step = 0
+
+    def __call__(
+        self, step: int, model: nn.Module, loss: RecordLoss, record_ids: np.ndarray, gather: Gather
+    ) -> dict[str, Tensor]:
+        """Return the noised mean gradient of `step`, the same on every worker.
+
+        The step must have been charged before. An empty batch is noised like any other.
+
+        Args:
+            step: number of the step within this attempt, above those of all calls before.
+            model: network whose trainable parameters the gradient is of.
+            loss: loss of one record.
+            record_ids: int64 [n], the records that this worker owns; each record has one owner.
+            gather: positions [m] into `record_ids` -> those records' tensors, leading dimension m.
+
+        Returns:
+            Parameter name to gradient, in the parameter's dtype and on its device.
+
+        Raises:
+            InvalidRequest: for a step that this attempt has had: its mask would be drawn again.
+        """
+        if step < self._next_step:
+            raise InvalidRequest(
+                f"step {step} was taken before: a mask is good for one step, so go on from step "
+                f"{self._next_step} or begin a new attempt"
+            )
+        self._next_step = step + 1
+        chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
+        sums = self._sum_of_clipped(model, loss, chosen, gather)
+        if self._collective.rank == 0:
+            # Noise goes in once, before the sum over workers, so that the whole sum never exists
+            # without it.
+            sums = privatize(sums, self.dpsgd.clip_norm, self.dpsgd.noise_multiplier, self._noise)
+        noised = self._collective.sum(sums)
+        parameters = trainable(model)
+        return {
+            name: (total / self.dpsgd.expected_batch).to(parameters[name].dtype)
+            for name, total in noised.items()
+        }
+
+    def _sum_of_clipped(
+        self, model: nn.Module, loss: RecordLoss, chosen: np.ndarray, gather: Gather
+    ) -> dict[str, Tensor]:
+        """Sum over the chosen records, a micro-batch at a time; zeros if there is none."""
+        sums = {
+            name: torch.zeros(p.shape, dtype=torch.float64, device=p.device)
+            for name, p in trainable(model).items()
+        }
+        for start in range(0, len(chosen), self._micro_batch):
+            records = gather(chosen[start : start + self._micro_batch])
+            part = self._engine.sum_of_clipped(
+                model, loss, records, self.dpsgd.clip_norm, self._micro_batch
+            )
+            for name, total in part.sums.items():
+                sums[name] += total
+        return sums

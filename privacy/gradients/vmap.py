@@ -1,0 +1,73 @@
+"""Many records at once: `vmap` over the gradient of one, best for small networks and on a GPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from privacy.clipping import clip_factors, sum_clipped
+from privacy.gradients.base import (
+    ClippedSum,
+    RecordLoss,
+    buffers_unchanged,
+    check_request,
+    require_scalar,
+    trainable,
+)
+
+
+class VmapEngine:
+    """Materialises the gradients of a micro-batch: its memory is micro-batch times parameters."""
+
+    name = "vmap"
+
+    def sum_of_clipped(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        records: tuple[Tensor, ...],
+        clip_norm: float,
+        micro_batch: int,
+    ) -> ClippedSum:
+        """See `GradientEngine.sum_of_clipped`."""
+        n = check_request(model, records, clip_norm, micro_batch)
+        parameters = {name: p.detach() for name, p in trainable(model).items()}
+        device = next(iter(parameters.values())).device
+        sums = {
+            name: torch.zeros(p.shape, dtype=torch.float64, device=device)
+            for name, p in parameters.items()
+        }
+        norms = torch.zeros(n, dtype=torch.float64, device=device)
+        losses = torch.zeros(n, dtype=torch.float64, device=device)
+
+        def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
+            def call(*args: Any, **kwargs: Any) -> Tensor:
+                return functional_call(model, parameters, args, kwargs)
+
+            return require_scalar(loss(call, *record))
+
+        in_dims = (None, *[0] * len(records))
+        per_record = vmap(grad_and_value(of_one), in_dims=in_dims, randomness="different")
+        # The fused kernels' backward passes cannot be batched: vmap would run them one by one.
+        with buffers_unchanged(model), sdpa_kernel(SDPBackend.MATH):
+            for start in range(0, n, micro_batch):
+                chunk = slice(start, start + micro_batch)
+                gradients, losses[chunk] = per_record(
+                    parameters, *[part[chunk] for part in records]
+                )
+                norms[chunk] = _norms(gradients)
+                factors = clip_factors(norms[chunk], clip_norm)
+                for name, gradient in gradients.items():
+                    sums[name] += sum_clipped(gradient, factors)
+        return ClippedSum(sums, n, norms, losses)
+
+
+def _norms(gradients: dict[str, Tensor]) -> Tensor:
+    """Return the float64 [n] norms over all parameters jointly of gradients [n, ...]."""
+    parts = [
+        torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
+        for g in gradients.values()
+    ]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)

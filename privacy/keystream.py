@@ -1,0 +1,119 @@
+"""Cryptographic streams: every random decision of a private run comes from one of these.
+
+AES-256 in counter mode under sub-keys that keyed BLAKE2b derives from a secret and a context.
+Two ways to read: `words_at` gives the word that belongs to an index (masks: a record's word does
+not depend on who asks for it), `KeyStream` gives the next words of a sequence (noise: no word is
+ever given twice).
+"""
+
+import hashlib
+import os
+from typing import NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
+
+from privacy.errors import InvalidRequest
+
+KEY_BYTES = 32
+_BLOCK_BYTES = 16
+_WORD_BYTES = 8
+
+
+def os_key() -> bytes:
+    """Return a fresh 32-byte key from the operating system's generator."""
+    return os.urandom(KEY_BYTES)
+
+
+def require_key(key: bytes) -> bytes:
+    """Return `key` if it is 32 bytes, else raise `InvalidRequest` (which never shows the key)."""
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise InvalidRequest(f"a key must be {KEY_BYTES} bytes, found {found}; use os_key()")
+    return key
+
+
+def require_uint64(value: int, name: str) -> int:
+    """Return `value` as a plain int if it is a whole number in [0, 2**64), else raise.
+
+    Raises:
+        InvalidRequest: for a bool, another type, or a number out of range.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 0 <= int(value) < 1 << 64:
+        raise InvalidRequest(f"{name} must be a whole number in [0, 2**64), found {value!r}")
+    return int(value)
+
+
+def derive(key: bytes, domain: str, *context: int) -> bytes:
+    """Derive the 32-byte sub-key of (`domain`, `context`) from `key`.
+
+    Keyed BLAKE2b (RFC 7693) over an encoding that no two (domain, context) share: the domain's
+    length, the domain, then every number in eight bytes. Knowing one sub-key tells nothing about
+    the key or about another sub-key.
+
+    Raises:
+        InvalidRequest: if the key is not 32 bytes or a number is not in [0, 2**64).
+    """
+    label = domain.encode()
+    message = len(label).to_bytes(8, "big") + label
+    for number in context:
+        message += require_uint64(number, "a number of a key's context").to_bytes(8, "big")
+    digest = hashlib.blake2b(message, digest_size=KEY_BYTES, key=require_key(key))
+    return digest.digest()
+
+
+def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
+    """Return the uniform uint64 word that belongs to each index under `key`.
+
+    Args:
+        key: 32-byte secret; use one for one purpose only.
+        indices: int64 array of any shape, all at least 0.
+
+    Returns:
+        uint64 array of the same shape. Equal indices have equal words, whatever else is in the
+        array: word(i) is the first half of AES-256(key, i).
+    """
+    blocks = np.zeros((indices.size, 2), dtype="<u8")
+    blocks[:, 0] = indices.reshape(-1)
+    # One call on distinct counter blocks is counter mode with our own counter: ECB hides nothing
+    # here because there is no plaintext to hide.
+    encryptor = Cipher(AES(require_key(key)), ECB()).encryptor()  # noqa: S305
+    encrypted = np.frombuffer(encryptor.update(blocks.tobytes()), dtype="<u8")
+    return encrypted.reshape(-1, 2)[:, 0].astype(np.uint64).reshape(indices.shape)
+
+
+class KeyStream:
+    """A sequence of uniform uint64 words that never repeats and cannot be copied.
+
+    Its state may be neither pickled nor used by a forked child: either would give the same words
+    a second time, and noise drawn twice cancels out. Not for use by two threads at once.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        """Start at the first word of the AES-256-CTR stream of `key`."""
+        # The counter starts at zero: a key must never start two streams.
+        self._encryptor = Cipher(AES(require_key(key)), CTR(bytes(_BLOCK_BYTES))).encryptor()
+        self._process = os.getpid()
+
+    def words(self, count: int) -> np.ndarray:
+        """Return the next `count` words as a uint64 array.
+
+        Raises:
+            RuntimeError: in another process than the one that made this stream.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "a key stream was carried into a forked process, where it would repeat its "
+                "words; make a new one there"
+            )
+        stream = self._encryptor.update(bytes(count * _WORD_BYTES))
+        return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a key stream cannot be pickled or copied: restored state would repeat its words; "
+            "make a new one instead"
+        )

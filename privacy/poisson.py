@@ -1,0 +1,68 @@
+"""Poisson sampling: every record is in a step's batch independently with probability q."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from privacy.errors import InvalidRequest
+from privacy.keystream import derive, require_key, require_uint64, words_at
+
+_DOMAIN = "umbra/poisson/1"
+
+
+@dataclass(frozen=True)
+class PoissonSampler:
+    """The masks of one attempt at one run.
+
+    A record's decision is a function of (key, attempt, step, record id) alone, so any worker can
+    compute it for any part of the records and the union is always the same batch. Whoever knows
+    the key knows the batches and with it loses the amplification by sampling: keep it secret and
+    never use one for two runs.
+
+    Attributes:
+        key: the run's 32-byte secret (not shown in the repr).
+        attempt: which attempt at the run this is; a retry has another number and other masks.
+        sampling_probability: q in (0, 1]. What is sampled with is floor(q 2**64) / 2**64, which
+            never exceeds q, so what is accounted for covers what is done.
+    """
+
+    key: bytes = field(repr=False)
+    attempt: int
+    sampling_probability: float
+
+    def __post_init__(self) -> None:
+        require_key(self.key)
+        require_uint64(self.attempt, "the attempt")
+        q = self.sampling_probability
+        number = isinstance(q, int | float) and not isinstance(q, bool)
+        # Below 2**-64 the rounded probability would be zero: a sampler that never samples.
+        if not number or not 2.0**-64 <= q <= 1.0:
+            raise InvalidRequest(f"the sampling probability must be in [2**-64, 1], found {q!r}")
+
+    def mask(self, step: int, record_ids: np.ndarray) -> np.ndarray:
+        """Say which of the given records are in the batch of `step`.
+
+        Args:
+            step: number of the step, at least 0.
+            record_ids: int64 array [n] of record numbers, at least 0, in any order.
+
+        Returns:
+            bool array [n]; an empty batch is an ordinary outcome.
+
+        Raises:
+            InvalidRequest: if the step or the ids are not such numbers.
+        """
+        step_key = derive(self.key, _DOMAIN, self.attempt, require_uint64(step, "the step"))
+        if record_ids.dtype != np.int64 or record_ids.ndim != 1:
+            raise InvalidRequest(
+                "record ids must be a one-dimensional int64 array, found "
+                f"{record_ids.ndim} dimensions of {record_ids.dtype}"
+            )
+        if record_ids.size and record_ids.min() < 0:
+            raise InvalidRequest("record ids must be at least 0")
+        if self.sampling_probability == 1.0:
+            # 2**64 is no uint64, and no word is below a threshold of 2**64 - 1 for certain.
+            return np.ones(record_ids.shape, dtype=bool)
+        threshold = int(math.ldexp(self.sampling_probability, 64))
+        return words_at(step_key, record_ids) < np.uint64(threshold)

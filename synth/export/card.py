@@ -1,0 +1,122 @@
+"""The data set card: `README.md` with the front matter that Hugging Face reads."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synth.manifest import Manifest
+
+CARD = "README.md"
+_TAGS = ("synthetic", "differential-privacy", "umbra")
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says that neither the manifest nor `privacy.json` knows.
+
+    Every word of it is public: nothing here may come from looking at private data.
+
+    Attributes:
+        name: title of the synthetic data set.
+        license: a licence identifier of the Hugging Face hub, for example "cc-by-4.0", "other".
+        description: a sentence or two on what it shows.
+        source: the declared name of the private data set.
+        method: how it was made: training, denoiser, sampler.
+        version: version of Umbra.
+        measures: (what was measured, value) pairs, of measures that may be released.
+        tags: further tags for the hub.
+    """
+
+    name: str
+    license: str
+    description: str
+    source: str
+    method: str
+    version: str
+    measures: tuple[tuple[str, str], ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+def render_card(
+    facts: CardFacts,
+    manifest: Manifest,
+    privacy: Mapping[str, Any],
+    class_folders: Sequence[str] | None = None,
+) -> str:
+    """Return the text of `README.md` for a data set with this manifest and this promise.
+
+    `class_folders` are the folders of label 0, 1, … where the images are files in such folders.
+    """
+    import jinja2
+    import yaml
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701  Markdown, not HTML: escaping would show
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    header = yaml.safe_dump(
+        _front_matter(facts, manifest, class_folders),
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
+    return environment.get_template("card.md.j2").render(
+        front_matter=header,
+        facts=facts,
+        manifest=manifest,
+        privacy=privacy,
+        cell=_cell,
+        folders=class_folders,
+    )
+
+
+def _front_matter(
+    facts: CardFacts, manifest: Manifest, class_folders: Sequence[str] | None
+) -> dict[str, Any]:
+    names = dict(enumerate(class_folders or manifest.class_names))
+    features = [
+        {"name": "image", "dtype": "image"},
+        {
+            "name": "label",
+            "dtype": {"class_label": {"names": {str(k): v for k, v in names.items()}}},
+        },
+    ]
+    pattern = f"{manifest.shards[0].file.split('/')[0]}/**"
+    config: dict[str, Any] = {
+        "config_name": "default",
+        "data_files": [{"split": "train", "path": pattern}],
+    }
+    if class_folders is not None:
+        # Without it `datasets` numbers the classes by the alphabet instead of by our labels.
+        config["features"] = copy.deepcopy(features)
+    split = {"name": "train", "num_bytes": manifest.bytes, "num_examples": manifest.rows}
+    return {
+        "pretty_name": " ".join(facts.name.split()),
+        "license": facts.license,
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(manifest.rows)],
+        "tags": list(dict.fromkeys((*_TAGS, *facts.tags))),
+        "configs": [config],
+        "dataset_info": {
+            "features": features,
+            "splits": [split],
+            "download_size": manifest.bytes,
+            "dataset_size": manifest.bytes,
+        },
+    }
+
+
+def _size_category(rows: int) -> str:
+    return next((name for limit, name in _SIZES if rows < limit), "1M<n<10M")
+
+
+def _cell(value: object) -> str:
+    """Keep a text inside its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,90 @@
+"""The denoising loss of one record over its K views (noise multiplicity).
+
+l_i = (1/K) sum_k lambda(sigma_ik) || D(x_i + n_ik; sigma_ik, y_i) - x_i ||^2
+(Dockhorn et al. 2023). The mean over the views is taken here, before any clipping:
+one gradient a record, so the sensitivity stays C whatever K. The norm sums over the pixels, as the
+paper writes it.
+
+Shapes: N records, K views, C channels, H and W pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from privacy.errors import InvalidRequest
+from synth.denoisers.base import DenoiserConfig
+
+
+def draw_views(
+    config: DenoiserConfig, images: Tensor, K: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw K noise levels and noises for each record.
+
+    Args:
+        config: gives the noise distribution p(sigma).
+        images: [N, C, H, W] in [-1, 1]; only shape, dtype and device are used. N may be 0.
+        K: noise multiplicity, at least 1.
+        generator: on any device; what it draws is moved to the images'.
+
+    Returns:
+        sigma [N, K] and noise [N, K, C, H, W] ~ N(0, sigma^2 I), in dtype and device of the images.
+
+    Raises:
+        InvalidRequest: K is not a positive integer.
+    """
+    if isinstance(K, bool) or not isinstance(K, int) or K < 1:
+        raise InvalidRequest(f"noise multiplicity K must be a positive integer, found {K!r}")
+    N, C, H, W = images.shape
+    sigma_NK = config.sample_sigma((N, K), generator).to(images.device, images.dtype)
+    normal = torch.randn((N, K, C, H, W), generator=generator, device=generator.device)
+    normal = normal.to(images.device, images.dtype)
+    return sigma_NK, sigma_NK[:, :, None, None, None] * normal
+
+
+def drop_labels(
+    labels: Tensor, null: int, probability: float, generator: torch.Generator
+) -> Tensor:
+    """Replace each label [N] by `null` with the given probability, for classifier-free guidance.
+
+    Once a record, not once a view: the K views of a record share its label.
+
+    Raises:
+        InvalidRequest: the probability is not in [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise InvalidRequest(f"label drop probability must lie in [0, 1], found {probability}")
+    unit = torch.rand(labels.shape, generator=generator, device=generator.device)
+    return torch.where(unit.to(labels.device) < probability, null, labels)
+
+
+class DenoisingLoss:
+    """The loss of one record; a function of the record and its views only.
+
+    It has no in-place operation and no branch on data, so it may be used under
+    `torch.func.vmap` and `grad`.
+
+    Args:
+        config: gives the weighting lambda(sigma); the denoiser's own config.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self, denoiser: nn.Module, image: Tensor, label: Tensor, sigma: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Evaluate the loss.
+
+        Args:
+            denoiser: D(x [K, C, H, W], sigma [K], label [K]) -> [K, C, H, W].
+            image: [C, H, W], the clean record in [-1, 1].
+            label: scalar integer.
+            sigma: [K] noise levels.
+            noise: [K, C, H, W], already scaled by sigma.
+
+        Returns:
+            A scalar.
+        """
+        denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
+        squared_K = (denoised - image).square().sum(dim=(1, 2, 3))
+        return (self.config.weight(sigma) * squared_K).mean()

@@ -1,0 +1,110 @@
+"""The contract of every sampler.
+
+A sampler is a frozen set of numbers. It takes a handle `denoise(x, sigma, labels)` and no data set:
+whatever it does is post-processing of a private model and costs no privacy. The state is kept in
+float64, because thousands of small steps from sigma_max = 80 down to 0.002 are differences of large
+numbers and the arithmetic is nothing beside the network's.
+
+Shapes: B batch, C channels, H and W pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from privacy.errors import InvalidRequest
+from synth.samplers.schedule import karras
+
+# denoise(x [B, C, H, W] float64, sigma, labels [B]) -> D [B, C, H, W]: one evaluation (NFE) a call.
+Denoise = Callable[[Tensor, float, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Noise levels on Karras' schedule, and what a sampler does along them.
+
+    Attributes:
+        steps: number of levels M, at least 2.
+        sigma_max, sigma_min: first and last level.
+        rho: how much the levels crowd towards sigma_min; 7 in Karras et al. 2022.
+
+    Raises:
+        InvalidRequest: a value makes no schedule.
+    """
+
+    name: ClassVar[str]
+
+    steps: int
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
+            raise InvalidRequest(
+                f"sampler {self.name!r} needs an integer of at least 2 steps, found {self.steps!r}"
+            )
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InvalidRequest(
+                f"sampler {self.name!r} needs 0 < sigma_min < sigma_max < infinity, found "
+                f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}"
+            )
+        if not 0 < self.rho < math.inf:
+            raise InvalidRequest(
+                f"sampler {self.name!r} needs a positive, finite rho, found {self.rho}"
+            )
+
+    @property
+    def sigmas(self) -> list[float]:
+        """The M levels, sigma_max first."""
+        return karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+    @property
+    @abstractmethod
+    def nfe(self) -> int:
+        """Exact number of calls of `denoise` for one batch."""
+
+    @abstractmethod
+    def solve(
+        self, denoise: Denoise, x: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Carry x [B, C, H, W], float64 and noised at sigma_max, to a clean image.
+
+        Differentiable, and x itself is not written to.
+        """
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        labels: Tensor,
+        shape: tuple[int, int, int],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Draw one image for each label.
+
+        Args:
+            denoise: D(x; sigma, y), see `guidance.guided`.
+            labels: [B] integers; the samples come on their device.
+            shape: (C, H, W) of an image.
+            generator: all that is random. Its noise is drawn where it lives, so a CPU generator
+                gives the same start and the same noise whatever device the network runs on.
+
+        Returns:
+            [B, C, H, W] in float64, clean images on the scale of the training data ([-1, 1], not
+            clamped).
+        """
+        like = torch.empty((len(labels), *shape), dtype=torch.float64, device=labels.device)
+        x = self.sigmas[0] * standard_normal(like, generator)
+        return self.solve(denoise, x, labels, generator)
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw N(0, 1) on the generator's device, in shape, dtype and device of `like`."""
+    z = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+    return z.to(like.device)

@@ -1,0 +1,260 @@
+"""The private training loop: blocks of charged steps, Adam, moving average, checkpoints.
+
+Algorithm 4 of Dockhorn et al. 2023. The loop never runs a step that is not charged, and never
+writes, returns or reports anything that was computed from records without noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privacy.clipping import require_positive
+from privacy.collective import Alone, Collective
+from privacy.dp_sgd import DPSGD, PrivateGradient
+from privacy.errors import InvalidRequest, UmbraError
+from privacy.gradients import choose
+from privacy.mechanism import step_count
+from privacy.poisson import PoissonSampler
+from synth.attempt import Attempt
+from synth.checkpoint import Checkpoint, keep_last, newest, save
+from synth.denoisers import Denoiser
+from synth.ema import EMA
+from synth.learning_rate import cosine
+from synth.loss import DenoisingLoss
+from synth.meter import Meter
+from synth.records import Records, ViewDrawer
+from synth.warmup import Warmup, release_class_means, train_on_means
+
+WARMUP = "warmup"
+PRIVATE = "dp-sgd"
+
+_COUNTS = ("steps", "views", "classes", "charge_block", "checkpoint_every", "micro_batch")
+_KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is public about a training.
+
+    Attributes:
+        dpsgd: the mechanism of every step.
+        steps: T, the reservation's; the charged steps of all attempts never exceed it.
+        views: K, noise multiplicity.
+        learning_rate: of Adam at the first step; falls to zero along a cosine.
+        ema: decay of the moving average that is sampled from.
+        label_dropout: probability that a record's label is dropped.
+        classes: number of classes; also the index of "no label".
+        charge_block: steps that are charged at a time.
+        checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
+        micro_batch: records in memory at a time.
+        warmup: the query and training that come first, if any.
+
+    Raises:
+        InvalidRequest: a count is below 1, the learning rate is not positive and finite, or the
+            label dropout is not in [0, 1]: before anything is charged.
+    """
+
+    dpsgd: DPSGD
+    steps: int
+    views: int
+    learning_rate: float
+    ema: float
+    label_dropout: float
+    classes: int
+    charge_block: int
+    checkpoint_every: int
+    micro_batch: int
+    warmup: Warmup | None = None
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            step_count(name, getattr(self, name))
+        require_positive(self.learning_rate, "the learning rate")
+        if not 0 <= self.label_dropout <= 1:
+            raise InvalidRequest(f"label_dropout must lie in [0, 1], found {self.label_dropout}")
+
+
+class Trainer:
+    """One worker's part in one attempt; `run` ends when the reservation's steps are used up."""
+
+    def __init__(
+        self,
+        training: Training,
+        denoiser: Denoiser,
+        records: Records,
+        attempt: Attempt,
+        meter: Meter,
+        checkpoints: Path,
+        collective: Collective | None = None,
+        on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    ) -> None:
+        """Prepare, without touching a record.
+
+        Args:
+            training: the public settings.
+            denoiser: initial weights, the same on every worker; trained in place.
+            records: all private records, on the denoiser's device.
+            attempt: the source of randomness.
+            meter: charges the ledger; only rank 0 calls it.
+            checkpoints: folder for checkpoints, internal to the run.
+            collective: the other workers, if any.
+            on_progress: called with (phase, steps done, steps in all) after every step.
+
+        Raises:
+            InvalidRequest: the number of records is not the one that the mechanism states.
+        """
+        if len(records) != training.dpsgd.records:
+            raise InvalidRequest(
+                f"the mechanism is stated for {training.dpsgd.records} records, found "
+                f"{len(records)}; declare the number that the source holds"
+            )
+        self._training = training
+        self._denoiser = denoiser
+        self._records = records
+        self._attempt = attempt
+        self._meter = meter
+        self._folder = checkpoints
+        self._collective = collective or Alone()
+        self._on_progress = on_progress
+        self._noise = attempt.noise()
+        self._private_gradient = self._make_private_gradient()
+        self._ema = EMA(denoiser, training.ema)
+        self._optimizer = torch.optim.Adam(denoiser.parameters(), lr=training.learning_rate)
+        self._views = ViewDrawer(
+            denoiser.config,
+            training.views,
+            training.label_dropout,
+            training.classes,
+            attempt.key,
+            attempt.number,
+        )
+        self._owned = np.arange(self._collective.rank, len(records), self._collective.size)
+        self._loss = DenoisingLoss(denoiser.config)
+        self._step = self._saved = 0
+        self._head = ""
+
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end of the reservation and return the moving average's weights.
+
+        Goes on from the newest sound checkpoint in the folder, with this attempt's masks and
+        noise and whatever was never charged.
+
+        Raises:
+            BudgetRefused: the ledger refuses a charge.
+            LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
+            InvalidRequest: this attempt has run before; masks must be fresh.
+            UmbraError: the workers do not see the same checkpoints.
+        """
+        if not self._restore():
+            self._warm_up()
+        while (block := self._charge_block()) > 0:
+            for _ in range(block):
+                self._take_step()
+            if self._step - self._saved >= self._training.checkpoint_every:
+                self._save()
+        if self._step > self._saved:
+            self._save()
+        return self._ema.state_dict()
+
+    def _restore(self) -> bool:
+        found = newest(self._folder).checkpoint
+        step = -1 if found is None else found.step
+        if self._collective.from_first(step) != step:
+            raise UmbraError(
+                "the workers found different checkpoints; put the run's folder on storage that "
+                "all of them share"
+            )
+        if found is None:
+            return False
+        if found.attempt >= self._attempt.number:
+            raise InvalidRequest(
+                f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
+                f"{found.attempt}: its masks may be drawn already; begin a new attempt"
+            )
+        self._denoiser.load_state_dict(dict(found.model))
+        self._ema.load_state_dict(dict(found.ema))
+        self._optimizer.load_state_dict(dict(found.optimizer))
+        self._step = self._saved = found.step
+        return True
+
+    def _warm_up(self) -> None:
+        training, records = self._training, self._records
+        warmup = training.warmup
+        if warmup is None:
+            return
+        first = self._collective.rank == 0
+        if not self._collective.from_first(self._meter.remaining(WARMUP) if first else 0):
+            # An attempt that died between charge and answer has forfeited the query.
+            return
+        means = torch.zeros(training.classes, *records.images.shape[1:])
+        if first:
+            self._head = self._meter.charge(WARMUP, 1)
+            means = release_class_means(records, training.classes, warmup, self._noise)
+        means = self._collective.sum({"means": means.to(records.images.device)})["means"].float()
+        total = warmup.steps
+        train_on_means(
+            self._denoiser,
+            means,
+            warmup,
+            training.label_dropout,
+            self._attempt.generator(),
+            lambda done: self._on_progress(WARMUP, done, total),
+        )
+        self._ema = EMA(self._denoiser, training.ema)
+        self._save()
+
+    def _make_private_gradient(self) -> PrivateGradient:
+        training, images, attempt = self._training, self._records.images, self._attempt
+        q = training.dpsgd.sampling_probability
+        return PrivateGradient(
+            training.dpsgd,
+            PoissonSampler(attempt.key, attempt.number, q),
+            self._noise,
+            choose(images.shape[-1] * images.shape[-2], training.views, images.device.type),
+            self._collective,
+            training.micro_batch,
+        )
+
+    def _charge_block(self) -> int:
+        """Charge the next block and return its length; 0 when the reservation is used up."""
+        block = 0
+        if self._collective.rank == 0:
+            block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+            if block > 0:
+                self._head = self._meter.charge(PRIVATE, block)
+        # The others hear of the block when it is paid for and not before.
+        return self._collective.from_first(block)
+
+    def _take_step(self) -> None:
+        training, denoiser = self._training, self._denoiser
+        gather = self._views.for_step(self._step, self._records, self._owned)
+        gradient = self._private_gradient(self._step, denoiser, self._loss, self._owned, gather)
+        for name, parameter in denoiser.named_parameters():
+            parameter.grad = gradient[name]
+        for group in self._optimizer.param_groups:
+            group["lr"] = cosine(training.learning_rate, self._step, training.steps)
+        self._optimizer.step()
+        self._ema.update(denoiser)
+        self._step += 1
+        self._on_progress(PRIVATE, self._step, training.steps)
+
+    def _save(self) -> None:
+        """Write a checkpoint; it holds nothing that noise or masks could be drawn from again."""
+        self._saved = self._step
+        if self._collective.rank != 0:
+            return
+        checkpoint = Checkpoint(
+            step=self._step,
+            attempt=self._attempt.number,
+            phase=PRIVATE if self._step else WARMUP,
+            model=self._denoiser.state_dict(),
+            ema=self._ema.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            ledger_head=self._head,
+        )
+        save(self._folder, checkpoint)
+        keep_last(self._folder, _KEPT)

@@ -1,0 +1,91 @@
+"""Warm-up: a denoiser learns noisy class means before it meets a single record.
+
+One Gaussian mechanism releases the clipped sum of every class (`privacy.class_sums`). Divided by
+the public number N / classes they are rough class means, and training on those is post-processing:
+free, non-private, and as long as one likes. DP-SGD then starts from a network that knows already
+what a class looks like, so that its budget goes into the differences within a class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privacy.class_sums import class_means, noisy_class_sums
+from privacy.mechanism import Gaussian
+from privacy.noise import SecureGaussian
+from synth.denoisers import Denoiser
+from synth.loss import DenoisingLoss, draw_views, drop_labels
+from synth.records import Records
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The query and the training on its answer.
+
+    Attributes:
+        noise_multiplier: sigma of the one Gaussian mechanism.
+        clip_norm: C of an image scaled to [0, 1].
+        steps: gradient steps on the class means, free.
+        batch: images a step.
+        learning_rate: of Adam at the first step; falls linearly to zero.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    steps: int
+    batch: int
+    learning_rate: float
+
+    def mechanism(self) -> Gaussian:
+        """Return what the query is charged as."""
+        return Gaussian(self.noise_multiplier, steps=1)
+
+
+def release_class_means(
+    records: Records, classes: int, warmup: Warmup, noise: SecureGaussian
+) -> Tensor:
+    """Query the noisy class means; `warmup.mechanism()` must have been charged before.
+
+    N, which makes the divisor N / classes, is public under the zero-out relation.
+
+    Returns:
+        float32 [classes, C, H, W] in [-1, 1]: differentially private, free to keep and show.
+    """
+    sums = noisy_class_sums(
+        (records.images + 1) / 2,
+        records.labels,
+        classes,
+        clip_norm=warmup.clip_norm,
+        noise_multiplier=warmup.noise_multiplier,
+        noise=noise,
+    )
+    means = class_means(sums, len(records) / classes)
+    return means.clamp(0, 1).mul(2).sub(1).float()
+
+
+def train_on_means(
+    denoiser: Denoiser,
+    means: Tensor,
+    warmup: Warmup,
+    label_dropout: float,
+    generator: torch.Generator,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records."""
+    loss = DenoisingLoss(denoiser.config)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=warmup.learning_rate)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
+    classes = len(means)
+    for step in range(warmup.steps):
+        labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
+        images = means[labels]
+        sigma, noise = draw_views(denoiser.config, images, 1, generator)
+        labels = drop_labels(labels, classes, label_dropout, generator)
+        optimizer.zero_grad()
+        # One view each of many images: the loss takes them as it takes many views of one.
+        loss(denoiser, images, labels, sigma[:, 0], noise[:, 0]).backward()
+        optimizer.step()
+        falling.step()
+        on_progress(step + 1)

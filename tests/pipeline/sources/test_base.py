@@ -1,0 +1,113 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.sources import SOURCES, FolderSource, IdxSource, ImageSet, Source
+from pipeline.sources.base import checked
+from privacy.errors import DataError
+
+IMAGES = np.zeros((3, 4, 4, 1), dtype=np.uint8)
+LABELS = np.array([0, 1, 1], dtype=np.int64)
+
+
+def check(images=IMAGES, labels=LABELS, size=4, channels=1, classes=("a", "b")):
+    return checked(images, labels, size=size, channels=channels, classes=classes, where="x.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, r"uint8 .* found float32"),
+        ({"images": IMAGES[..., 0]}, r"found uint8 \[3, 4, 4\]"),
+        ({"images": IMAGES.repeat(2, axis=3)}, r"found uint8 \[3, 4, 4, 2\]"),
+        ({"labels": LABELS.astype(np.int32)}, "found int32"),
+        ({"labels": LABELS[:2]}, r"int64 \[3\].*found int64 \[2\]"),
+        ({"labels": LABELS - 1}, "negative"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "empty"),
+    ],
+)
+def test_an_image_set_is_what_it_says_or_is_not(change, text):
+    with pytest.raises(DataError, match=text):
+        ImageSet(**({"images": IMAGES, "labels": LABELS} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"size": 5}, "5×5×1 .* were expected, found 4×4×1"),
+        ({"channels": 3}, "4×4×3 .* were expected, found 4×4×1"),
+        ({"channels": 2}, "channels: 1 .* found 2"),
+        ({"classes": ("a",)}, "labels from 0 to 0 were expected .* found labels outside"),
+        ({"classes": ()}, "at least one name"),
+        ({"classes": ("a", "a")}, "no name twice"),
+        ({"labels": LABELS.astype(np.float64)}, "integer type were expected, found float64"),
+        ({"labels": LABELS - 1}, "found labels outside"),
+        ({"labels": LABELS.astype(np.uint64) + 2**63}, "found labels outside"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "empty"),
+        ({"labels": LABELS[:2]}, "one an image"),
+    ],
+)
+def test_what_is_not_as_the_spec_says_is_refused(change, text):
+    with pytest.raises(DataError, match=text):
+        check(**change)
+
+
+def test_labels_of_any_integer_type_become_int64():
+    for kind in (np.uint8, np.int16, np.uint64):
+        assert check(labels=LABELS.astype(kind)).labels.dtype == np.int64
+
+
+def test_private_values_are_shown_neither_by_repr_nor_by_errors():
+    images = np.full((3, 4, 4, 1), 213, dtype=np.uint8)
+    labels = np.array([0, 1, 7777], dtype=np.int64)
+    assert "213" not in repr(ImageSet(images, labels))
+    assert "7777" not in repr(ImageSet(images, labels))
+    with pytest.raises(DataError) as caught:
+        check(images=images, labels=labels)
+    assert "7777" not in str(caught.value)
+
+
+def test_a_set_cannot_be_exchanged_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        check().images = IMAGES
+
+
+def test_scaling_is_by_type():
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    scaled = ImageSet(ramp, np.zeros(1, dtype=np.int64)).scaled()
+    assert tuple(scaled.shape) == (1, 1, 16, 16)
+    expected = np.arange(256) / 127.5 - 1
+    assert np.allclose(scaled.numpy().ravel(), expected, rtol=0, atol=1e-7)
+    colours = np.zeros((2, 4, 5, 3), dtype=np.uint8)
+    colours[..., 2] = 255
+    scaled = ImageSet(colours, np.zeros(2, dtype=np.int64)).scaled()
+    assert tuple(scaled.shape) == (2, 3, 4, 5)
+    assert (scaled[:, 2] == 1).all()
+    assert (scaled[:, :2] == -1).all()
+
+
+def test_kind_chooses_the_source():
+    adapter = TypeAdapter(Source)
+    for kind, source in SOURCES.items():
+        fields = {name: "x" for name in source.model_fields if name not in ("kind", "split")}
+        assert type(adapter.validate_python({"kind": kind, **fields})) is source
+    for bad in (
+        {"kind": "csv", "path": "x"},
+        {"kind": "npz"},
+        {"kind": "npz", "path": "x", "shuffle": True},
+        {"kind": "digits", "split": "validation"},
+    ):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(bad)
+
+
+def test_relative_paths_are_taken_from_the_specs_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    source = IdxSource(kind="idx", images="a/i.gz", labels="/abs/l.gz").resolved(Path("/spec"))
+    assert (source.images, source.labels) == (Path("/spec/a/i.gz"), Path("/abs/l.gz"))
+    assert FolderSource(kind="folder", path="~/d").resolved(Path("/spec")).path == Path(
+        "/home/me/d"
+    )

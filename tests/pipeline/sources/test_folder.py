@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.sources import FolderSource
+from privacy.errors import DataError
+
+
+def load(path, toy, **change):
+    return FolderSource(kind="folder", path=path).load(**(toy.spec | change))
+
+
+def test_grey_and_colour_pngs_are_read_class_by_class(toy, rgb_toy, tmp_path, same):
+    same(load(toy.to_folder(tmp_path / "grey"), toy), toy)
+    same(load(rgb_toy.to_folder(tmp_path / "rgb"), rgb_toy), rgb_toy)
+
+
+def test_jpegs_are_read_and_hidden_files_are_not(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    Image.fromarray(np.full((6, 6), 200, dtype=np.uint8)).save(tmp_path / "cat" / "zz.JPG", "JPEG")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"x")
+    data = load(tmp_path, toy)
+    assert len(data) == 11
+    row = np.count_nonzero(toy.labels == 0)
+    assert abs(data.images[row].astype(int) - 200).max() <= 1
+
+
+def test_labels_follow_the_specs_class_list_not_the_alphabet(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    turned = load(tmp_path, toy, classes=("eel", "dog", "cat"))
+    assert np.array_equal(turned.labels, np.sort(2 - toy.labels))
+    assert np.array_equal(turned.images[-1], toy.images[toy.labels == 0][-1])
+
+
+def test_an_unknown_folder_is_refused_by_name(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    (tmp_path / "fox").mkdir()
+    with pytest.raises(DataError, match=r"fox: .* none of the spec's classes \(cat, dog, eel\)"):
+        load(tmp_path, toy)
+
+
+def test_a_class_without_images_is_fine_and_a_set_without_is_not(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    assert len(load(tmp_path, toy, classes=(*toy.classes, "fox"))) == 10
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: the data set is empty"):
+        load(tmp_path / "empty", toy)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda path: Image.new("L", (6, 7)).save(path), "6×6 pixels was expected, found 7×6"),
+        (lambda path: Image.new("RGB", (6, 6)).save(path), "8-bit grey.*found 8-bit RGB"),
+        (lambda path: Image.new("I;16", (6, 6)).save(path), "8-bit grey.*found mode I;16"),
+        (lambda path: Image.new("L", (6, 6)).save(path, "GIF"), "PNG or JPEG"),
+        (lambda path: path.write_bytes(b"not an image"), "PNG or JPEG"),
+        (lambda path: path.write_bytes(b""), "PNG or JPEG"),
+        (lambda path: path.mkdir(), "a file ending in"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(toy, tmp_path, make, text):
+    toy.to_folder(tmp_path)
+    make(tmp_path / "dog" / "bad.png")
+    with pytest.raises(DataError, match=rf"bad\.png.*{text}"):
+        load(tmp_path, toy)
+
+
+def test_a_png_cut_off_or_changed_anywhere_is_named(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    path = min((tmp_path / "cat").iterdir())
+    data = path.read_bytes()
+    start = data.index(b"IDAT")
+    for position in range(start, len(data) - 12, 3):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x10
+        for content in (data[:position], damaged):
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=path.name):
+                load(tmp_path, toy)
+
+
+def test_stray_files_and_missing_folders_are_refused(toy, tmp_path):
+    toy.to_folder(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"notes\.txt.*\.png, \.jpg, \.jpeg"):
+        load(tmp_path, toy)
+    (tmp_path / "cat" / "notes.txt").rename(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"notes\.txt: folders named after the classes"):
+        load(tmp_path, toy)
+    with pytest.raises(DataError, match="a folder was expected, found nothing"):
+        load(tmp_path / "absent", toy)
+    with pytest.raises(DataError, match="a folder was expected, found a file"):
+        load(tmp_path / "notes.txt", toy)

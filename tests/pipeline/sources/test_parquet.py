@@ -1,0 +1,134 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.sources import ParquetSource
+from privacy.errors import DataError
+from synth.shards import plan_shards, write_shard
+
+
+def load(path, toy, **change):
+    return ParquetSource(kind="parquet", path=path).load(**(toy.spec | change))
+
+
+def encoded(toy, row, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(toy.pixels(row)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def plain(toy, path, rows=range(10), **columns):
+    """Write rows as any other program might: no metadata, default options."""
+    table = {
+        "image": [{"bytes": encoded(toy, row), "path": None} for row in rows],
+        "label": pa.array([int(toy.labels[row]) for row in rows], pa.int64()),
+    }
+    pq.write_table(pa.table(table | columns), path)
+    return path
+
+
+@pytest.fixture
+def shards(toy, tmp_path):
+    plan = plan_shards(np.bincount(toy.labels, minlength=3).tolist(), 4)
+    for shard in plan:
+        rows = slice(4 * shard.number, 4 * shard.number + 4)
+        labels = np.array(shard.labels)
+        write_shard(tmp_path, shard, len(plan), toy.images[rows], labels, class_names=toy.classes)
+    return tmp_path
+
+
+def test_our_own_shards_are_read(toy, shards, same):
+    same(load(shards, toy), toy)
+    same(load(shards / "data", toy), toy)
+
+
+def test_plain_files_with_any_integer_labels_are_read(toy, rgb_toy, tmp_path, same):
+    same(load(plain(toy, tmp_path / "a.parquet"), toy), toy)
+    same(load(plain(rgb_toy, tmp_path / "b.parquet"), rgb_toy), rgb_toy)
+    small = pa.array(toy.labels, pa.uint8())
+    same(load(plain(toy, tmp_path / "c.parquet", label=small), toy), toy)
+
+
+def test_what_hugging_face_writes_is_read(toy, tmp_path, same, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list(toy.classes))
+    )
+    images = [Image.fromarray(toy.pixels(row)) for row in range(10)]
+    data = datasets.Dataset.from_dict({"image": images, "label": toy.labels}, features=features)
+    data.to_parquet(str(tmp_path / "hf.parquet"))
+    same(load(tmp_path / "hf.parquet", toy), toy)
+    with pytest.raises(DataError, match=r"classes \(dog, cat, eel\).*found cat, dog, eel"):
+        load(tmp_path / "hf.parquet", toy, classes=("dog", "cat", "eel"))
+
+
+def test_other_class_names_are_refused(toy, shards):
+    with pytest.raises(DataError, match=r"\(cat, dog, fox\) were expected.*found cat, dog, eel"):
+        load(shards, toy, classes=("cat", "dog", "fox"))
+
+
+def test_two_splits_in_one_folder_are_refused(toy, shards):
+    plain(toy, shards / "data" / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="one split were expected, found test, train"):
+        load(shards, toy)
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"label": pa.array([0.5] * 10)}, "label: int64.*found .*label: double"),
+        ({"label": pa.array(["cat"] * 10)}, "label: string"),
+        ({"image": pa.array([b"x"] * 10)}, "image: binary"),
+        ({"image": [{"path": "a.png"}] * 10}, "image: struct<path: string>"),
+        ({"image": [{"bytes": None, "path": "a.png"}] * 10}, "damaged|struct|in every row"),
+        ({"label": pa.array([0] * 9 + [None], pa.int64())}, "rows without"),
+        ({"label": pa.array([0] * 9 + [3], pa.int64())}, "found labels outside"),
+        ({"image": [{"bytes": b"junk", "path": None}] * 10}, "row 0: a PNG or JPEG"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(toy, tmp_path, columns, text):
+    path = plain(toy, tmp_path / "a.parquet", **columns)
+    with pytest.raises(DataError, match=text):
+        load(path, toy)
+
+
+def test_a_row_without_an_image_is_refused(toy, tmp_path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for missing in (None, {"bytes": None, "path": "a.png"}):
+        rows = [{"bytes": encoded(toy, 0), "path": None}] * 9 + [missing]
+        path = plain(toy, tmp_path / "a.parquet", image=pa.array(rows, kind))
+        with pytest.raises(DataError, match="in every row"):
+            load(path, toy)
+
+
+def test_a_wrong_size_names_the_row(toy, tmp_path):
+    large = io.BytesIO()
+    Image.new("L", (7, 7)).save(large, "PNG")
+    rows = [{"bytes": encoded(toy, row), "path": None} for row in range(9)]
+    rows.append({"bytes": large.getvalue(), "path": None})
+    path = plain(toy, tmp_path / "a.parquet", image=rows)
+    with pytest.raises(DataError, match=r"a\.parquet, row 9: .*6×6 .*found 7×7"):
+        load(path, toy)
+
+
+def test_damaged_missing_and_empty_files_are_refused(toy, shards, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    with pytest.raises(DataError, match="found none"):
+        load(other, toy)
+    with pytest.raises(DataError, match="found none"):
+        load(other / "absent.parquet", toy)
+    with pytest.raises(DataError, match="empty"):
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        load(plain(toy, other / "a.parquet", rows=(), image=pa.array([], kind)), toy)
+    path = min((shards / "data").iterdir())
+    data = path.read_bytes()
+    for content in (b"", data[:100], data[:-1], data[:200] + b"\xff" + data[201:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=path.name):
+            load(shards, toy)

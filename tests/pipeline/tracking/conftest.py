@@ -1,0 +1,69 @@
+"""A real MLflow on SQLite: migrated once a session, copied for each test."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.spec import Spec
+from pipeline.tracking.connection import connect
+from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables and nothing of ours."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(migrated: Path, tmp_path: Path) -> str:
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def tracker(uri: str, tmp_path: Path) -> Tracker:
+    return Tracker(uri, tmp_path / "artifacts")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "release"
+    folder.mkdir(parents=True)
+    (folder.parent / "internal").mkdir()
+    return folder
+
+
+@pytest.fixture
+def identity() -> RunIdentity:
+    return RunIdentity("digits-1", "ab" * 32, "ledger-7", "cd" * 32, void=False)
+
+
+@pytest.fixture
+def run(tracker: Tracker, identity: RunIdentity, release: Path) -> Iterator[TrackedRun]:
+    return tracker.start("digits", identity, release)
+
+
+@pytest.fixture
+def spec() -> Spec:
+    return Spec.model_validate(
+        {
+            "name": "tiny",
+            "data": {
+                "name": "digits",
+                "source": {"kind": "digits"},
+                "records": 1437,
+                "size": 8,
+                "channels": 1,
+                "classes": ("zero", "one", "two"),
+            },
+            "privacy": {"epsilon": 10.0, "delta": 1e-4},
+            "model": {"base": 8, "multipliers": (1, 2), "blocks": 1, "attention": ()},
+            "train": {"batch": 64, "steps": 10, "views": 2},
+            "synthesize": {"images": 6, "steps": 4, "batch": 4, "guidance": 0.5},
+        }
+    )

@@ -1,0 +1,136 @@
+"""The model that MLflow keeps samples what it is asked for."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.building import build_denoiser, build_guided, build_sampler
+from pipeline.spec import Spec
+from pipeline.tracking.model import log_sampling_model, save_sampling_model
+from pipeline.tracking.tracker import TrackedRun
+from privacy.errors import InvalidRequest
+from synth.shards import to_uint8
+
+
+@pytest.fixture
+def weights(release: Path, spec: Spec) -> Path:
+    torch.manual_seed(3)
+    denoiser = build_denoiser(spec)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            # Fresh blocks end in zeros; without this every class would look the same.
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_file(denoiser.state_dict(), release / "weights.safetensors")
+    return release / "weights.safetensors"
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, weights: Path, spec: Spec) -> mlflow.pyfunc.PyFuncModel:
+    save_sampling_model(tmp_path / "model", weights, spec)
+    return mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+@pytest.fixture
+def tracking_uri(uri: str) -> Iterator[str]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    yield uri
+    mlflow.set_tracking_uri(before)
+
+
+def _pixels(answer: pd.DataFrame) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in answer["image"]])
+
+
+def test_asked_number_of_asked_class(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    answer = loaded.predict(pd.DataFrame({"label": [2, 0], "count": [5, 1]}))
+    assert list(answer.columns) == ["image", "label", "class_name"]
+    assert list(answer["label"]) == [2] * 5 + [0]
+    assert list(answer["class_name"]) == ["two"] * 5 + ["zero"]
+    pixels = _pixels(answer)
+    assert (pixels.shape, pixels.dtype) == ((6, 8, 8), np.uint8)
+    assert len({image.tobytes() for image in pixels}) == 6
+
+
+def test_is_the_sampler_of_the_spec(
+    loaded: mlflow.pyfunc.PyFuncModel, weights: Path, spec: Spec
+) -> None:
+    from safetensors.torch import load_file
+
+    denoiser = build_denoiser(spec)
+    denoiser.load_state_dict(load_file(weights))
+    drawn = build_sampler(spec).sample(
+        build_guided(spec, denoiser.eval()),
+        torch.full((3,), 1),
+        (1, 8, 8),
+        torch.Generator().manual_seed(11),
+    )
+    answer = loaded.predict(pd.DataFrame({"label": [1], "count": [3], "seed": [11]}))
+    assert np.array_equal(_pixels(answer), to_uint8(drawn)[..., 0])
+
+
+def test_seed_repeats_and_none_does_not(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    seeded = pd.DataFrame({"label": [0], "count": [2], "seed": [4]})
+    free = pd.DataFrame({"label": [0], "count": [2]})
+    assert np.array_equal(_pixels(loaded.predict(seeded)), _pixels(loaded.predict(seeded)))
+    assert not np.array_equal(_pixels(loaded.predict(free)), _pixels(loaded.predict(free)))
+
+
+def test_no_images_asked(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    assert len(loaded.predict(pd.DataFrame({"label": [0], "count": [0]}))) == 0
+
+
+@pytest.mark.parametrize(("label", "count"), [(3, 1), (-1, 1), (0, -1), (0, 10**9)])
+def test_senseless_requests(loaded: mlflow.pyfunc.PyFuncModel, label: int, count: int) -> None:
+    with pytest.raises(InvalidRequest):
+        loaded.predict(pd.DataFrame({"label": [label], "count": [count]}))
+
+
+def test_saved_model_names_no_data_source(
+    tmp_path: Path, loaded: mlflow.pyfunc.PyFuncModel
+) -> None:
+    files = {p.name: p for p in (tmp_path / "model").rglob("*") if p.is_file()}
+    recipe = json.loads(files["sampling.json"].read_text())
+    assert set(recipe) == {"data", "model", "synthesize"}
+    assert set(recipe["data"]) == {"size", "channels", "classes"}
+    assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
+    assert "umbra-synth==" in files["requirements.txt"].read_text()
+
+
+def test_logged_model_loads_by_uri(
+    run: TrackedRun, weights: Path, spec: Spec, tracking_uri: str
+) -> None:
+    uri = log_sampling_model(run, weights, spec)
+    answer = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame({"label": [1], "count": [2]}))
+    assert len(answer) == 2
+    outputs = run.client.get_run(run.id).outputs.model_outputs
+    assert [f"models:/{output.model_id}" for output in outputs] == [uri]
+    assert run.client.get_logged_model(uri.removeprefix("models:/")).status == "READY"
+
+
+def test_private_weights_are_refused(run: TrackedRun, weights: Path, spec: Spec) -> None:
+    private = run._release.parent / "internal" / "weights.safetensors"
+    private.write_bytes(weights.read_bytes())
+    with pytest.raises(InvalidRequest, match="release"):
+        log_sampling_model(run, private, spec)
+
+
+def test_saving_is_quiet(
+    tmp_path: Path,
+    weights: Path,
+    spec: Spec,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    save_sampling_model(tmp_path / "quiet", weights, spec)
+    assert capfd.readouterr() == ("", "")
+    assert not [w for w in recwarn if "mlflow" in w.filename and w.category is UserWarning]

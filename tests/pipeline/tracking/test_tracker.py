@@ -1,0 +1,215 @@
+"""Parent and child runs in a real MLflow."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.spec import Spec
+from pipeline.tracking.connection import TrackingUnavailable, without_password
+from pipeline.tracking.release import Release
+from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker, flatten
+from privacy.errors import InvalidRequest
+
+
+def _children(tracker: Tracker, parent: str) -> list[Run]:
+    return list(
+        tracker.client.search_runs(
+            [tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'"
+        )
+    )
+
+
+def test_parent_carries_its_identity(
+    tracker: Tracker, run: TrackedRun, identity: RunIdentity
+) -> None:
+    stored = tracker.client.get_run(run.id)
+    assert stored.info.status == "RUNNING"
+    assert stored.info.run_name == "digits"
+    assert identity.tags().items() <= stored.data.tags.items()
+    assert stored.data.tags["umbra.void"] == "false"
+    assert "mlflow.user" not in stored.data.tags
+
+
+def test_head_moves_on(tracker: Tracker, run: TrackedRun) -> None:
+    run.ledger_head("ef" * 32)
+    assert tracker.client.get_run(run.id).data.tags["umbra.ledger_head"] == "ef" * 32
+
+
+def test_stage_is_a_child_with_metrics_and_time(tracker: Tracker, run: TrackedRun) -> None:
+    with run.stage("train") as stage:
+        stage.metrics(Release.spent({"steps": 10, "epsilon_rdp": 1.5}), step=10)
+    (child,) = _children(tracker, run.id)
+    assert child.info.run_name == "train"
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics["spent.epsilon_rdp"] == 1.5
+    assert child.data.metrics["time.train"] >= 0
+    (point,) = tracker.client.get_metric_history(child.info.run_id, "spent.steps")
+    assert (point.value, point.step) == (10.0, 10)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("pixel 0.731"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_failed_stage_is_marked_and_says_nothing(
+    tracker: Tracker, run: TrackedRun, error: BaseException, status: str
+) -> None:
+    with pytest.raises(type(error)), run.stage("train"):
+        raise error
+    (child,) = _children(tracker, run.id)
+    assert child.info.status == status
+    assert "0.731" not in str(child.to_dictionary())
+
+
+def test_stage_error_is_not_masked_by_a_lost_server(
+    tracker: Tracker, run: TrackedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise OSError("gone")
+
+    with pytest.raises(ValueError, match="the stage's own"), run.stage("train"):
+        monkeypatch.setattr(tracker.client, "set_terminated", lost)
+        raise ValueError("the stage's own")
+    run.finish(succeeded=False)
+    with pytest.raises(TrackingUnavailable):
+        run.finish(succeeded=True)
+
+
+def test_reopen_and_find_after_a_crash(
+    uri: str, tracker: Tracker, run: TrackedRun, release: Path, spec: Spec
+) -> None:
+    run.params(spec)
+    run.finish(succeeded=False)
+    again = Tracker(uri, None)
+    assert again.experiment_id == tracker.experiment_id
+    assert again.find("digits-1") == run.id
+    assert again.find("another") is None
+    reopened = again.reopen(run.id, release)
+    assert again.client.get_run(run.id).info.status == "RUNNING"
+    reopened.params(spec)
+    with reopened.stage("sample"):
+        pass
+    reopened.finish(succeeded=True)
+    assert again.client.get_run(run.id).info.status == "FINISHED"
+    assert len(_children(again, run.id)) == 1
+
+
+def test_reopen_of_an_unknown_run_is_a_readable_error(tracker: Tracker, release: Path) -> None:
+    with pytest.raises(TrackingUnavailable, match="RESOURCE_DOES_NOT_EXIST"):
+        tracker.reopen("0" * 32, release)
+
+
+def test_find_takes_no_filter_injection(tracker: Tracker) -> None:
+    with pytest.raises(InvalidRequest):
+        tracker.find("x' OR 'a' = 'a")
+
+
+def test_params_are_the_flat_spec(tracker: Tracker, run: TrackedRun, spec: Spec) -> None:
+    run.params(spec)
+    params = tracker.client.get_run(run.id).data.params
+    assert params["privacy.epsilon"] == "10.0"
+    assert params["model.multipliers"] == "[1, 2]"
+    assert params["synthesize.churn.s_churn"] == "50.0"
+
+
+@pytest.mark.parametrize("smuggled", [{"spent.steps": 1.0}, {"loss": 0.5}, None, 3.0])
+def test_metrics_take_a_release_and_nothing_else(run: TrackedRun, smuggled: object) -> None:
+    with pytest.raises(InvalidRequest, match="Release"):
+        run.metrics(smuggled)  # type: ignore[arg-type]
+
+
+def test_params_take_a_spec_and_nothing_else(run: TrackedRun) -> None:
+    with pytest.raises(InvalidRequest, match="spec"):
+        run.params({"train_loss": 0.5})  # type: ignore[arg-type]
+
+
+def test_artifact_from_release(tracker: Tracker, run: TrackedRun, release: Path) -> None:
+    (release / "report.html").write_text("<p>")
+    (release / "data").mkdir()
+    (release / "data" / "shard").write_text("x")
+    run.artifact(release / "report.html")
+    run.artifact(release / "data", "data")
+    assert {item.path for item in tracker.client.list_artifacts(run.id)} == {"report.html", "data"}
+    assert [item.path for item in tracker.client.list_artifacts(run.id, "data")] == ["data/shard"]
+
+
+def test_artifact_from_outside_release_is_refused(run: TrackedRun, release: Path) -> None:
+    private = release.parent / "internal" / "losses.json"
+    private.write_text("[0.5]")
+    (release / "link.json").symlink_to(private)
+    (release / "folder").mkdir()
+    (release / "folder" / "deep.json").symlink_to(private)
+    inside = (release / "link.json", release / "folder")
+    for path in (private, release / ".." / "internal" / "losses.json", *inside):
+        with pytest.raises(InvalidRequest, match="outside"):
+            run.artifact(path)
+    with pytest.raises(InvalidRequest, match="no 'absent'"):
+        run.artifact(release / "absent")
+
+
+def test_dataset_is_noted_by_name_alone(tracker: Tracker, run: TrackedRun) -> None:
+    run.log_dataset("digits")
+    (noted,) = tracker.client.get_run(run.id).inputs.dataset_inputs
+    assert noted.dataset.name == "digits"
+    assert noted.dataset.digest == hashlib.sha256(b"digits").hexdigest()[:16]
+    assert not noted.dataset.schema
+    assert not noted.dataset.profile
+
+
+def test_deleted_experiment_says_how_to_restore_it(uri: str, tracker: Tracker) -> None:
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(TrackingUnavailable, match="restore"):
+        Tracker(uri, None)
+
+
+def test_unreachable_database_is_a_readable_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrackingUnavailable, match="MLFLOW_TRACKING_URI"):
+        Tracker(f"sqlite:///{tmp_path}/file/mlflow.db", None)
+
+
+def test_password_is_taken_out() -> None:
+    assert without_password("postgresql://u:p@db:5432/m?x=1") == "postgresql://db:5432/m?x=1"
+    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_flatten() -> None:
+    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": False}
+    assert flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
+
+
+def test_quiet_and_without_telemetry(tmp_path: Path, migrated: Path) -> None:
+    program = f"""
+from pathlib import Path
+from pipeline.tracking.tracker import RunIdentity, Tracker
+tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
+run = tracker.start("n", RunIdentity("r", "s", "l", "h", True), Path({str(tmp_path)!r}))
+with run.stage("plan"):
+    pass
+run.finish(True)
+import mlflow.telemetry
+assert mlflow.telemetry.get_telemetry_client() is None
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "CI"))}
+    environment["MLFLOW_DISABLE_TELEMETRY"] = "false"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_client_keeps_no_active_run(run: TrackedRun) -> None:
+    import mlflow
+
+    with run.stage("train"):
+        assert mlflow.active_run() is None
+    assert isinstance(run.client, MlflowClient)

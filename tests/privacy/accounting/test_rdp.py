@@ -1,0 +1,84 @@
+"""RDP curves against sums and integrals in forty digits."""
+
+import numpy as np
+import pytest
+
+from privacy.accounting.rdp import ORDERS, RDPAccountant, curve, epsilon_of
+from privacy.mechanism import Gaussian, SubsampledGaussian
+
+STEPS = [(1 / 15, 2.48779296875), (0.01, 1.1), (0.5, 20.0), (1 / 80, 8.828125), (0.001, 0.5)]
+
+
+def at(order: float, values: np.ndarray) -> float:
+    (index,) = np.flatnonzero(np.isclose(ORDERS, order, rtol=1e-12))
+    return float(values[index])
+
+
+@pytest.mark.parametrize(("q", "sigma"), STEPS)
+@pytest.mark.parametrize("order", [2, 3, 10, 36, 63, 1024])
+def test_integer_orders_are_the_binomial_sum(exact_sampled_rdp, q, sigma, order):
+    truth = float(exact_sampled_rdp(q, sigma, order))
+    assert at(order, curve([SubsampledGaussian(q, sigma, 1)])) == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(1 / 15, 2.48779296875), (0.01, 1.1), (0.1, 0.5)])
+@pytest.mark.parametrize("order", [1.1, 1.5, 2.5, 3.4, 7.5])
+def test_fractional_orders_are_bounded_from_above_and_near(exact_sampled_rdp, q, sigma, order):
+    truth = float(exact_sampled_rdp(q, sigma, order))
+    found = at(order, curve([SubsampledGaussian(q, sigma, 1)]))
+    assert found >= truth * (1 - 1e-9)
+    if order > 2:
+        assert found <= truth * 1.01
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(1e-6, 100.0), (1e-5, 1e4), (1e-3, 1e6)])
+@pytest.mark.parametrize("order", [1.5, 2, 3, 17, 63, 1024])
+def test_rounding_does_not_eat_a_tiny_cost(exact_sampled_rdp, q, sigma, order):
+    """In double precision these sums are rounding error, zero or below; steps multiply it."""
+    truth = float(exact_sampled_rdp(q, sigma, max(order, 2)))
+    found = at(order, curve([SubsampledGaussian(q, sigma, 1)]))
+    assert truth * (1 - 1e-6) <= found < truth + 1e-11
+
+
+@pytest.mark.parametrize("sigma", [0.003, 0.03, 0.3, 1.0, 30.0, 1e7])
+@pytest.mark.parametrize("q", [1e-4, 0.1, 0.99, 1.0])
+def test_curves_are_finite_and_grow_with_the_order(q, sigma):
+    values = curve([SubsampledGaussian(q, sigma, 1)])
+    assert np.all(np.isfinite(values[ORDERS >= 2]))
+    assert np.all(values > 0)
+    # Fractional orders are bounds only, so neighbours are compared among whole orders.
+    whole = values[(ORDERS >= 2) & (np.floor(ORDERS) == ORDERS)]
+    assert np.all(np.diff(whole) >= -1e-12)
+
+
+def test_the_plain_gaussian_mechanism_is_alpha_over_two_sigma_squared():
+    np.testing.assert_allclose(curve([Gaussian(3.0, 4)]), 4 * ORDERS / 18, rtol=1e-12)
+
+
+def test_composition_adds_and_nothing_is_zero():
+    first, second = SubsampledGaussian(0.1, 1.0, 5), Gaussian(2.0)
+    np.testing.assert_allclose(curve([first, second]), curve([first]) + curve([second]), rtol=1e-14)
+    assert np.all(curve([]) == 0)
+    assert np.array_equal(RDPAccountant().curve([first]), curve([first]))
+
+
+def test_a_result_may_be_changed_without_spoiling_the_next():
+    expected = curve([Gaussian(2.0)]).copy()
+    curve([Gaussian(2.0)])[:] = 0
+    assert np.array_equal(curve([Gaussian(2.0)]), expected)
+
+
+def test_the_orders_reach_from_near_one_past_512_and_cannot_be_changed():
+    assert 1.01 < ORDERS[0] < 1.1
+    assert ORDERS[-1] >= 512
+    assert np.all(np.diff(ORDERS) > 0)
+    assert not ORDERS.flags.writeable
+
+
+def test_no_finite_order_means_no_guarantee():
+    assert epsilon_of(np.full_like(ORDERS, np.inf), 1e-5) == np.inf
+
+
+def test_a_failing_series_is_not_announced_on_stderr(capfd):
+    curve([SubsampledGaussian(0.0667, 0.512345, 1)])
+    assert "failed to converge" not in capfd.readouterr().err

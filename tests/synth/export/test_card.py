@@ -1,0 +1,88 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from synth.export.card import render_card
+from synth.manifest import load_manifest
+
+
+def front_matter(text: str) -> dict:
+    lines = text.splitlines()
+    assert lines[0] == "---"
+    return yaml.safe_load("\n".join(lines[1 : lines.index("---", 1)]))
+
+
+def test_front_matter_says_what_the_hub_reads(release, card, privacy):
+    manifest = load_manifest(release)
+    header = front_matter(render_card(card, manifest, privacy))
+    assert header["pretty_name"] == "Digits: a twin"
+    assert header["license"] == "cc-by-4.0"
+    assert header["size_categories"] == ["n<1K"]
+    assert header["task_categories"] == ["image-classification"]
+    assert header["tags"] == ["synthetic", "differential-privacy", "umbra", "digits"]
+    (config,) = header["configs"]
+    assert config["data_files"] == [{"split": "train", "path": "data/**"}]
+    info = header["dataset_info"]
+    assert info["features"][1]["dtype"]["class_label"]["names"] == {
+        "0": "zero",
+        "1": "T-shirt/top",
+        "2": "apple",
+    }
+    assert info["splits"] == [
+        {"name": "train", "num_bytes": manifest.bytes, "num_examples": 12},
+    ]
+
+
+def test_the_hubs_own_reader_accepts_it(release, card, privacy):
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.DatasetCard(render_card(card, load_manifest(release), privacy)).data
+    assert data.license == "cc-by-4.0"
+    assert "differential-privacy" in data.tags
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (60_000, "10K<n<100K"),
+        (999_999, "100K<n<1M"),
+        (5_000_000, "1M<n<10M"),
+    ],
+)
+def test_size_categories(release, card, privacy, rows, category):
+    manifest = load_manifest(release)
+    shard = dataclasses.replace(manifest.shards[0], rows=rows)
+    large = dataclasses.replace(manifest, class_counts=(rows, 0, 0), shards=(shard,))
+    assert front_matter(render_card(card, large, privacy))["size_categories"] == [category]
+
+
+def test_the_promise_is_spelled_out(release, card, privacy):
+    text = render_card(card, load_manifest(release), privacy)
+    for part in (
+        "| rdp | 9.9959 |",
+        "| prv | 9.2917 |",
+        "1e-05",
+        "one image",
+        "add/remove with zero-out",
+        "ab" * 32,
+        "reservation-7",
+        "| 1 | T-shirt/top | 3 |",
+        "8×8",
+        r"| Accuracy \| public test set | 0.91 |",
+    ):
+        assert part in text
+
+
+def test_texts_from_a_spec_cannot_break_out_of_the_front_matter(release, card, privacy):
+    nasty = dataclasses.replace(
+        card, name='x: "y"\n---\nlicense: mit', tags=("a: b\n---\n", "umbra")
+    )
+    text = render_card(nasty, load_manifest(release), privacy)
+    header = front_matter(text)
+    assert header["pretty_name"] == 'x: "y" --- license: mit'
+    assert header["license"] == "cc-by-4.0"
+    assert header["tags"][-1] == "a: b\n---\n"
+    assert header["dataset_info"]
+    assert '\n# x: "y" --- license: mit\n' in text

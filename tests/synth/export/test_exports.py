@@ -1,0 +1,213 @@
+"""The contract that every export format inherits, and what each one looks like."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from synth import export
+from synth.export import EXPORTERS, exporter, verify_export
+from synth.export.images import class_folders
+from synth.shards import read_shards
+
+every_format = pytest.mark.parametrize("name", list(EXPORTERS))
+
+
+def rows_of(release):
+    pieces = list(read_shards(release))
+    return np.concatenate([a for a, _ in pieces]), np.concatenate([b for _, b in pieces])
+
+
+@every_format
+def test_a_fresh_export_verifies_and_seals_itself(name, release, card, privacy, tmp_path):
+    target = tmp_path / "out" / name
+    exported = exporter(name)(release, target, card, privacy)
+    assert exported.folder == target
+    assert verify_export(target) == []
+    digest = hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest()
+    promise = json.loads((target / "privacy.json").read_bytes())
+    assert exported.manifest_sha256 == digest == promise.pop("manifest_sha256")
+    assert promise == privacy
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+@every_format
+def test_hugging_face_opens_it_with_labels_and_names(
+    name, make_release, card, privacy, tmp_path, load_dataset
+):
+    release = make_release(channels=3)
+    images, labels = rows_of(release)
+    exporter(name)(release, tmp_path / "out", card, privacy)
+    data = load_dataset(tmp_path / "out")
+    assert list(data) == ["train"]
+    feature = data["train"].features["label"]
+    if name == "images":  # a folder cannot be called T-shirt/top
+        assert feature.names == ["zero", "T-shirt_top", "apple"]
+    else:
+        assert feature.names == ["zero", "T-shirt/top", "apple"]
+    found = {(np.asarray(row["image"]).tobytes(), row["label"]) for row in data["train"]}
+    assert found == {
+        (image.tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)
+    }
+
+
+@every_format
+def test_equal_releases_give_equal_exports(name, release, card, privacy, tmp_path):
+    first = exporter(name)(release, tmp_path / "a", card, privacy)
+    second = exporter(name)(release, tmp_path / "b", card, privacy)
+    assert first.manifest_sha256 == second.manifest_sha256
+
+
+@every_format
+def test_an_occupied_target_is_refused_and_untouched(name, release, card, privacy, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine").write_text("x")
+    with pytest.raises(InvalidRequest, match="not empty"):
+        exporter(name)(release, target, card, privacy)
+    assert [path.name for path in target.iterdir()] == ["mine"]
+
+
+@every_format
+@pytest.mark.parametrize("damage", ["changed", "missing", "extra", "manifest", "no manifest"])
+def test_damaged_input_is_refused(name, damage, release, card, privacy, tmp_path):
+    shard = min((release / "data").iterdir())
+    if damage == "changed":
+        data = bytearray(shard.read_bytes())
+        data[50] ^= 1
+        shard.write_bytes(data)
+    elif damage == "missing":
+        shard.unlink()
+    elif damage == "extra":
+        shutil.copy(shard, shard.with_name("train-00007-of-00003.parquet"))
+    elif damage == "manifest":
+        path = release / "manifest.json"
+        path.write_text(path.read_text().replace('"rows": 5', '"rows": 6', 1))
+    else:
+        (release / "manifest.json").unlink()
+    with pytest.raises(IntegrityBroken):
+        exporter(name)(release, tmp_path / "out", card, privacy)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@every_format
+def test_a_full_disk_leaves_nothing(name, release, card, privacy, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UmbraError, match="the disk is full"):
+        exporter(name)(release, tmp_path / "out", card, privacy)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@every_format
+def test_a_void_run_is_exported_on_demand_only_and_says_so(name, release, card, privacy, tmp_path):
+    void = privacy | {"void": True}
+    with pytest.raises(InvalidRequest, match="void of privacy"):
+        exporter(name)(release, tmp_path / "out", card, void)
+    exporter(name)(release, tmp_path / "out", card, void, allow_void=True)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "No privacy is promised" in text
+    assert "9.99" not in text
+    promise = json.loads((tmp_path / "out" / "privacy.json").read_bytes())
+    assert promise["void"]
+    assert set(promise["epsilon"].values()) == {None}
+    assert verify_export(tmp_path / "out") == []
+
+
+@every_format
+def test_every_file_of_an_export_is_sealed(name, release, card, privacy, tmp_path):
+    out = tmp_path / "out"
+    exporter(name)(release, out, card, privacy)
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for position in (0, len(data) // 2, len(data) - 1):
+            damaged = bytearray(data)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            assert verify_export(out), f"{path.name}, byte {position}"
+        path.unlink()
+        assert verify_export(out), path.name
+        path.write_bytes(data)
+    assert verify_export(out) == []
+    (out / "more.txt").write_text("x")
+    assert verify_export(out) == ["extra: more.txt is not in the manifest"]
+
+
+@every_format
+def test_a_resealed_file_shows_in_the_next_seal(name, release, card, privacy, tmp_path):
+    out = tmp_path / "out"
+    exporter(name)(release, out, card, privacy)
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    text = (out / "README.md").read_text().replace("9.9959", "0.0001").encode()
+    (out / "README.md").write_bytes(text)
+    (entry,) = [entry for entry in manifest["documents"] if entry["file"] == "README.md"]
+    entry.update(bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    (finding,) = verify_export(out)
+    assert "sha256 that privacy.json states" in finding
+
+
+def test_parquet_shards_are_the_release_byte_for_byte(release, card, privacy, tmp_path):
+    export.export_parquet(release, tmp_path / "out", card, privacy)
+    for shard in (release / "data").iterdir():
+        assert (tmp_path / "out" / "data" / shard.name).read_bytes() == shard.read_bytes()
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 12
+
+
+def test_a_shard_that_changes_while_it_is_copied_is_refused(
+    release, card, privacy, tmp_path, monkeypatch
+):
+    copyfile = shutil.copyfile
+
+    def copy_badly(source, target):
+        copyfile(source, target)
+        with target.open("r+b") as file:
+            file.write(b"X")
+
+    monkeypatch.setattr(shutil, "copyfile", copy_badly)
+    with pytest.raises(IntegrityBroken, match="changed while it was copied"):
+        export.export_parquet(release, tmp_path / "out", card, privacy)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_image_files_and_the_label_table_agree_with_the_shards(release, card, privacy, tmp_path):
+    out = tmp_path / "out"
+    export.export_images(release, out, card, privacy)
+    images, labels = rows_of(release)
+    with (out / "labels.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in table] == labels.tolist()
+    assert {row["class"] for row in table} == {"zero", "T-shirt/top", "apple"}
+    for row, image in zip(table, images, strict=True):
+        assert np.array_equal(np.asarray(Image.open(out / row["file"])), image[:, :, 0])
+    assert len(list((out / "train" / "T-shirt_top").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["cat", "dog"], ["cat", "dog"]),
+        (["T-shirt/top", "Ankle boot"], ["T-shirt_top", "Ankle boot"]),
+        (["a/b", "a_b", "a_b_0"], ["a_b_0", "a_b_1", "a_b_0_2"]),
+        (["A", "a"], ["A_0", "a_1"]),
+        (["..", ".", "été"], ["__0", "__1", "été_2"]),
+        (["../../x", "con\x00"], ["_.._x", "con_"]),
+    ],
+)
+def test_class_folders_are_safe_and_distinct(names, folders):
+    assert class_folders(names) == folders
+
+
+def test_unknown_formats_are_refused_by_name():
+    with pytest.raises(InvalidRequest, match="parquet, images was expected, found 'zip'"):
+        exporter("zip")
