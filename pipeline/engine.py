@@ -91,7 +91,8 @@ def execute(
         run.begin()
         if not run.state().is_done(INGEST):
             ingest(run, spec, planned, key, budget)
-        with _told(run), cluster(address, spec.resources.object_store_gib):
+        # Ray takes the signals over when it starts, so they are taken back after it has.
+        with _told(run), cluster(address, spec.resources.object_store_gib), _terminable():
             _run_stages(run, home, spec, planned, budget, progress)
     return run.state()
 
@@ -149,9 +150,7 @@ def _run_stages(
         tracked.finish(succeeded)
 
 
-def _track(
-    run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget
-) -> TrackedRun:
+def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:
     local = home.mlflow_uri.startswith("sqlite:")
     tracker = Tracker(home.mlflow_uri, home.artifacts if local else None)
     known = run.state().mlflow_run_id or tracker.find(run.run_id)
@@ -177,8 +176,7 @@ def _track(
 def _told(run: RunDirectory) -> Iterator[None]:
     """Write how the block ended into the run's state; texts for users only."""
     try:
-        with _terminable():
-            yield
+        yield
     except UmbraError as error:
         run.update(status="failed", process=None, message=str(error))
         raise

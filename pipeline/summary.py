@@ -51,7 +51,7 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
         places={
             "report": str(run.release / "report.html"),
             "data": str(run.release / "data"),
-            "MLflow": f"{home.mlflow_uri} (mlflow ui --backend-store-uri {home.mlflow_uri})",
+            "MLflow": f"mlflow ui --backend-store-uri {home.mlflow_uri}",
             "export": f"umbra export {run.run_id} DIR",
         },
     )

@@ -8,8 +8,10 @@ paper writes it.
 Shapes: N records, K views, C channels, H and W pixels.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from synth.denoisers.base import DenoiserConfig
@@ -71,7 +73,12 @@ class DenoisingLoss:
         self.config = config
 
     def __call__(
-        self, denoiser: nn.Module, image: Tensor, label: Tensor, sigma: Tensor, noise: Tensor
+        self,
+        denoiser: Callable[..., Tensor],
+        image: Tensor,
+        label: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
     ) -> Tensor:
         """Evaluate the loss.
 

@@ -8,6 +8,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON and nothing else on standard output."
@@ -23,7 +24,10 @@ def emit(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numbers: Sequence[int] = (),
 ) -> Table:
     """Return a table; the columns in `numbers` are set flush right."""
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -34,11 +38,11 @@ def table(
     return drawn
 
 
-def pairs(title: str, facts: Mapping[str, object]) -> Table:
-    """Return a two-column table of names and values."""
-    drawn = Table(title=title or None, title_justify="left", box=None, show_header=False)
-    drawn.add_column(style="dim")
-    drawn.add_column(overflow="fold")
+def pairs(title: str, facts: Mapping[str, object]) -> Text:
+    """Return names and values, one a line; paths are never broken, so that they can be copied."""
+    width = max(map(len, facts), default=0)
+    drawn = Text(no_wrap=True, overflow="ignore")
+    drawn.append(f"{title}\n", style="italic")
     for name, value in facts.items():
-        drawn.add_row(name, str(value))
+        drawn.append(f"  {name:<{width}}  ", style="dim").append(f"{value}\n")
     return drawn

@@ -40,9 +40,9 @@ def plan(spec: Path, as_json: bool) -> None:
                     "clip norm C": f"{made.clip_norm:g}",
                     "parameters": f"{cost.parameters:,}",
                     "views in all": f"{cost.views:,.0f}",
-                    "training": f"{cost.training_flops / _GIGA:,.0f} GFLOP, {_time(cost.training_seconds)}",
-                    "sampling": f"{cost.sampling_flops / _GIGA:,.0f} GFLOP, {_time(cost.sampling_seconds)}",
-                    "memory of a worker": f"{cost.worker_bytes / 2**20:,.0f} MiB beside the runtimes",
+                    "training (estimate)": _work(cost.training_flops, cost.training_seconds),
+                    "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
+                    "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
                 },
             )
         )
@@ -56,5 +56,6 @@ def plan(spec: Path, as_json: bool) -> None:
     emit(facts, as_json, show)
 
 
-def _time(seconds: float | None) -> str:
-    return "time unknown" if seconds is None else f"about {duration(seconds)} on this machine"
+def _work(flops: float, seconds: float | None) -> str:
+    time = "time unknown" if seconds is None else f"about {duration(seconds)} on this machine"
+    return f"{flops / _GIGA:,.0f} GFLOP, {time}"

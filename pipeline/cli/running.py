@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -12,6 +13,9 @@ from pipeline.cli.output import emit, pairs, table
 from pipeline.home import Home
 from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
 from pipeline.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pipeline.summary import Summary
 
 
 def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) -> None:
@@ -49,10 +53,7 @@ def _progress(run: RunDirectory, quiet: bool) -> Iterator[Progress]:
         yield Both(SilentProgress() if quiet else show_progress(), LineProgress(log))
 
 
-def _show(console: Console, summary: "object") -> None:
-    from pipeline.summary import Summary
-
-    assert isinstance(summary, Summary)  # noqa: S101
+def _show(console: Console, summary: "Summary") -> None:
     if summary.classifiers:
         rows = [
             (name, f"{100 * accuracy:.1f} %", "–" if top is None else f"{100 * top:.1f} %")
@@ -65,5 +66,4 @@ def _show(console: Console, summary: "object") -> None:
     elif summary.withheld:
         console.print(f"{summary.withheld}\n")
     console.print(pairs("Privacy", summary.privacy))
-    console.print()
     console.print(pairs("Where", summary.places))

@@ -14,6 +14,8 @@ NAMESPACE = "umbra"
 
 # Read by Ray and by the workers it starts, so they are set before Ray is imported.
 _QUIET = {
+    # Starting takes 5 s, but a busy machine has been seen to need a minute.
+    "RAY_raylet_start_wait_time_s": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DEDUP_LOGS": "0",

@@ -1,6 +1,6 @@
 """Metrics as Ray tasks, side by side: each loads what it compares and returns plain numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.cluster.calls import answer
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
+from pipeline.spec.evaluate import Evaluate
 from synth.shards import read_shards
 
 
@@ -30,10 +31,9 @@ def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str
     Raises:
         UmbraError: as a task raised it.
     """
-    assert spec.evaluate is not None  # noqa: S101 - the stage asks first
     classify = ray.remote(_classify).options(num_cpus=1)
     kinds = (SYNTHETIC, CEILING)
-    names = spec.evaluate.classifiers
+    names = _wanted(spec).classifiers
     tasks = {classify.remote(spec, release, kind, n): (kind, n) for n in names for kind in kinds}
     features = ray.remote(_compare_features).options(num_cpus=1).remote(spec, release)
     results: dict[str, Any] = {kind: {} for kind in kinds}
@@ -46,12 +46,16 @@ def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str
             kind, name = tasks[done]
             results[kind][name] = answer(done)
         on_task()
-    return results
+    return {kind: _in_order(results[kind], names) for kind in kinds} | {FEATURES: results[FEATURES]}
+
+
+def _in_order(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: results[name] for name in names}
 
 
 def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
-    evaluate = spec.evaluate
+    evaluate = _wanted(spec)
     train = _synthetic(release) if kind == SYNTHETIC else _load(spec, spec.data.source)
     test = _holdout(spec)
     result = train_and_test(
@@ -70,7 +74,8 @@ def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]
 
 def _compare_features(spec: Spec, release: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    path = None if spec.evaluate.features == "builtin" else spec.evaluate.features
+    wanted = _wanted(spec)
+    path = None if wanted.features == "builtin" else wanted.features
     extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
     real, synthetic = _holdout(spec).images, _synthetic(release).images
     distance = frechet(
@@ -79,8 +84,8 @@ def _compare_features(spec: Spec, release: Path) -> dict[str, Any]:
     balls = precision_recall(
         extract(real),
         extract(synthetic),
-        nearest=spec.evaluate.neighbours,
-        seed=spec.evaluate.seed,
+        nearest=wanted.neighbours,
+        seed=wanted.seed,
     )
     return {"frechet": distance.to_dict(), "precision_recall": balls.to_dict()}
 
@@ -89,7 +94,13 @@ def _load(spec: Spec, source: SourceOptions) -> ImageSet:
     return source.load(spec.data.size, spec.data.channels, spec.data.classes)
 
 
+def _wanted(spec: Spec) -> Evaluate:
+    assert spec.evaluate is not None  # noqa: S101 - the stage asked first
+    return spec.evaluate
+
+
 def _holdout(spec: Spec) -> ImageSet:
+    assert spec.data.holdout is not None  # noqa: S101 - a spec with `evaluate` has one
     return _load(spec, spec.data.holdout.source)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 import torch
-from safetensors.torch import load as from_safetensors
+from safetensors.torch import load_file
 
 from pipeline.building import build_denoiser, build_guided, build_sampler
 from pipeline.cluster.calls import answer
@@ -21,18 +21,18 @@ _RESTARTS = 3
 class ShardSampler:
     """Makes shards of one run; a shard is a function of (weights, spec, number) alone."""
 
-    def __init__(self, spec: Spec, weights: bytes, folder: Path) -> None:
+    def __init__(self, spec: Spec, weights: Path, folder: Path) -> None:
         # One thread: sums in another order would change last bits, and a shard's bytes with them.
         torch.set_num_threads(1)
         gpu = spec.resources.gpus_per_worker > 0
         self._device = torch.device("cuda" if gpu else "cpu")
         denoiser = build_denoiser(spec)
         try:
-            denoiser.load_state_dict(from_safetensors(weights))
+            denoiser.load_state_dict(load_file(weights))
         except Exception as error:
             raise IntegrityBroken(
-                "the run's weights are damaged or belong to another network; restore "
-                "release/model/ from a backup or submit a new run"
+                f"{weights} is missing, damaged or of another network; restore it from a backup "
+                "or submit a new run"
             ) from error
         self._denoise = build_guided(spec, denoiser.to(self._device).eval())
         self._sampler = build_sampler(spec)
@@ -62,7 +62,7 @@ class ShardSampler:
 
 def make_shards(
     spec: Spec,
-    weights: bytes,
+    weights: Path,
     folder: Path,
     shards: list[Shard],
     of: int,
@@ -80,9 +80,9 @@ def make_shards(
         num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
     count = min(_actors(spec), len(shards))
-    held = ray.put(weights)
-    idle: list[Any] = [actor.remote(spec, held, folder) for _ in range(count)]
-    waiting, working = list(reversed(shards)), {}
+    idle: list[Any] = [actor.remote(spec, weights, folder) for _ in range(count)]
+    waiting = list(reversed(shards))
+    working: dict[Any, Any] = {}
     while waiting or working:
         while waiting and idle:
             free = idle.pop()

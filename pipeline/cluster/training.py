@@ -1,4 +1,4 @@
-"""Private training on Ray Train: its workers' life cycle is Ray's, every step is `synth.training`'s.
+"""Private training on Ray Train: the life cycle is Ray's, every step is `synth.training`'s.
 
 Training is at-least-once (a rank killed after a step makes it run again), so nothing here decides
 what was spent: each start of the workers is a new attempt that charges for itself.

@@ -5,7 +5,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from pipeline.report.facts import (
     Spending,
 )
 from pipeline.run_directory import RunDirectory
+from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.accounting import accountant
 from privacy.accounting.rounding import round_up
@@ -41,7 +42,7 @@ from synth.shards import read_shards
 
 _SHOWN = 12  # images of a class
 _PACKAGES = ("umbra-synth", "torch", "numpy", "dp-accounting", "prv-accountant", "opacus", "ray")
-_SCORES = {
+_SCORES: dict[str, tuple[Literal["higher", "lower"], str]] = {
     "precision": ("higher", "share of synthetic images that look real"),
     "recall": ("higher", "share of real images that the synthetic ones cover"),
     "density": ("higher", "how many real neighbourhoods a synthetic image lies in"),
@@ -84,19 +85,26 @@ def collect(run: RunDirectory, budget: Budget, audit: RunAudit) -> ReportFacts:
 def _classes(run: RunDirectory, spec: Spec) -> tuple[ClassImages, ...]:
     parts = list(read_shards(run.release))
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    holdout, reference = spec.data.holdout, None
-    if holdout is not None and holdout.public:
-        reference = holdout.source.load(spec.data.size, spec.data.channels, spec.data.classes)
+    reference = _public_reference(spec)
     return tuple(
         ClassImages(
             name=name,
             synthetic=images[labels == label][:_SHOWN],
-            reference=None
-            if reference is None
-            else reference.images[reference.labels == label][:_SHOWN],
+            reference=None if reference is None else _shown(reference, label),
         )
         for label, name in enumerate(spec.data.classes)
     )
+
+
+def _shown(images: ImageSet, label: int) -> np.ndarray:
+    return images.images[images.labels == label][:_SHOWN]
+
+
+def _public_reference(spec: Spec) -> ImageSet | None:
+    holdout = spec.data.holdout
+    if holdout is None or not holdout.public:
+        return None
+    return holdout.source.load(spec.data.size, spec.data.channels, spec.data.classes)
 
 
 def _budget(budget: Budget, reservation: Reservation) -> DatasetBudget:
@@ -252,12 +260,9 @@ def _provenance(run: RunDirectory, budget: Budget) -> Provenance:
 
 def _hardware() -> dict[str, str]:
     cpu = Path("/proc/cpuinfo")
-    models = (
-        [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        if cpu.exists()
-        else []
-    )
-    name = models[0].partition(":")[2].strip() if models else platform.processor()
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor()
     facts = {"processor": f"{name}, {os.cpu_count()} cores", "system": platform.system()}
     if torch.cuda.is_available():
         facts["accelerator"] = torch.cuda.get_device_name()

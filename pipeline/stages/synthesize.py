@@ -8,7 +8,6 @@ from pipeline.stages.base import Context
 from pipeline.stages.train import WEIGHTS
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from privacy.errors import IntegrityBroken
 from synth.atomic import write_json
 from synth.manifest import Manifest, ShardEntry, file_sha256
 from synth.shards import plan_shards
@@ -39,21 +38,11 @@ class Synthesize:
                 stage.advance(entry.rows)
 
             (run.internal / _DONE).mkdir(exist_ok=True)
-            make_shards(spec, _weights(context), run.release, missing, len(shards), note)
+            make_shards(spec, run.release / WEIGHTS, run.release, missing, len(shards), note)
         shape = (data.size, data.size, data.channels)
         entries = tuple(made[shard.number] for shard in shards)
         Manifest(shape, data.classes, counts, entries).write(run.release)
         tracked.metrics(Release.rows(sum(counts)))
-
-
-def _weights(context: Context) -> bytes:
-    path = context.run.release / WEIGHTS
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise IntegrityBroken(
-            f"{path} cannot be read ({error.strerror}); restore it or submit a new run"
-        ) from error
 
 
 def _number(entry: ShardEntry) -> int:

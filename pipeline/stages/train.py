@@ -6,17 +6,17 @@ from pipeline.cluster.calls import answer
 from pipeline.cluster.progress_board import progress_board, shown
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.ingest import CONTENT, RUN_KEY
-from pipeline.plan import Plan
+from pipeline.promise import charged_mechanisms, epsilons
 from pipeline.spec import Spec
 from pipeline.stages.base import Context
 from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
+from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
 from privacy.keys import load_or_create_key
-from synth.training import Training
+from privacy.mechanism import SubsampledGaussian
+from synth.training import PRIVATE, Training
 from synth.warmup import Warmup
 
 MODEL = Path("model")
@@ -32,7 +32,8 @@ class Train:
     def run(self, context: Context, tracked: StageRun) -> None:
         """See `Stage.run`."""
         run, spec = context.run, context.spec
-        training = training_of(spec, context.plan)
+        reservation = context.budget.reservation(context.reservation_id)
+        training = training_of(spec, reservation)
         job = TrainingJob(
             spec=spec,
             training=training,
@@ -53,14 +54,22 @@ class Train:
         tracked.metrics(Release.spent(_spent(context)))
 
 
-def training_of(spec: Spec, plan: Plan) -> Training:
-    """Return the settings of `synth.training` that a spec and its plan stand for."""
-    train = spec.train
+def training_of(spec: Spec, reservation: Reservation) -> Training:
+    """Return the settings of `synth.training`: what was reserved, as the spec wants it trained.
+
+    The mechanism is the reservation's: another version of a library might calibrate another σ
+    from the same spec, and then a resumed run would be charged for one and take steps with another.
+    """
+    train, mechanism = spec.train, reservation.component(PRIVATE).mechanism
+    assert isinstance(mechanism, SubsampledGaussian)  # noqa: S101
     return Training(
         dpsgd=DPSGD(
-            plan.records, plan.sampling_probability, plan.noise_multiplier, plan.clip_norm
+            reservation.records,
+            mechanism.sampling_probability,
+            mechanism.noise_multiplier,
+            spec.privacy.clip_norm,
         ),
-        steps=plan.steps,
+        steps=mechanism.steps,
         views=train.views,
         learning_rate=train.learning_rate,
         ema=train.ema,
@@ -74,20 +83,13 @@ def training_of(spec: Spec, plan: Plan) -> Training:
 
 
 def _spent(context: Context) -> dict[str, float]:
-    charged = context.budget.charged_steps(context.reservation_id)
-    mechanisms = [
-        part.mechanism.with_steps(charged[part.name])
-        for part in context.plan.components
-        if charged[part.name]
-    ]
+    reservation = context.budget.reservation(context.reservation_id)
+    charged = charged_mechanisms(context.budget, reservation)
     delta = context.plan.delta
-    bounds = {
-        f"epsilon_{name}": round_up(accountant(name).epsilon(mechanisms, delta))
-        for name in ("rdp", "prv", "pld")
-    }
+    bounds = epsilons(list(charged.values()), delta)
     return {
-        **bounds,
+        **{f"epsilon_{name}": bound for name, bound in bounds.items()},
         "delta": delta,
-        "steps": charged["dp-sgd"],
+        "steps": charged[PRIVATE].steps,
         "dataset_epsilon": context.budget.odometer(context.spec.data.name).spent,
     }

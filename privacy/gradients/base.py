@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class RecordLoss(Protocol):
     The loss is run under `torch.func.vmap` by some engines: no `.item()` and no branch on values.
     """
 
-    def __call__(self, model: ModelCall, *record: Tensor) -> Tensor:
+    def __call__(self, model: ModelCall, /, *record: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a tensor of shape []."""
         ...
 

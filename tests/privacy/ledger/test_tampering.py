@@ -137,7 +137,7 @@ def test_truncation_shows_against_a_recorded_head_only(attack, filled):
 
 
 def test_an_edit_with_a_new_hash_breaks_the_next_row(attack, rows):
-    lie = replace(rows[9], body=rows[9].body.replace('"steps":1', '"steps":2'))
+    lie = replace(rows[9], body=rows[9].body.replace('"steps":2', '"steps":1'))
     lie = replace(lie, hash=row_hash(lie))
     change = "UPDATE umbra_ledger SET body = ?, hash = ? WHERE seq = 10"
     findings = attack((change, (lie.body, lie.hash))).verify()

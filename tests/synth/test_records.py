@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from privacy.errors import InvalidRequest
+from synth.denoisers import EDM, V
+from synth.records import Records, ViewDrawer
+
+KEY = bytes(range(32))
+CPU = torch.device("cpu")
+N, K, NULL = 30, 5, 3
+
+
+def make_records(n=N):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (n, 6, 6, 1), dtype=np.uint8)
+    return Records.from_uint8(images, generator.integers(0, NULL, n), CPU)
+
+
+def drawer(**changes):
+    return ViewDrawer(**{"config": EDM(), "K": K, "label_dropout": 0.3, "null": NULL} | changes)
+
+
+def views(step=0, ids=None, positions=None, records=None, **changes):
+    ids = np.arange(N) if ids is None else ids
+    positions = np.arange(len(ids)) if positions is None else positions
+    drawn = drawer(**{"key": KEY, "attempt": 1} | changes)
+    return drawn.for_step(step, records or make_records(), ids)(np.asarray(positions))
+
+
+class TestRecords:
+    def test_are_scaled_by_their_type_and_not_by_their_values(self):
+        images = np.array([100, 110, 120], dtype=np.uint8).reshape(3, 1, 1, 1)
+        records = Records.from_uint8(images, np.array([0, 1, 0]), CPU)
+        expected = images.reshape(-1).astype(np.float64) / 127.5 - 1
+        np.testing.assert_allclose(records.images.reshape(-1), expected, atol=1e-7)
+        assert len(records) == 3
+        assert records.labels.tolist() == [0, 1, 0]
+
+    def test_channels_come_first(self):
+        images = np.zeros((2, 4, 5, 3), dtype=np.uint8)
+        images[1, 2, 3, 1] = 255
+        records = Records.from_uint8(images, np.array([0, 1]), CPU)
+        assert records.images.shape == (2, 3, 4, 5)
+        assert records.images[1, 1, 2, 3] == 1
+
+    def test_show_nothing_of_themselves(self):
+        records = Records(torch.full((2, 1, 2, 2), 0.123456), torch.tensor([77, 78]))
+        for secret in ("0.12", "77", "tensor"):
+            assert secret not in repr(records)
+
+    @pytest.mark.parametrize(
+        ("images", "labels"),
+        [
+            (torch.zeros(2, 4, 4), torch.zeros(2)),
+            (torch.zeros(2, 1, 4, 4), torch.zeros(3)),
+            (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1)),
+        ],
+    )
+    def test_need_a_label_each(self, images, labels):
+        with pytest.raises(InvalidRequest):
+            Records(images, labels)
+
+
+class TestViewDrawer:
+    def test_gives_every_record_its_own_views(self):
+        records = make_records()
+        images, labels, sigma, noise = views(records=records, positions=[4, 17])
+        assert torch.equal(images, records.images[[4, 17]])
+        assert labels.shape == (2,)
+        assert sigma.shape == (2, K)
+        assert noise.shape == (2, K, 1, 6, 6)
+        assert len(torch.unique(sigma)) == 2 * K
+        assert len(torch.unique(noise)) == noise.numel()
+
+    def test_a_view_does_not_depend_on_the_worker_or_the_micro_batch(self):
+        whole = views()
+        for rank in range(3):
+            owned = np.arange(rank, N, 3)
+            for positions in ([0], [7, 2], list(range(len(owned)))):
+                mine = views(ids=owned, positions=positions)
+                for part, all_of_it in zip(mine, whole, strict=True):
+                    assert torch.equal(part, all_of_it[owned[positions]])
+
+    @pytest.mark.parametrize(
+        "change", [{"step": 1}, {"attempt": 2}, {"key": KEY[::-1]}], ids=lambda c: next(iter(c))
+    )
+    def test_step_attempt_and_run_have_their_own(self, change):
+        mine, theirs = views()[3].flatten(), views(**change)[3].flatten()
+        assert abs(torch.corrcoef(torch.stack([mine, theirs]))[0, 1]) < 0.05
+
+    def test_follow_the_configs_noise_levels(self):
+        records = make_records()
+        config = EDM()
+        sigmas = torch.cat([views(step=s, records=records)[2].flatten() for s in range(30)])
+        log = sigmas.double().log()
+        error = 6 / len(log) ** 0.5
+        assert abs(log.mean() - config.p_mean) < error * config.p_std
+        assert abs(log.std() - config.p_std) < error * config.p_std
+        _, _, sigma, noise = views(config=V())
+        scaled = (noise / sigma[:, :, None, None, None]).double()
+        assert abs(scaled.mean()) < 6 / scaled.numel() ** 0.5
+        assert abs(scaled.std() - 1) < 6 / scaled.numel() ** 0.5
+
+    def test_labels_are_dropped_at_their_rate_and_else_kept(self):
+        records = make_records()
+        labels = torch.stack([views(step=s, records=records)[1] for s in range(100)])
+        dropped = labels == NULL
+        rate = dropped.double().mean()
+        assert abs(rate - 0.3) < 6 * (0.3 * 0.7 / labels.numel()) ** 0.5
+        assert torch.equal(labels[~dropped], records.labels.expand_as(labels)[~dropped])
+        assert torch.equal(views(label_dropout=0.0)[1], records.labels)
+        assert (views(label_dropout=1.0)[1] == NULL).all()
+
+    def test_one_record_has_no_influence_on_anothers_views(self):
+        """What a record does to a step stays within what is clipped."""
+        records = make_records()
+        images = records.images.clone()
+        images[5] = float("nan")
+        other = Records(images, (records.labels + 1) % NULL)
+        rest = [i for i in range(N) if i != 5]
+        _, _, sigma, noise = views(records=records, positions=rest)
+        _, _, other_sigma, other_noise = views(records=other, positions=rest)
+        assert torch.equal(sigma, other_sigma)
+        assert torch.equal(noise, other_noise)
+
+    def test_the_key_is_not_shown(self):
+        assert repr(KEY) not in repr(drawer(key=KEY))
+
+    def test_leaves_torchs_own_generator_alone(self):
+        before = torch.get_rng_state()
+        views()
+        assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,732 @@
+"""The training loop against a naive rewrite, crashes, refusals, and every planted bug.
+
+Each `check_*` is run as a test on what ships, and again under each bug that it has to catch.
+"""
+
+import copy
+import math
+import random
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from privacy.dp_sgd import DPSGD, PrivateGradient
+from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
+from privacy.noise import SecureGaussian
+from privacy.poisson import PoissonSampler
+from synth.attempt import Attempt
+from synth.checkpoint import newest
+from synth.denoisers import EDM, Denoiser
+from synth.loss import DenoisingLoss, draw_views
+from synth.networks import UNet, UNetConfig
+from synth.records import Records, ViewDrawer
+from synth.training import PRIVATE, WARMUP, Trainer, Training
+from synth.warmup import Warmup
+
+KEY = bytes(range(32))
+N, SIZE, CLASSES, T = 24, 4, 2, 7
+Q, SIGMA, C = 0.3, 0.8, 0.5
+QUERY = Warmup(noise_multiplier=1.0, clip_norm=2.0, steps=3, batch=4, learning_rate=0.01)
+
+
+class Network(nn.Module):
+    """F(x; c_noise, y) of two convolutions, told the noise level and the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(1, 6, 3, padding=1)
+        self.labels = nn.Embedding(CLASSES + 1, 6)
+        self.level = nn.Linear(1, 6)
+        self.outer = nn.Conv2d(6, 1, 3, padding=1)
+        # Not torch's own generator: workers that are threads would draw from it in turns.
+        generator = torch.Generator().manual_seed(5)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.3, 0.3, generator=generator)
+
+    def forward(self, x, c_noise, label):
+        told = self.labels(label) + self.level(c_noise[:, None])
+        return self.outer(torch.nn.functional.silu(self.inner(x) + told[:, :, None, None]))
+
+
+PARAMETERS = len(list(Network().parameters()))
+
+
+def make_records(size=SIZE):
+    """Two classes: bright on the left, bright on the right."""
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 40, (N, size, size, 1), dtype=np.uint8)
+    labels = np.arange(N) % CLASSES
+    images[labels == 0, :, : size // 2] += 200
+    images[labels == 1, :, size // 2 :] += 200
+    return Records.from_uint8(images, labels, torch.device("cpu"))
+
+
+def settings(**changes):
+    values = {
+        "dpsgd": DPSGD(N, Q, SIGMA, C),
+        "steps": T,
+        "views": 2,
+        "learning_rate": 0.01,
+        "ema": 0.6,
+        "label_dropout": 0.2,
+        "classes": CLASSES,
+        "charge_block": 3,
+        "checkpoint_every": 1,
+        "micro_batch": 4,
+    }
+    return Training(**values | changes)
+
+
+class Meter:
+    """A reservation in memory."""
+
+    def __init__(self, steps=T, query=0, trace=None, error=None, refused_call=None):
+        self.left = {PRIVATE: steps, WARMUP: query}
+        self.charged = {PRIVATE: 0, WARMUP: 0}
+        self._trace = trace if trace is not None else Trace()
+        self._error, self._refused_call, self._calls = error, refused_call, 0
+
+    def remaining(self, component):
+        return self.left[component]
+
+    def charge(self, component, steps):
+        self._calls += 1
+        if self._calls == self._refused_call:
+            self._trace.events.append(("refused", None))
+            raise self._error
+        time.sleep(0.01)  # while the ledger writes, a worker that does not wait would run ahead
+        assert 0 < steps <= self.left[component]
+        self.left[component] -= steps
+        self.charged[component] += steps
+        self._trace.events.append((component, steps))
+        return f"head {self._calls}"
+
+
+@dataclass
+class Trace:
+    """What was charged and drawn, in order."""
+
+    events: list = field(default_factory=list)
+
+    def of(self, kind):
+        return [value for name, value in self.events if name == kind]
+
+
+@pytest.fixture
+def trace(monkeypatch):
+    """Notes every mask and every noise tensor before it is drawn."""
+    trace = Trace()
+    mask, gaussian = PoissonSampler.mask, SecureGaussian.gaussian
+
+    def traced_mask(self, step, record_ids):
+        trace.events.append(("mask", (self.attempt, step)))
+        drawn = mask(self, step, record_ids)
+        trace.events.append(("chosen", drawn))
+        return drawn
+
+    def traced_gaussian(self, shape, std):
+        trace.events.append(("noise", shape))
+        drawn = gaussian(self, shape, std)
+        trace.events.append(("drawn", drawn))
+        return drawn
+
+    monkeypatch.setattr(PoissonSampler, "mask", traced_mask)
+    monkeypatch.setattr(SecureGaussian, "gaussian", traced_gaussian)
+    return trace
+
+
+def ignore(phase, done, total):
+    pass
+
+
+def trainer(folder, meter, attempt=1, seed=None, collective=None, on_progress=ignore, **changes):
+    return Trainer(
+        settings(**changes),
+        Denoiser(Network(), EDM()),
+        make_records(),
+        Attempt(attempt, KEY, seed),
+        meter,
+        folder,
+        collective,
+        on_progress,
+    )
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def require_charged(trace, workers=1):
+    """Assert that at no event more had been drawn than was charged before it."""
+    charged = masks = noises = queries = 0
+    for kind, value in trace.events:
+        charged += value if kind == PRIVATE else 0
+        queries += value if kind == WARMUP else 0
+        masks += kind == "mask"
+        noises += kind == "noise"
+        assert masks <= charged * workers
+        assert noises <= charged * PARAMETERS + queries
+    return masks, noises
+
+
+# The checks.
+
+
+def check_every_draw_is_charged_before(trace, folder, run_workers):
+    for workers in (1, 2):
+        trace.events.clear()
+        meter = Meter(query=1, trace=trace)
+        path = folder / str(workers)
+        run_workers(
+            workers,
+            lambda them, m=meter, p=path: trainer(p, m, collective=them, warmup=QUERY).run(),
+        )
+        masks, noises = require_charged(trace, workers)
+        assert masks == T * workers
+        assert noises == T * PARAMETERS + 1
+        assert trace.of(PRIVATE) == [3, 3, 1]
+        assert trace.of(WARMUP) == [1]
+
+
+def check_nothing_is_drawn_after_a_refusal(trace, folder, run_workers):
+    for call in (1, 2, 3):
+        for error in (BudgetRefused("no"), LedgerUnavailable("gone")):
+            trace.events.clear()
+            meter = Meter(query=1, trace=trace, error=error, refused_call=call)
+            path = folder / f"{call}-{type(error).__name__}"
+            with pytest.raises(type(error)):
+                trainer(path, meter, warmup=QUERY).run()
+            kinds = [kind for kind, _ in trace.events]
+            assert kinds[-1] == "refused"
+            require_charged(trace)
+            found = newest(path).checkpoint
+            assert (found.step if found else 0) <= meter.charged[PRIVATE]
+
+
+class Crash(Exception):
+    pass
+
+
+def check_crashes_never_run_what_is_not_charged(trace, folder, run_workers):
+    for seed in range(8):
+        trace.events.clear()
+        dice = random.Random(seed)
+        meter = Meter(steps=12, query=1, trace=trace)
+        block, every = dice.randint(1, 5), dice.randint(1, 4)
+        options = {"steps": 12, "charge_block": block, "checkpoint_every": every, "warmup": QUERY}
+
+        def crash(phase, done, total, dice=dice):
+            if dice.random() < 0.2:
+                raise Crash
+
+        for attempt in range(1, 40):
+            try:
+                trainer(folder / str(seed), meter, attempt, on_progress=crash, **options).run()
+                break
+            except Crash:
+                require_charged(trace)
+        assert attempt > 1
+        masks, _ = require_charged(trace)
+        assert meter.charged == {PRIVATE: 12, WARMUP: 1}
+        assert masks <= 12
+        drawn = trace.of("mask")
+        assert len(set(drawn)) == len(drawn)
+        found = newest(folder / str(seed)).checkpoint
+        assert found is None or found.step <= masks
+
+
+def check_attempts_draw_apart(trace, folder, run_workers):
+    """Even under one seed, a second attempt has other masks and other noise, and in earnest too."""
+    for seed in (None, 9):
+        drawn = []
+        for attempt in (1, 2):
+            trace.events.clear()
+            trainer(folder / f"{seed}-{attempt}", Meter(trace=trace), attempt, seed).run()
+            drawn.append((np.stack(trace.of("chosen")).ravel(), torch.cat(flat(trace.of("drawn")))))
+        (masks, noise), (other_masks, other_noise) = drawn
+        assert abs(np.corrcoef(masks, other_masks)[0, 1]) < 6 / math.sqrt(masks.size)
+        among = torch.corrcoef(torch.stack([noise, other_noise]))[0, 1]
+        assert abs(among) < 6 / math.sqrt(len(noise))
+    trace.events.clear()
+    for path in ("one", "two"):
+        trainer(folder / path, Meter(trace=trace)).run()
+    noise = torch.cat(flat(trace.of("drawn")))
+    assert len(noise.unique()) == len(noise)
+
+
+def flat(tensors):
+    return [tensor.reshape(-1) for tensor in tensors]
+
+
+def naive_run(seed=4, steps=T):
+    """Algorithm 4 in one place: masks, views, clipping, noise, Adam, moving average."""
+    records, denoiser = make_records(), Denoiser(Network(), EDM())
+    noise, ids = Attempt(1, KEY, seed).noise(), np.arange(N)
+    adam = torch.optim.Adam(denoiser.parameters())
+    average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+    for step in range(steps):
+        mask = PoissonSampler(KEY, 1, Q).mask(step, ids)
+        views = ViewDrawer(EDM(), 2, 0.2, CLASSES, KEY, 1).for_step(step, records, ids)
+        sums = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in average.items()}
+        for i in np.flatnonzero(mask):
+            record = [part[0] for part in views(np.array([i]))]
+            denoiser.zero_grad()
+            DenoisingLoss(EDM())(denoiser, *record).backward()
+            own = {name: p.grad.double() for name, p in denoiser.named_parameters()}
+            norm = math.sqrt(sum(float(g.square().sum()) for g in own.values()))
+            for name, g in own.items():
+                sums[name] += g * min(1, C / norm)
+        for name, p in denoiser.named_parameters():
+            noised = sums[name] + noise.gaussian(tuple(p.shape), SIGMA * C)
+            p.grad = (noised / (Q * N)).float()
+        adam.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / steps)) / 2
+        adam.step()
+        for name, p in denoiser.named_parameters():
+            average[name] = 0.6 * average[name] + 0.4 * p.detach()
+    return average
+
+
+def check_equals_a_naive_run(trace, folder, run_workers):
+    """Over one worker and over three, without a difference but rounding."""
+    expected = naive_run()
+    for workers in (1, 3):
+
+        def work(collective, workers=workers):
+            return trainer(folder / str(workers), Meter(), seed=4, collective=collective).run()
+
+        for found in run_workers(workers, work):
+            assert list(found) == list(expected)
+            for name, parameter in found.items():
+                torch.testing.assert_close(parameter, expected[name], rtol=1e-4, atol=1e-5)
+
+
+CHECKS = (
+    check_every_draw_is_charged_before,
+    check_nothing_is_drawn_after_a_refusal,
+    check_crashes_never_run_what_is_not_charged,
+    check_attempts_draw_apart,
+    check_equals_a_naive_run,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_ships(check, trace, tmp_path, run_workers):
+    check(trace, tmp_path, run_workers)
+
+
+# The planted bugs.
+
+
+def charged_after_the_block(patch):
+    """Takes the block's steps on credit and pays when the next one is asked for."""
+    owed = []
+
+    def wrong(self):
+        if owed and self._collective.rank == 0:
+            self._meter.charge(PRIVATE, owed.pop())
+        block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+        if block and self._collective.rank == 0:
+            owed.append(block)
+        return self._collective.from_first(block)
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
+def one_step_more_than_charged(patch):
+    shipped = Trainer._charge_block
+    patch.setattr(Trainer, "_charge_block", lambda self: (n := shipped(self)) and n + 1)
+
+
+def others_do_not_wait_for_the_charge(patch):
+    def wrong(self):
+        block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+        block = self._collective.from_first(block)
+        if block and self._collective.rank == 0:
+            self._meter.charge(PRIVATE, block)
+        return block
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
+def query_not_charged(patch):
+    shipped = Trainer._warm_up
+
+    def wrong(self):
+        meter, self._meter = self._meter, Meter(query=1)
+        shipped(self)
+        self._meter = meter
+
+    patch.setattr(Trainer, "_warm_up", wrong)
+
+
+def refusal_passed_over(patch):
+    shipped = Trainer._charge_block
+
+    def wrong(self):
+        try:
+            return shipped(self)
+        except UmbraError:
+            return 1
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
+def attempts_not_charged(patch):
+    """A resumed run believes that what is not in the checkpoint was never taken."""
+    shipped = Trainer._charge_block
+
+    def wrong(self):
+        if self._attempt.number == 1:
+            return shipped(self)
+        return self._training.steps - self._step
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
+def same_masks_every_attempt(patch):
+    mask = PoissonSampler.mask
+
+    def wrong(self, step, record_ids):
+        return mask(PoissonSampler(self.key, 0, self.sampling_probability), step, record_ids)
+
+    patch.setattr(PoissonSampler, "mask", wrong)
+
+
+def same_noise_every_attempt(patch):
+    patch.setattr(Attempt, "noise", lambda self: SecureGaussian.seeded(self.seed or 0))
+
+
+def gradient_accumulated_twice(patch):
+    shipped, left = PrivateGradient.__call__, {}
+
+    def wrong(self, *step):
+        for name, gradient in shipped(self, *step).items():
+            left[name] = left.get(name, 0) + gradient
+        return dict(left)
+
+    patch.setattr(PrivateGradient, "__call__", wrong)
+
+
+def small_batches_skipped(patch):
+    """As an empty batch is skipped elsewhere; with this q and N the smallest has five records."""
+    shipped = Trainer._take_step
+
+    def wrong(self):
+        if PoissonSampler(KEY, 1, Q).mask(self._step, np.arange(N)).sum() > 5:
+            shipped(self)
+        else:
+            self._step += 1
+
+    patch.setattr(Trainer, "_take_step", wrong)
+
+
+PLANTED = [
+    (charged_after_the_block, check_every_draw_is_charged_before),
+    (one_step_more_than_charged, check_every_draw_is_charged_before),
+    (others_do_not_wait_for_the_charge, check_every_draw_is_charged_before),
+    (query_not_charged, check_every_draw_is_charged_before),
+    (refusal_passed_over, check_nothing_is_drawn_after_a_refusal),
+    (attempts_not_charged, check_crashes_never_run_what_is_not_charged),
+    (same_masks_every_attempt, check_attempts_draw_apart),
+    (same_noise_every_attempt, check_attempts_draw_apart),
+    (gradient_accumulated_twice, check_equals_a_naive_run),
+    (small_batches_skipped, check_equals_a_naive_run),
+]
+
+
+@pytest.mark.parametrize(("plant", "check"), PLANTED, ids=lambda part: part.__name__)
+def test_planted_bug_is_caught(monkeypatch, plant, check, trace, tmp_path, run_workers):
+    plant(monkeypatch)
+    # "Did not raise" is how a refusal that was passed over shows.
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check(trace, tmp_path, run_workers)
+
+
+class TestRun:
+    def test_returns_the_moving_average(self, tmp_path):
+        weights = []
+        mine = trainer(
+            tmp_path,
+            Meter(),
+            on_progress=lambda *_: weights.append(copy.deepcopy(mine._denoiser.state_dict())),
+        )
+        average = {name: p.detach().clone() for name, p in mine._denoiser.named_parameters()}
+        found = mine.run()
+        for step in weights:
+            average = {name: 0.6 * average[name] + 0.4 * step[name] for name in average}
+        for name, expected in average.items():
+            torch.testing.assert_close(found[name], expected)
+        assert not same(found, weights[-1])
+
+    def test_a_used_up_reservation_takes_no_step(self, tmp_path, trace):
+        found = trainer(tmp_path, Meter(steps=0, trace=trace)).run()
+        assert same(found, dict(Denoiser(Network(), EDM()).named_parameters()))
+        assert trace.events == []
+        assert newest(tmp_path).checkpoint is None
+
+    def test_a_finished_run_gives_its_weights_again(self, tmp_path, trace):
+        meter = Meter(trace=trace)
+        found = trainer(tmp_path, meter).run()
+        trace.events.clear()
+        assert same(trainer(tmp_path, meter, attempt=2).run(), found)
+        assert trace.events == []
+
+    def test_with_a_seed_is_reproducible_bit_for_bit(self, tmp_path):
+        runs = [
+            trainer(tmp_path / str(i), Meter(query=1), seed=3, warmup=QUERY).run() for i in "ab"
+        ]
+        assert same(*runs)
+
+    def test_without_a_seed_is_not(self, tmp_path):
+        runs = [trainer(tmp_path / str(i), Meter()).run() for i in "ab"]
+        assert not same(*runs)
+
+    def test_does_not_touch_torchs_own_generator(self, tmp_path):
+        mine = trainer(tmp_path, Meter(query=1), warmup=QUERY)
+        before = torch.get_rng_state()
+        mine.run()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_says_steps_and_nothing_else(self, tmp_path, capfd):
+        told = []
+        trainer(
+            tmp_path, Meter(query=1), warmup=QUERY, on_progress=lambda *what: told.append(what)
+        ).run()
+        queried = [(WARMUP, done, 3) for done in (1, 2, 3)]
+        assert told == queried + [(PRIVATE, done, T) for done in range(1, T + 1)]
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_record_that_is_not_finite_does_not_stop_it(self, tmp_path):
+        mine = trainer(tmp_path, Meter(query=1), warmup=QUERY)
+        mine._records.images[[2, 7]] = torch.tensor([math.nan, math.inf])[:, None, None, None]
+        assert all(bool(p.isfinite().all()) for p in mine.run().values())
+
+    def test_learns(self, tmp_path):
+        """With weak noise the denoising loss on fixed views falls well below the initial one."""
+        steps, records = 150, make_records()
+        sigma, noise = draw_views(EDM(), records.images, 8, torch.Generator().manual_seed(0))
+
+        def loss(denoiser):
+            with torch.no_grad():
+                return sum(
+                    float(DenoisingLoss(EDM())(denoiser, image, label, s, n))
+                    for image, label, s, n in zip(
+                        records.images, records.labels, sigma, noise, strict=True
+                    )
+                )
+
+        mine = trainer(
+            tmp_path,
+            Meter(steps),
+            dpsgd=DPSGD(N, 0.5, 0.05, 1.0),
+            steps=steps,
+            charge_block=steps,
+            learning_rate=0.03,
+            ema=0.9,
+        )
+        trained = Denoiser(Network(), EDM())
+        before = loss(trained)
+        trained.load_state_dict(mine.run())
+        assert loss(trained) < 0.7 * before
+
+    def test_trains_the_network_that_ships(self, tmp_path):
+        network = UNet(
+            UNetConfig(8, 1, base=8, multipliers=(1,), blocks=1, attention=(), classes=CLASSES)
+        )
+        denoiser = Denoiser(network, EDM())
+        before = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
+        found = Trainer(
+            settings(steps=2), denoiser, make_records(8), Attempt(1, KEY), Meter(2), tmp_path
+        ).run()
+        # Every parameter gets noise, whether or not its gradient is zero at the start.
+        assert all(not torch.equal(found[name], p) for name, p in before.items())
+
+
+class TestWarmUp:
+    def test_comes_first_and_is_charged_once(self, tmp_path, trace):
+        meter = Meter(query=1, trace=trace)
+
+        def crash(phase, done, total):
+            if phase == PRIVATE:
+                raise Crash
+
+        with pytest.raises(Crash):
+            trainer(tmp_path, meter, warmup=QUERY, on_progress=crash).run()
+        assert [e for e in trace.events if e[0] in (WARMUP, PRIVATE)] == [(WARMUP, 1), (PRIVATE, 3)]
+        found = newest(tmp_path).checkpoint
+        assert (found.step, found.phase, found.ledger_head) == (0, WARMUP, "head 1")
+        trainer(tmp_path, meter, attempt=2, warmup=QUERY).run()
+        assert meter.charged == {WARMUP: 1, PRIVATE: T}
+
+    def test_changes_where_training_starts(self, tmp_path):
+        seen = {}
+
+        def crash(phase, done, total):
+            if phase == PRIVATE:
+                raise Crash
+
+        for name, query in (("with", 1), ("without", 0)):
+            with pytest.raises(Crash):
+                trainer(
+                    tmp_path / name, Meter(query=query), seed=1, warmup=QUERY, on_progress=crash
+                ).run()
+            seen[name] = newest(tmp_path / name).checkpoint
+        assert seen["without"] is None
+        warmed = seen["with"]
+        assert not same(warmed.model, Denoiser(Network(), EDM()).state_dict())
+        assert same(warmed.model, warmed.ema)
+
+    def test_goes_on_without_a_query_that_was_forfeited(self, tmp_path, trace):
+        """A crash between the charge and the answer: the query is spent, training is not."""
+        meter = Meter(query=1, trace=trace)
+
+        def crash(phase, done, total):
+            raise Crash
+
+        with pytest.raises(Crash):
+            trainer(tmp_path, meter, warmup=QUERY, on_progress=crash).run()
+        assert meter.charged == {WARMUP: 1, PRIVATE: 0}
+        trace.events.clear()
+        trainer(tmp_path, meter, attempt=2, warmup=QUERY).run()
+        assert trace.of(WARMUP) == []
+        assert len(trace.of("noise")) == T * PARAMETERS
+        assert newest(tmp_path).checkpoint.step == T
+
+    def test_is_the_same_on_every_worker(self, tmp_path, run_workers):
+        def work(collective):
+            return trainer(
+                tmp_path / str(collective.size),
+                Meter(query=1),
+                seed=2,
+                collective=collective,
+                warmup=QUERY,
+            ).run()
+
+        one, *others = run_workers(1, work) + run_workers(2, work)
+        for other in others:
+            for name, parameter in one.items():
+                torch.testing.assert_close(other[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+class TestResume:
+    def crashed(self, folder, meter, at=4, **options):
+        def crash(phase, done, total):
+            if done == at:
+                raise Crash
+
+        with pytest.raises(Crash):
+            trainer(folder, meter, on_progress=crash, **options).run()
+
+    def test_goes_on_from_the_checkpoint_with_what_is_left(self, tmp_path, trace):
+        meter, done = Meter(trace=trace), []
+        self.crashed(tmp_path, meter)  # in the second block of three
+        found = newest(tmp_path).checkpoint
+        assert (found.step, meter.charged[PRIVATE]) == (3, 6)
+        trace.events.clear()
+        resumed = trainer(
+            tmp_path, meter, attempt=2, on_progress=lambda phase, step, total: done.append(step)
+        )
+        resumed.run()
+        assert done == [4]
+        assert trace.of("mask") == [(2, 3)]
+        assert meter.charged[PRIVATE] == T
+
+    @pytest.mark.parametrize(("every", "kept"), [(1, [6, 7]), (4, [6, 7]), (100, [7])])
+    def test_checkpoints_are_written_when_due_and_at_the_end(self, tmp_path, every, kept):
+        trainer(tmp_path, Meter(), checkpoint_every=every).run()
+        assert sorted(tmp_path.iterdir()) == [tmp_path / f"step-{step:06d}" for step in kept]
+
+    def test_takes_up_weights_average_and_moments(self, tmp_path):
+        mine = trainer(tmp_path, Meter(steps=3))
+        average = mine.run()
+        resumed = trainer(tmp_path, Meter(steps=0), attempt=2)
+        assert same(resumed.run(), average)
+        assert same(resumed._denoiser.state_dict(), mine._denoiser.state_dict())
+        moments, expected = (t._optimizer.state_dict()["state"] for t in (resumed, mine))
+        assert all(same(moments[p], expected[p]) for p in expected)
+
+    def test_a_checkpoint_holds_nothing_to_draw_again_from(self, tmp_path):
+        seed = 0x5EED5EED5EED
+        trainer(tmp_path, Meter(query=1), seed=seed, warmup=QUERY).run()
+        folders = sorted(tmp_path.glob("step-*"))
+        assert len(folders) == 2
+        secrets = [KEY, KEY.hex().encode(), str(seed).encode(), seed.to_bytes(6, "big")]
+        secrets.append(seed.to_bytes(6, "little"))
+        for path in (path for folder in folders for path in folder.iterdir()):
+            data = path.read_bytes()
+            assert not any(secret in data for secret in secrets), path.name
+        found = newest(tmp_path).checkpoint
+        names = [name for name, _ in Denoiser(Network(), EDM()).named_parameters()]
+        assert list(found.model) == list(found.ema) == names
+        assert set(found.optimizer["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+        assert (found.attempt, found.phase, found.facts) == (1, PRIVATE, {})
+
+    def test_the_same_attempt_never_runs_twice(self, tmp_path, trace):
+        meter = Meter(trace=trace)
+        self.crashed(tmp_path, meter)
+        trace.events.clear()
+        for number in (0, 1):
+            with pytest.raises(InvalidRequest, match="new attempt"):
+                trainer(tmp_path, meter, attempt=number).run()
+        assert trace.events == []
+
+    def test_a_trainer_does_not_go_back_over_its_steps(self, tmp_path, trace):
+        """A second `run` after a failure would restore an older step and draw its mask again."""
+        calls = []
+
+        def crash(phase, done, total):
+            calls.append(done)
+            if calls == [1, 2, 3, 4]:
+                raise Crash
+
+        mine = trainer(tmp_path, Meter(trace=trace), on_progress=crash)
+        with pytest.raises(Crash):
+            mine.run()
+        with pytest.raises(InvalidRequest):
+            mine.run()
+        drawn = trace.of("mask")
+        assert len(set(drawn)) == len(drawn)
+
+    def test_workers_that_see_other_checkpoints_are_stopped(self, tmp_path, run_workers):
+        trainer(tmp_path / "0", Meter(steps=3)).run()
+        meter = Meter()
+
+        def work(collective):
+            return trainer(
+                tmp_path / str(collective.rank), meter, attempt=2, collective=collective
+            ).run()
+
+        with pytest.raises(UmbraError, match="storage"):
+            run_workers(2, work)
+        assert meter.charged[PRIVATE] <= 3  # rank 0 may have paid before it heard
+
+
+class TestSettings:
+    def test_records_that_are_not_those_stated_are_refused(self, tmp_path):
+        with pytest.raises(InvalidRequest, match=f"{N + 1} records"):
+            trainer(tmp_path, Meter(), dpsgd=DPSGD(N + 1, Q, SIGMA, C))
+
+    @pytest.mark.parametrize(
+        "name", ["steps", "views", "classes", "charge_block", "checkpoint_every", "micro_batch"]
+    )
+    @pytest.mark.parametrize("value", [0, -1, 2.5, True])
+    def test_counts_are_at_least_one(self, name, value):
+        with pytest.raises(InvalidRequest, match=name):
+            settings(**{name: value})
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"learning_rate": 0.0},
+            {"learning_rate": math.nan},
+            {"label_dropout": 1.1},
+            {"label_dropout": math.nan},
+        ],
+    )
+    def test_numbers_that_make_no_sense(self, change):
+        with pytest.raises(InvalidRequest):
+            settings(**change)
