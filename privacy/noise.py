@@ -101,8 +101,9 @@ def privatize(
 ) -> dict[str, Tensor]:
     """Add N(0, sigma**2 C**2) once to every coordinate: the Gaussian mechanism of one step.
 
-    Call it once a step, on the sum over all workers and never on a worker's part. The result is
-    private; round it to float32 once and divide it by the expected batch size.
+    Call it once a step on one worker, whose sum then enters the sum over all workers: what is
+    added up is noised before anybody holds the whole. Divide the whole by the expected batch size
+    and round it to float32 once.
 
     Args:
         sums: name to float64 tensor, together with L2 sensitivity C.

@@ -1,14 +1,19 @@
 """One attempt at a run: where its masks, noise and other draws come from."""
 
+import secrets
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
-from privacy.keystream import derive, require_key
+from privacy.collective import Collective
+from privacy.keystream import KEY_BYTES, derive, require_key
 from privacy.noise import SecureGaussian
 
 _NOISE_DOMAIN = "umbra/attempt-noise/1"
 _PUBLIC_DOMAIN = "umbra/attempt-public/1"
+_START_DOMAIN = "umbra/attempt-start/1"
+_SEEDED_DOMAIN = "umbra/seeded-run/1"
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,26 @@ class Attempt:
 
     Attributes:
         number: 1, 2, ...; a retry has the next one, and with it fresh masks and noise.
-        key: the run's secret, 32 bytes.
+        key: the secret of this start of the run, 32 bytes, the same on all its workers.
         seed: makes noise reproducible and the run void of privacy; None in earnest.
     """
 
     number: int
     key: bytes = field(repr=False)
     seed: int | None = None
+
+    @classmethod
+    def start(cls, number: int, run_key: bytes, seed: int | None, collective: Collective) -> Self:
+        """Begin an attempt on every worker; `number` counts on rank 0 only.
+
+        The key is fresh whatever the number: two processes that were both told to be attempt 2
+        (one of them thought dead) still draw other masks. Only a seed makes it repeat.
+        """
+        number = collective.from_first(number)
+        if seed is not None:
+            return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed)
+        fresh = collective.from_first(secrets.randbits(63))
+        return cls(number, derive(run_key, _START_DOMAIN, fresh))
 
     def noise(self) -> SecureGaussian:
         """Return this attempt's own noise stream."""

@@ -24,6 +24,7 @@ from privacy.errors import DataError, UmbraError
 from privacy.fingerprint import fingerprint
 from synth.atomic import write_bytes
 from synth.attempt import Attempt
+from synth.checkpoint import newest
 from synth.records import Records
 from synth.training import Trainer, Training
 
@@ -136,7 +137,7 @@ def _train_here(job: TrainingJob, manager: Any, board: Any) -> None:
     device = torch.device("cuda" if job.spec.resources.gpus_per_worker > 0 else "cpu")
     first = collective.rank == 0
     number = answer(manager.next_attempt.remote(job.reservation_id)) if first else 0
-    attempt = Attempt(collective.from_first(number), job.run_key, job.spec.privacy.seed)
+    attempt = Attempt.start(number, job.run_key, job.spec.privacy.seed, collective)
     trainer = Trainer(
         job.training,
         build_denoiser(job.spec).to(device),
@@ -148,9 +149,19 @@ def _train_here(job: TrainingJob, manager: Any, board: Any) -> None:
         (lambda phase, done, total: board.tell.remote(phase, done)) if first else _ignore,
     )
     weights = trainer.run()
+    _require_steps(job.checkpoints)
     if first:
         job.weights.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
+
+
+def _require_steps(checkpoints: Path) -> None:
+    found = newest(checkpoints).checkpoint
+    if found is None or found.step == 0:
+        raise UmbraError(
+            "every reserved step was charged, and none survived the crashes: there is no trained "
+            "model to release. Submit a new run."
+        )
 
 
 def _ignore(phase: str, done: int, total: int) -> None:

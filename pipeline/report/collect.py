@@ -65,7 +65,7 @@ def collect(run: RunDirectory, budget: Budget, audit: RunAudit) -> ReportFacts:
         run=Run(
             name=spec.name,
             run_id=run.run_id,
-            status=state.status,
+            status="done" if state.is_done("synthesize") else state.status,
             started=f"{state.created:%Y-%m-%d %H:%M} UTC",
             finished=f"{state.updated:%Y-%m-%d %H:%M} UTC",
             rows=spec.synthesize.total,
