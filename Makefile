@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DEMO_HOME ?= $(CURDIR)/demo
+# A new home for every demo: a ledger is never deleted to get a fresh budget.
+DEMO_HOME := $(CURDIR)/demo/$(shell date +%Y%m%d-%H%M%S)
 
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -33,8 +34,18 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+demo: export UMBRA_HOME = $(DEMO_HOME)
+demo: $(READY)
+	$(BIN)/umbra budget declare digits --epsilon 10 --delta 1e-4
+	$(BIN)/umbra submit examples/digits.yaml
+	$(BIN)/umbra export digits $(DEMO_HOME)/export
+	$(BIN)/umbra audit $(DEMO_HOME)/export
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
-	rm -rf $(VENV) $(DEMO_HOME) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
