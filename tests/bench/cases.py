@@ -1,0 +1,54 @@
+"""All that is measured, section by section."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from .fixed import fixed_cases
+from .sampling import sampling_cases
+from .steps import step_cases
+from .table import Result
+from .timing import Case, interleave
+from .workload import PAPER, SMALL
+from .writing import writing_cases
+
+Cases = tuple[list[Case], list[str]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        rounds: times each case is run, in turns.
+        small_records, paper_records: records n in a step of either size.
+    """
+
+    rounds: int
+    small_records: int
+    paper_records: int
+
+
+QUICK = Effort(rounds=3, small_records=16, paper_records=2)
+FULL = Effort(rounds=7, small_records=32, paper_records=8)
+
+
+def measure(effort: Effort) -> Iterator[Result]:
+    """Measure section by section, yielding each when it is done."""
+    with tempfile.TemporaryDirectory(prefix="umbra-bench-") as scratch:
+        for title, prepare in _sections(effort, Path(scratch)):
+            cases, notes = prepare()
+            yield Result.of(title, cases, interleave(cases, effort.rounds), notes)
+
+
+def _sections(effort: Effort, scratch: Path) -> Iterator[tuple[str, Callable[[], Cases]]]:
+    sizes = ((SMALL, effort.small_records), (PAPER, effort.paper_records))
+    for number, (size, n) in enumerate(sizes):
+        folder = scratch / str(number)
+        folder.mkdir()
+        yield f"Clipped gradients, {size.name}", partial(step_cases, size, n)
+        yield f"Fixed costs of a step, {size.name}", partial(fixed_cases, size, n, folder)
+        yield f"Sampling, {size.name}", partial(sampling_cases, size)
+        yield f"Writing, {size.name}", partial(writing_cases, size, folder)

@@ -1,0 +1,102 @@
+"""The helpers of the benchmark; nothing here reads a real clock."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def repository_on_path():
+    """`python -m tests.bench` runs from the root, where `tests` is found without an install."""
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture
+def timing():
+    return importlib.import_module("tests.bench.timing")
+
+
+@pytest.fixture
+def table():
+    return importlib.import_module("tests.bench.table")
+
+
+class Machine:
+    """A clock that only work moves, and a log of what ran."""
+
+    def __init__(self):
+        self.now, self.ran = 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def work(self, name, seconds):
+        def run():
+            self.ran.append(name)
+            self.now += seconds
+
+        return run
+
+
+def test_rounds_are_interleaved_and_noise_hits_all_alike(timing):
+    machine = Machine()
+    cases = [
+        timing.Case("base", machine.work("base", 1.0)),
+        timing.Case("twice", machine.work("twice", 2.0)),
+        timing.Case("scaled", machine.work("scaled", 0.5), weight=10.0),
+    ]
+    seconds = timing.interleave(cases, rounds=3, clock=machine.clock, sample_seconds=0.02)
+    assert machine.ran[:3] == ["base", "twice", "scaled"]  # the warm-up
+    assert machine.ran[3:] == [
+        *("base", "twice", "scaled"),
+        *("twice", "scaled", "base"),
+        *("scaled", "base", "twice"),
+    ]
+    assert seconds == {"base": [1.0] * 3, "twice": [2.0] * 3, "scaled": [5.0] * 3}
+
+
+def test_short_cases_are_repeated_within_a_sample_and_counted_once(timing):
+    machine = Machine()
+    short = timing.Case("short", machine.work("short", 0.001))
+    seconds = timing.interleave([short], rounds=2, clock=machine.clock, sample_seconds=0.02)
+    assert len(machine.ran) == 2 + 2 * 20
+    assert seconds["short"] == pytest.approx([0.001, 0.001])
+
+
+def test_ratios_are_taken_round_by_round(timing, table):
+    # The machine slows down by 1, 10, 4: the quotients do not, but those of medians would.
+    base, case = [1.0, 10.0, 4.0], [3.0, 30.0, 8.0]
+    assert timing.Ratio.of(case, base) == timing.Ratio(3.0, 2.0, 3.0)
+    cases = [timing.Case("limit", list), timing.Case("way", list, peer="limit")]
+    result = table.Result.of("Steps", cases, {"limit": base, "way": case}, ["a note"])
+    assert [row.ratio.median for row in result.rows] == [1.0, 3.0]
+    assert result.rows[1].peer_ratio == timing.Ratio(3.0, 2.0, 3.0)
+    assert json.loads(json.dumps(result.to_dict()))["rows"][1]["ratio"]["median"] == 3.0
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(table.render(result))
+    shown = capture.get()
+    assert "2.00 to 3.00" in shown
+    assert "a note" in shown
+
+
+def test_each_side_is_shown_at_its_best(timing):
+    machine = Machine()
+    cases = [timing.Case(str(t), machine.work(t, t)) for t in (3.0, 1.0, 2.0)]
+    assert timing.fastest(cases, machine.clock).name == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1,234"), (99.4, "99.4"), (9.99, "10.0"), (1.0, "1.00"), (0.0123456, "0.0123")],
+)
+def test_numbers_have_three_digits(table, value, text):
+    assert table.number(value) == text

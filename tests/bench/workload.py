@@ -1,0 +1,81 @@
+"""The two sizes that are measured: the demo's and the paper's MNIST.
+
+Shapes: n records run, K views, C channels, H = W = size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synth.denoisers import EDM, Denoiser
+from synth.loss import DenoisingLoss, draw_views
+from synth.networks import UNet, UNetConfig
+
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One size of the problem.
+
+    Attributes:
+        name: as tables call it.
+        network: shape of the U-Net.
+        views: K.
+        dataset: N, over which masks are drawn.
+        batch: B, the expected batch of a real step.
+        sampled: images in a batch of the sampler.
+        nfe_steps: levels of the sampler, few: every one costs the same.
+    """
+
+    name: str
+    network: UNetConfig
+    views: int
+    dataset: int
+    batch: int
+    sampled: int
+    nfe_steps: int
+
+    def denoiser(self) -> Denoiser:
+        """Return D with weights away from their start, where most gradients are zero."""
+        denoiser = Denoiser(UNet(self.network), EDM())
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in denoiser.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+        return denoiser
+
+    def records(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return images [n, C, H, W], labels [n], sigma [n, K] and noise [n, K, C, H, W]."""
+        generator = torch.Generator().manual_seed(2)
+        shape = (n, self.network.channels, self.network.size, self.network.size)
+        images = 2 * torch.rand(shape, generator=generator) - 1
+        labels = torch.randint(0, _CLASSES, (n,), generator=generator)
+        return images, labels, *draw_views(EDM(), images, self.views, generator)
+
+    def loss(self) -> DenoisingLoss:
+        """Return the loss of one record over its views."""
+        return DenoisingLoss(EDM())
+
+
+SMALL = Workload(
+    name="8x8, 0.19 M parameters, K=8",
+    network=UNetConfig(
+        size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=_CLASSES
+    ),
+    views=8,
+    dataset=1438,
+    batch=256,
+    sampled=250,
+    nfe_steps=6,
+)
+PAPER = Workload(
+    name="28x28, 1.75 M parameters, K=8",
+    network=UNetConfig(size=28, channels=1, classes=_CLASSES),
+    views=8,
+    dataset=60_000,
+    batch=4000,
+    sampled=16,
+    nfe_steps=2,
+)
