@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
+from pipeline.heads import record_head
 from pipeline.home import Home
 from pipeline.ingest import INGEST, ingest
 from pipeline.plan import Plan, plan
@@ -22,19 +24,29 @@ from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.keys import load_or_create_key
 from privacy.ledger import Ledger
 
+TRAIN = "train"
 
-def submit(spec: Spec, home: Home) -> RunDirectory:
+
+def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
     """Make a run and reserve its budget; `execute` does the rest.
 
     A refused spec, data set or budget leaves no run behind and spends nothing.
+
+    Args:
+        spec: what is asked for.
+        home: where the ledger and the key are.
+        embedded: whether this machine is to execute it, so that it must have room.
 
     Raises:
         InvalidRequest: no noise meets the request.
         DataError: the data are missing, damaged or not what the spec says.
         BudgetRefused: the data set has no budget, or not enough of it is left.
-        UmbraError: the home cannot be written, or the ledger not reached.
+        UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
     planned = plan(spec, trial=False)
+    if embedded:
+        # Once reserved, a budget is bound to a run that can only wait for a larger machine.
+        require_room(spec.resources, this_machine())
     home.ensure()
     key, budget = open_ledger(home)
     declared = budget.odometer(spec.data.name)
@@ -88,12 +100,14 @@ def execute(
         spec = run.spec()
         planned = plan(spec, trial=False)
         key, budget = open_ledger(home)
-        run.begin()
-        if not run.state().is_done(INGEST):
-            ingest(run, spec, planned, key, budget)
-        # Ray takes the signals over when it starts, so they are taken back after it has.
-        with _told(run), cluster(address, spec.resources.object_store_gib), _terminable():
-            _run_stages(run, home, spec, planned, budget, progress)
+        with _terminable(), _told(run):
+            run.begin()
+            if not run.state().is_done(INGEST):
+                ingest(run, spec, planned, key, budget)
+            with cluster(address, spec.resources.object_store_gib) as there:
+                if address is None and not run.state().is_done(TRAIN):
+                    require_room(spec.resources, there)
+                _run_stages(run, home, spec, planned, budget, progress)
     return run.state()
 
 
@@ -102,11 +116,22 @@ def cancel(run: RunDirectory) -> bool:
 
     What was charged stays charged, what was only reserved stays reserved until the run is resumed
     to its end.
+
+    Raises:
+        UmbraError: the process is another user's.
     """
     state = run.state()
     if not state.is_live() or state.process is None:
         return False
-    os.kill(state.process.pid, signal.SIGTERM)
+    try:
+        os.kill(state.process.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        raise UmbraError(
+            f"process {state.process.pid}, which works on run {run.run_id}, belongs to another "
+            "user: ask them to cancel it"
+        ) from None
     return True
 
 
@@ -143,7 +168,9 @@ def _run_stages(
             with tracked.stage(stage.name) as stage_run:
                 stage.run(context, stage_run)
             run.finish_stage(stage.name, monotonic() - begun)
-            tracked.ledger_head(str(budget.ledger.head()))
+            head = budget.ledger.head()
+            record_head(run, head)
+            tracked.ledger_head(str(head))
         run.update(status="done", process=None)
         succeeded = True
     finally:

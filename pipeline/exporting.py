@@ -1,16 +1,16 @@
 """Export of a finished run: a folder that may be shared, and a row in the ledger that says so."""
 
-import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.metrics import METRICS, flat
+from pipeline.heads import record_head
+from pipeline.metrics import flat, released
 from pipeline.promise import promise
 from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.budget import Budget
 from privacy.errors import InvalidRequest
+from synth.atomic import new_folder
 from synth.export import CardFacts, Exported, exporter
 
 _NEEDED = "synthesize"
@@ -21,7 +21,8 @@ def export_run(
 ) -> Exported:
     """Export a run's synthetic images to the new folder `target` and record it in the ledger.
 
-    A ledger that refuses leaves no export behind.
+    The ledger's row is durable before the folder takes its name: an export that nobody recorded
+    never lies around, whatever happens in between.
 
     Raises:
         InvalidRequest: the run has no images yet, the format is unknown, the target is not empty,
@@ -37,28 +38,28 @@ def export_run(
             f"it, or go on with `umbra resume {run.run_id}`."
         )
     said = promise(budget, state.reservation_id)
-    exported = export(run.release, target, _card(run, spec), said, allow_void=allow_void)
-    try:
-        budget.record_export(
+    card = _card(run, spec, said["void"])
+    with new_folder(target) as folder:
+        made = export(run.release, folder, card, said, allow_void=allow_void)
+        head = budget.record_export(
             state.reservation_id,
-            exported.manifest_sha256,
+            made.manifest_sha256,
             f"{form} export",
             void_allowed=allow_void,
         )
-    except BaseException:
-        shutil.rmtree(target)
-        raise
-    return exported
+        record_head(run, head)
+    return Exported(target, made.manifest_sha256)
 
 
-def _card(run: RunDirectory, spec: Spec) -> CardFacts:
+def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
     synthesize = spec.synthesize
+    made = "under differential privacy" if not void else "by a run that promises no privacy"
     return CardFacts(
         name=spec.name,
         license="other",
         description=(
             f"Synthetic images of {len(spec.data.classes)} classes, {spec.data.size}×"
-            f"{spec.data.size}, made under differential privacy. No image is a real one."
+            f"{spec.data.size}, made {made}."
         ),
         source=spec.data.name,
         method=(
@@ -73,8 +74,6 @@ def _card(run: RunDirectory, spec: Spec) -> CardFacts:
 
 def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
     """Return what was measured against public images, if anything."""
-    path = run.release / METRICS
-    if not path.exists():
-        return ()
-    metrics = flat(json.loads(path.read_bytes()))
+    results = released(run)
+    metrics = flat(results) if results else {}
     return tuple((name, f"{value:.4f}") for name, value in metrics.items() if ".class." not in name)

@@ -6,6 +6,7 @@ budget are answered at once and nothing is left behind.
 
 from time import monotonic
 
+from pipeline.heads import record_head
 from pipeline.plan import Plan
 from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec
@@ -33,6 +34,7 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     Raises:
         DataError: the data are missing, damaged or not what the spec says; nothing was reserved.
         BudgetRefused: the data set's budget does not admit the plan.
+        UmbraError: the run's folder cannot be written; what was reserved was given back.
     """
     begun = monotonic()
     data = spec.data
@@ -59,5 +61,11 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         idempotency_key=run.run_id,
         spec_sha256=spec.sha256(),
     )
-    run.update(reservation_id=reservation.id)
+    try:
+        record_head(run, reservation.head)
+        run.update(reservation_id=reservation.id)
+    except BaseException:
+        # A run that cannot remember what it reserved can neither charge it nor give it back.
+        budget.settle(reservation.id)
+        raise
     run.finish_stage(INGEST, monotonic() - begun)

@@ -1,9 +1,12 @@
 """What a run promises, from the ledger's rows: the content of an export's `privacy.json`."""
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from privacy.accounting import accountant
 from privacy.accounting.rounding import round_up
+from privacy.audit.recompute import unit_guarantee
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.errors import InvalidRequest
 from privacy.mechanism import Mechanism
@@ -19,11 +22,16 @@ def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Me
     }
 
 
-def epsilons(mechanisms: list[Mechanism], delta: float) -> dict[str, float]:
+def epsilons(mechanisms: Iterable[Mechanism], delta: float) -> dict[str, float]:
     """Return upper bounds on ε of the composition by RDP, PRV and PLD, rounded up.
 
     An accountant that cannot resolve the request is left out; RDP always can.
     """
+    return dict(_epsilons(tuple(mechanisms), delta))
+
+
+@lru_cache(maxsize=64)
+def _epsilons(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, float]:
     bounds = {}
     for name in ("rdp", "prv", "pld"):
         try:
@@ -42,15 +50,16 @@ def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
     reservation = budget.reservation(reservation_id)
     delta = budget.odometer(reservation.dataset).delta
     mechanisms = charged_mechanisms(budget, reservation)
+    bounds = epsilons(mechanisms.values(), delta) if mechanisms else {}
     return {
         "run": reservation.run_id,
         "dataset": reservation.dataset,
         "records": reservation.records,
-        "unit": reservation.unit,
+        "unit": _unit(reservation, bounds, delta),
         "records_per_unit": reservation.records_per_unit,
         "neighbouring_relation": RELATION,
         "delta": delta,
-        "epsilon": epsilons(list(mechanisms.values()), delta) if mechanisms else {},
+        "epsilon": bounds,
         "mechanisms": [
             {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
         ],
@@ -59,3 +68,17 @@ def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
         "reservation": reservation.id,
         "void": reservation.void,
     }
+
+
+def _unit(reservation: Reservation, bounds: dict[str, float], delta: float) -> str:
+    """Return what ε and δ are about, and what an owner of several records is promised instead."""
+    k = reservation.records_per_unit
+    if k == 1 or not bounds:
+        return f"one {reservation.unit}"
+    if reservation.void:
+        return f"one record (one {reservation.unit} has up to {k})"
+    epsilon, unit_delta = unit_guarantee(bounds["rdp"], delta, k)
+    return (
+        f"one record; one {reservation.unit} has up to {k} and is promised "
+        f"ε = {round_up(epsilon)}, δ = {unit_delta:.17g} by group privacy"
+    )

@@ -10,6 +10,7 @@ runs/<run id>/
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,10 +46,15 @@ class RunDirectory:
         run = cls(path)
         with _named(path):
             path.mkdir(parents=True)
-            run.release.mkdir()
-            run.internal.mkdir(mode=0o700)
-            write_bytes(run.spec_path, spec.to_yaml().encode())
-            run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
+            try:
+                run.release.mkdir()
+                run.internal.mkdir(mode=0o700)
+                write_bytes(run.spec_path, spec.to_yaml().encode())
+                run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
+            except BaseException:
+                # Half a run would be listed, and could be neither resumed nor exported.
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         return run
 
     @property

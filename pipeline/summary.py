@@ -1,17 +1,14 @@
 """What a person is told when a run has ended."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.auditing import audit_run
 from pipeline.home import Home
-from pipeline.metrics import CEILING, METRICS, SYNTHETIC, flat
+from pipeline.metrics import CEILING, METRICS, SYNTHETIC, likeness, released
 from pipeline.promise import promise
 from pipeline.run_directory import RunDirectory
 from privacy.budget import Budget
-
-_LIKENESS = ("fid", "frechet", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class Summary:
 
 def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
     """Audit a finished run and collect what its owner wants to know first."""
+    from pipeline.tracking.connection import without_password
+
     classifiers, scores, withheld = _metrics(run)
     return Summary(
         run_id=run.run_id,
@@ -51,7 +50,7 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
         places={
             "report": str(run.release / "report.html"),
             "data": str(run.release / "data"),
-            "MLflow": f"mlflow ui --backend-store-uri {home.mlflow_uri}",
+            "MLflow": f"mlflow ui --backend-store-uri {without_password(home.mlflow_uri)}",
             "export": f"umbra export {run.run_id} DIR",
         },
     )
@@ -60,21 +59,17 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
 def _metrics(
     run: RunDirectory,
 ) -> tuple[tuple[tuple[str, float, float | None], ...], tuple[tuple[str, float], ...], str]:
-    path = run.release / METRICS
-    if not path.exists():
+    results = released(run)
+    if not results:
         internal = run.internal / METRICS
         kept = "the reference is private: its metrics stay in the run's internal folder"
         return (), (), kept if internal.exists() else "no evaluation was asked for"
-    results = json.loads(path.read_bytes())
     tops = results[CEILING]
     classifiers = tuple(
         (name, result["accuracy"], tops[name]["accuracy"] if name in tops else None)
         for name, result in results[SYNTHETIC].items()
     )
-    scores = tuple(
-        (name, value) for name, value in flat(results).items() if name.startswith(_LIKENESS)
-    )
-    return classifiers, scores, ""
+    return classifiers, tuple(likeness(results).items()), ""
 
 
 def _privacy(run: RunDirectory, budget: Budget) -> dict[str, Any]:
@@ -83,11 +78,11 @@ def _privacy(run: RunDirectory, budget: Budget) -> dict[str, Any]:
     said = promise(budget, reserved)
     meter = budget.odometer(said["dataset"])
     audit = audit_run(budget.ledger, run)
-    bounds = ", ".join(f"{name.upper()} {bound:g}" for name, bound in said["epsilon"].items())
+    bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in said["epsilon"].items())
     return {
-        "spent by this run": f"ε ≤ {bounds} at δ = {said['delta']:g}, for one {said['unit']}",
+        "spent by this run": f"ε ≤ {bounds} at δ = {said['delta']:g}, for {said['unit']}",
         "budget of the data": (
-            f"{meter.name}: ε = {meter.epsilon:g}, spent {meter.spent:g}, left {meter.left:g}"
+            f"{meter.name}: ε = {meter.epsilon}, spent {meter.spent}, left {meter.left}"
         ),
         "void": "YES: a seed was given, nothing is promised" if said["void"] else "no",
         "audit": "passed" if audit.ok else "FAILED: run `umbra audit` for the findings",

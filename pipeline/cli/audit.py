@@ -3,7 +3,7 @@
 import click
 from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, table
+from pipeline.cli.output import emit, json_option, printable, table
 from pipeline.home import Home
 from privacy.errors import IntegrityBroken
 
@@ -23,7 +23,8 @@ def audit(subject: str | None, as_json: bool) -> int:
 
     def show(console: Console) -> None:
         verdict = "passed" if found.ok else "FAILED"
-        console.print(f"Audit of {found.subject}: {verdict}. {ledger.rows} rows replayed.")
+        subject = printable(found.subject)
+        console.print(f"Audit of {subject}: {verdict}. {ledger.rows} rows replayed.")
         columns = ["data set", "ε declared", "δ", "RDP", "PLD", "PRV", "RDP with reserved"]
         rows = [
             (d.name, d.epsilon, d.delta, d.spent.rdp, d.spent.pld, d.spent.prv, d.committed.rdp)
@@ -32,9 +33,9 @@ def audit(subject: str | None, as_json: bool) -> int:
         if rows:
             console.print(table("ε spent, recomputed", columns, rows, range(1, 7)))
         for sentence in (*found.files, *map(str, ledger.findings)):
-            console.print(f"BROKEN: {sentence}")
+            console.print(f"BROKEN: {printable(sentence)}")
         for note in ledger.notes:
-            console.print(f"Note: {note}")
+            console.print(f"Note: {printable(note)}")
 
     emit(found.to_dict(), as_json, show)
     return 0 if found.ok else IntegrityBroken.exit_code

@@ -1,18 +1,23 @@
 """`umbra budget`: declare what a data set may spend, and see what it has spent."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, table
+from pipeline.cli.output import emit, json_option, show_help, table
 from pipeline.home import Home
-from privacy.budget import Odometer
+
+if TYPE_CHECKING:
+    from privacy.budget import Odometer
 
 
-@click.group()
-def budget() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def budget(context: click.Context) -> None:
     """Declare and show the budgets of data sets."""
+    show_help(context)
 
 
 @budget.command()
@@ -31,14 +36,24 @@ def declare(name: str, epsilon: float, delta: float, as_json: bool) -> None:
 @budget.command()
 @json_option
 def show(as_json: bool) -> None:
-    """Show every data set's budget: spent, reserved and left."""
-    from pipeline.engine import open_ledger
+    """Show every data set's budget: spent, reserved and left; changes nothing."""
+    from privacy.budget import Budget
+    from privacy.ledger import Ledger
 
-    _, budgets = open_ledger(Home.locate().ensure())
-    _emit(list(budgets.show()), as_json)
+    home = Home.locate()
+    if _is_new(home):
+        _emit([], as_json)
+        return
+    _emit(list(Budget(Ledger.open(home.ledger_url)).show()), as_json)
 
 
-def _emit(odometers: list[Odometer], as_json: bool) -> None:
+def _is_new(home: Home) -> bool:
+    """Return whether the home has neither a ledger nor a key: nothing was ever declared here."""
+    local = home.ledger_url.startswith("sqlite:")
+    return local and not home.key_path.exists() and not (home.path / "ledger.db").exists()
+
+
+def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
     def show_table(console: Console) -> None:
         if not odometers:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")

@@ -7,14 +7,18 @@ from rich.console import Console
 
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
-from synth.export import EXPORTERS
 
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "form", default="parquet", show_default=True, help=f"One of {', '.join(EXPORTERS)}."
+    "--format",
+    "form",
+    default="parquet",
+    show_default=True,
+    metavar="NAME",
+    help="parquet (for Hugging Face and pyarrow) or images (a folder of PNG for each class).",
 )
 @click.option(
     "--allow-void", is_flag=True, help="Export a seeded run too, which promises no privacy."

@@ -1,12 +1,15 @@
 """`umbra logs`: what a run told, which is nothing private."""
 
+import json
 import time
+from collections.abc import Iterator
 
 import click
 
-from pipeline.cli.output import json_option
+from pipeline.cli.output import json_option, printable, while_read
 from pipeline.cli.runs import outward_status
 from pipeline.home import Home
+from pipeline.run_directory import RunDirectory
 
 _SECONDS = 0.5
 
@@ -16,20 +19,31 @@ _SECONDS = 0.5
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
 @json_option
 def logs(run_id: str, follow: bool, as_json: bool) -> None:
-    """Print the log of RUN: stages and counts."""
+    """Print the log of RUN: stages and counts. With --json one object a line."""
     run = Home.locate().run(run_id)
-    if not run.log_path.exists():
-        run.log_path.touch(mode=0o600)
-    with run.log_path.open(errors="replace") as log:
-        while True:
-            for line in log:
-                click.echo(_as_json(line) if as_json else line, nl=as_json)
-            if not follow or outward_status(run.state()) != "running":
-                return
-            time.sleep(_SECONDS)
+    with while_read():
+        for line in _lines(run, follow):
+            text = printable(line)
+            click.echo(json.dumps({"line": text}, ensure_ascii=False) if as_json else text)
 
 
-def _as_json(line: str) -> str:
-    import json
-
-    return json.dumps({"line": line.rstrip("\n")}, ensure_ascii=False)
+def _lines(run: RunDirectory, follow: bool) -> Iterator[str]:
+    """Yield whole lines; the last one may lack its end."""
+    read, begun = 0, ""
+    while True:
+        # Asked before reading: what a run writes just before it ends is not lost.
+        ended = not follow or outward_status(run.state()) != "running"
+        if run.log_path.exists():
+            with run.log_path.open("rb") as log:
+                log.seek(read)
+                new = log.read()
+            # Bytes up to a line's end, so that no character is cut in two.
+            whole = new[: new.rfind(b"\n") + 1]
+            read += len(whole)
+            begun = new[len(whole) :].decode(errors="replace")
+            yield from whole.decode(errors="replace").splitlines()
+        if ended:
+            if begun:
+                yield begun
+            return
+        time.sleep(_SECONDS)

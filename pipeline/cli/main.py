@@ -1,9 +1,11 @@
 """`umbra`: the commands, and how every error ends."""
 
+import io
 import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import click
 
@@ -12,6 +14,7 @@ from pipeline.cli.budget import budget
 from pipeline.cli.cancel import cancel
 from pipeline.cli.export import export
 from pipeline.cli.logs import logs
+from pipeline.cli.output import printable, show_help, silence_output
 from pipeline.cli.plan import plan
 from pipeline.cli.report import report
 from pipeline.cli.resume import resume
@@ -20,16 +23,19 @@ from pipeline.cli.status import status
 from pipeline.cli.submit import submit
 from privacy.errors import UmbraError
 
+_BAD_USAGE = 2
 _INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(package_name="umbra-synth", prog_name="umbra")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Synthetic image data sets under differential privacy.
 
     Exit codes: 0 fine, 1 failed, 2 bad usage or spec, 3 budget refused, 4 integrity broken.
     """
+    show_help(context)
 
 
 for _command in (
@@ -40,8 +46,10 @@ for _command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error is a sentence, never a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show an ε
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _run(arguments: list[str]) -> int:
@@ -51,30 +59,48 @@ def _run(arguments: list[str]) -> int:
     except UmbraError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
-        return _fail(error.format_message(), 2, as_json)
+        return _fail(_usage(error), _BAD_USAGE, as_json)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", _INTERRUPTED, as_json)
-    except BrokenPipeError:
-        # Whoever read the output has enough of it; the interpreter must not complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
-        # Its text may hold private values; a developer asks for it by name.
-        if os.environ.get("UMBRA_TRACEBACK") == "1":
-            traceback.print_exc()
-        return _fail(
-            f"unexpected {type(error).__name__}: this is a fault of Umbra. Set UMBRA_TRACEBACK=1 "
-            "to see where (the text may hold private values: do not share it)",
-            1,
-            as_json,
-        )
+        return _unforeseen(error, as_json)
     return code if isinstance(code, int) else 0
 
 
+def _usage(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context else ""
+    return error.format_message() + hint
+
+
+def _unforeseen(error: Exception, as_json: bool) -> int:
+    # A text may hold private values; a developer asks for it by name.
+    if os.environ.get("UMBRA_TRACEBACK") == "1":
+        traceback.print_exc()
+    if isinstance(error, OSError) and error.errno:
+        # The system's own words and a path: a full disk or a missing right is no fault of ours.
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{os.strerror(error.errno)}", 1, as_json)
+    return _fail(
+        f"unexpected {type(error).__name__}: this is a fault of Umbra. Set UMBRA_TRACEBACK=1 "
+        "to see where (the text may hold private values: do not share it)",
+        1,
+        as_json,
+    )
+
+
 def _fail(message: str, code: int, as_json: bool) -> int:
-    if as_json:
-        click.echo(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
-    click.echo(f"umbra: {message}", err=True)
+    message = printable(message)
+    try:
+        if as_json:
+            error = {"error": message, "exit_code": code}
+            click.echo(json.dumps(error, ensure_ascii=False))
+        sys.stdout.flush()
+    except OSError:
+        # Nobody reads it, or there is no room for it: standard error is told all the same.
+        silence_output()
+    with suppress(OSError):
+        click.echo(f"umbra: {message}", err=True)
     return code
 
 

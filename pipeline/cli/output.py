@@ -1,7 +1,11 @@
 """What commands print: data on standard output, as JSON or as tables that a person reads."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -14,13 +18,58 @@ json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON and nothing else on standard output."
 )
 
+# A pipe has no edge, and what is cut into lines there cannot be searched or copied.
+_FILE_WIDTH = 10_000
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process with code 1
+
 
 def emit(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
-    """Print `data` as JSON, or what `show` draws on a console (which obeys NO_COLOR)."""
-    if as_json:
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str))
-    else:
-        show(Console(highlight=False, soft_wrap=True))
+    """Print `data` as JSON, or what `show` draws on a console (which obeys NO_COLOR).
+
+    Numbers that are not finite become null, which JSON has instead.
+    """
+    with while_read():
+        if as_json:
+            text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
+            click.echo(text)
+        else:
+            show(_console())
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """End the block when the reader of standard output closes the pipe: it had enough.
+
+    That is no error, and the command goes on to its own exit code: a broken ledger is broken
+    whoever listens.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        silence_output()
+
+
+def silence_output() -> None:
+    """Let standard output go nowhere, so that the interpreter cannot fail on it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def printable(text: str) -> str:
+    """Return text that may come from strangers without characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def show_help(context: click.Context) -> None:
+    """Answer a group without a command by its help, as bad usage."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 def table(
@@ -29,12 +78,12 @@ def table(
     rows: Iterable[Sequence[object]],
     numbers: Sequence[int] = (),
 ) -> Table:
-    """Return a table; the columns in `numbers` are set flush right."""
+    """Return a table; the columns in `numbers` are set flush right, None is shown as a dash."""
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
     return drawn
 
 
@@ -46,3 +95,20 @@ def pairs(title: str, facts: Mapping[str, object]) -> Text:
     for name, value in facts.items():
         drawn.append(f"  {name:<{width}}  ", style="dim").append(f"{value}\n")
     return drawn
+
+
+def _console() -> Console:
+    # Names and paths are text: "[red]" or ":dog:" in them is neither a style nor a picture.
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
+    console = _Console(**plain)
+    return console if console.is_terminal else _Console(**plain, width=_FILE_WIDTH)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,9 +14,12 @@ from pipeline.cli.output import emit, pairs, table
 from pipeline.home import Home
 from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
 from pipeline.run_directory import RunDirectory
+from privacy.errors import UmbraError
 
 if TYPE_CHECKING:
     from pipeline.summary import Summary
+
+_SECONDS = 0.2
 
 
 def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) -> None:
@@ -31,12 +35,16 @@ def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) 
 
 
 def run_detached(run: RunDirectory, address: str | None) -> None:
-    """Execute `run` in a process of its own that outlives this terminal."""
+    """Execute `run` in a process of its own that outlives this terminal; return when it has begun.
+
+    Raises:
+        UmbraError: the process ended before it began to work.
+    """
     command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
     if address:
         command += ["--address", address]
     with open(run.log_path, "ab") as log:  # noqa: PTH123
-        subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -44,6 +52,13 @@ def run_detached(run: RunDirectory, address: str | None) -> None:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+    while run.state().status == "created":
+        if process.poll() is not None:
+            raise UmbraError(
+                f"run {run.run_id} did not begin: `umbra logs {run.run_id}` says why. Its budget "
+                f"stays reserved; begin it with `umbra resume {run.run_id}`."
+            )
+        time.sleep(_SECONDS)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ two clusters even, cannot grant more than there is.
 """
 
 import hashlib
+from functools import cached_property
 from typing import Any
 
 import ray
 
 from pipeline.cluster.calls import answer
-from privacy.budget import Budget, Receipt, Reservation, Settlement
+from privacy.budget import Budget, Receipt, Settlement
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
 
@@ -21,11 +22,16 @@ class BudgetManager:
     """Answers every process of the cluster from one ledger."""
 
     def __init__(self, ledger_url: str, key: bytes) -> None:
-        self._budget = Budget(Ledger.open(ledger_url, key))
+        self._opening = ledger_url, key
 
-    def reserve(self, **request: Any) -> Reservation:
-        """See `Budget.reserve`."""
-        return self._budget.reserve(**request)
+    @cached_property
+    def _budget(self) -> Budget:
+        # Opened by the first call and not with the actor, or what is wrong with the ledger would
+        # arrive as the death of a process; and first without the key, which alone would make a new
+        # ledger where another machine has a file of that name.
+        url, key = self._opening
+        Ledger.open(url)
+        return Budget(Ledger.open(url, key))
 
     def charge(
         self, reservation_id: str, component: str, steps: int, attempt: int, key: str
@@ -50,12 +56,18 @@ class BudgetManager:
 def budget_manager(ledger_url: str, key: bytes) -> Any:
     """Return the cluster's budget manager, starting it if there is none.
 
-    Clusters may serve several ledgers: the actor's name holds a digest of the URL.
+    Clusters may serve several ledgers: the actor's name holds a digest of the URL. Calls are made
+    again if the manager dies: reading may be repeated, and a charge has its own key.
     """
     name = f"{_NAME}-{hashlib.sha256(ledger_url.encode()).hexdigest()[:12]}"
     actor = ray.remote(BudgetManager)
     return actor.options(
-        name=name, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1
+        name=name,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
     ).remote(ledger_url, key)
 
 
@@ -72,7 +84,7 @@ class ActorMeter:
         # A fresh key a call: if the manager dies after the commit and is asked again by Ray, the
         # charge is made once; a new call is a new charge.
         receipt = answer(
-            self._manager.charge.options(max_task_retries=-1).remote(
+            self._manager.charge.remote(
                 self._reservation, component, steps, self._attempt, os_key().hex()
             )
         )

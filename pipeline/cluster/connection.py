@@ -1,11 +1,16 @@
 """Joining a Ray cluster, or starting one inside this process that nobody else can reach."""
 
+import fcntl
+import ipaddress
 import logging
 import os
 import shutil
+import signal
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from privacy.errors import UmbraError
@@ -16,22 +21,40 @@ NAMESPACE = "umbra"
 _QUIET = {
     # Starting takes 5 s, but a busy machine has been seen to need a minute.
     "RAY_raylet_start_wait_time_s": "300",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_ALONE = {
+    # On Linux Ray turns 127.0.0.1 into the machine's outward address and listens on all of its
+    # interfaces; only with this switch does it stay on the loopback.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Watches for a cloud that takes machines back.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+_SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchange their sums
+_FOLDERS = "umbra-ray-"
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
 
 @contextmanager
-def cluster(address: str | None, object_store_gib: float | None = None) -> Iterator[None]:
+def cluster(
+    address: str | None, object_store_gib: float | None = None
+) -> Iterator[dict[str, float]]:
     """Be connected to Ray for the block; an embedded cluster starts and ends with it.
 
     Worker output never reaches this terminal (`log_to_driver=False`): what workers print may come
     from private data. The embedded cluster listens on the loopback interface only, keeps its
-    sockets and logs in a folder of its own with mode 0700, and removes it at the end.
+    sockets and logs in a folder of its own with mode 0700, and removes it at the end. Its processes
+    end with this one, even if this one is killed. The caller's handler of SIGTERM stays in force.
+
+    Yields:
+        What the cluster has in all, in Ray's names and units: "CPU", "GPU", "memory" (bytes), ...
 
     Args:
         address: of a running cluster, `ray://...` or `host:port`; None starts one here.
@@ -41,24 +64,75 @@ def cluster(address: str | None, object_store_gib: float | None = None) -> Itera
         UmbraError: the cluster cannot be reached or started.
     """
     os.environ.update(_QUIET)
+    if address is None:
+        os.environ.update(_ALONE | dict.fromkeys(_SOCKETS, _loopback_name()))
     import ray
 
-    # A short path: a socket's name may have no more than 107 characters.
-    folder = None if address else tempfile.mkdtemp(prefix="umbra-")
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with nullcontext() if address else _private_folder() as folder:
+        try:
+            _join(_arguments(address, folder, object_store_gib), address)
+            signal.signal(signal.SIGTERM, on_terminate)
+            yield {"GPU": 0.0, **ray.cluster_resources()}
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    """Make a folder for the block, and remove those of processes that were killed in theirs.
+
+    Ray's logs lie in it, and nobody knows what a library writes into them.
+    """
+    # Short, because a socket's name may have no more than 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDERS))
+    with _locked(folder):
+        for other in folder.parent.glob(f"{_FOLDERS}*"):
+            with suppress(OSError), _locked(other):
+                shutil.rmtree(other, ignore_errors=True)
+        try:
+            yield str(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder; the system lets go of it when this process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        ray.init(**_arguments(address, folder, object_store_gib))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _join(arguments: dict[str, Any], address: str | None) -> None:
+    import ray
+
+    try:
+        ray.init(**arguments)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "an embedded Ray cluster"
         raise UmbraError(
             f"{where} could not be joined: {type(error).__name__}: {_first_line(error)}. "
             "Check the address and that `ray status` answers there."
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    if address is None:
+        _require_loopback(ray.util.get_node_ip_address())
+
+
+def _loopback_name() -> str:
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+
+
+def _require_loopback(address: str) -> None:
+    if not ipaddress.ip_address(address).is_loopback:
+        raise UmbraError(
+            f"the embedded Ray cluster listens on {address}, where others may reach it, because "
+            "this process imported Ray before Umbra could configure it: run Umbra in a process of "
+            "its own"
+        )
 
 
 def _arguments(
@@ -79,7 +153,6 @@ def _arguments(
         "include_dashboard": False,
         "object_store_memory": store,
         "_temp_dir": folder,
-        "_node_ip_address": "127.0.0.1",
     }
 
 

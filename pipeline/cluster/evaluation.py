@@ -12,7 +12,7 @@ from eval.classifiers.protocol import train_and_test
 from eval.features import extractor
 from eval.frechet import feature_moments, frechet
 from eval.precision_recall import precision_recall
-from pipeline.cluster.calls import answer
+from pipeline.cluster.calls import answer, contained
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
@@ -20,8 +20,16 @@ from pipeline.spec.evaluate import Evaluate
 from synth.shards import read_shards
 
 
-def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str, Any]:
+def evaluate(
+    spec: Spec, release: Path, traces: Path, on_task: Callable[[], None]
+) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
+
+    Args:
+        spec: what to measure, and against which images.
+        release: folder with the synthetic images.
+        traces: folder for the traces of unforeseen errors (internal).
+        on_task: called whenever one of the metrics is done.
 
     Returns:
         {"synthetic": {classifier: result}, "ceiling": {classifier: result}, "features": {...}},
@@ -31,11 +39,15 @@ def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str
     Raises:
         UmbraError: as a task raised it.
     """
-    classify = ray.remote(_classify).options(num_cpus=1)
+    task = ray.remote(_contained).options(num_cpus=1)
     kinds = (SYNTHETIC, CEILING)
     names = _wanted(spec).classifiers
-    tasks = {classify.remote(spec, release, kind, n): (kind, n) for n in names for kind in kinds}
-    features = ray.remote(_compare_features).options(num_cpus=1).remote(spec, release)
+    tasks = {
+        task.remote(traces, _classify, spec, release, kind, name): (kind, name)
+        for name in names
+        for kind in kinds
+    }
+    features = task.remote(traces, _compare_features, spec, release)
     results: dict[str, Any] = {kind: {} for kind in kinds}
     waiting = [features, *tasks]
     while waiting:
@@ -51,6 +63,11 @@ def evaluate(spec: Spec, release: Path, on_task: Callable[[], None]) -> dict[str
 
 def _in_order(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: results[name] for name in names}
+
+
+def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
+    with contained(traces):
+        return measure(*of)
 
 
 def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]:

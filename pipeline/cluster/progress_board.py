@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.progress import Stage
 
@@ -39,7 +40,9 @@ def shown(board: Any, stage: Stage) -> Iterator[None]:
 
     def poll() -> None:
         while not ended.wait(_SECONDS):
-            stage.reach(sum(ray.get(board.read.remote()).values()))
+            # A board that died takes no training with it, nor a trace to the terminal.
+            with suppress(RayError):
+                stage.reach(sum(ray.get(board.read.remote()).values()))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -1,6 +1,7 @@
 """Sampling on Ray actors: each holds the weights and makes whole shards."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.cluster.calls import answer
 from pipeline.spec import Spec
 from privacy.errors import IntegrityBroken
 from synth.manifest import ShardEntry
+from synth.samplers import Denoise
 from synth.shards import Shard, shard_generator, to_uint8, write_shard
 
 _RESTARTS = 3
@@ -22,25 +24,31 @@ class ShardSampler:
     """Makes shards of one run; a shard is a function of (weights, spec, number) alone."""
 
     def __init__(self, spec: Spec, weights: Path, folder: Path) -> None:
-        # One thread: sums in another order would change last bits, and a shard's bytes with them.
-        torch.set_num_threads(1)
+        self._spec = spec
+        self._weights = weights
+        self._folder = folder
         gpu = spec.resources.gpus_per_worker > 0
         self._device = torch.device("cuda" if gpu else "cpu")
-        denoiser = build_denoiser(spec)
+        self._sampler = build_sampler(spec)
+
+    @cached_property
+    def _denoise(self) -> Denoise:
+        # Loaded by the first shard and not with the actor, or damaged weights would arrive as the
+        # death of a process.
+        denoiser = build_denoiser(self._spec)
         try:
-            denoiser.load_state_dict(load_file(weights))
+            denoiser.load_state_dict(load_file(self._weights))
         except Exception as error:
             raise IntegrityBroken(
-                f"{weights} is missing, damaged or of another network; restore it from a backup "
-                "or submit a new run"
+                f"{self._weights} is missing, damaged or of another network; restore it from a "
+                "backup or submit a new run"
             ) from error
-        self._denoise = build_guided(spec, denoiser.to(self._device).eval())
-        self._sampler = build_sampler(spec)
-        self._spec = spec
-        self._folder = folder
+        return build_guided(self._spec, denoiser.to(self._device).eval())
 
     def make(self, shard: Shard, of: int) -> ShardEntry:
         """Sample the shard's images and write them."""
+        # One thread: sums in another order would change last bits, and a shard's bytes with them.
+        torch.set_num_threads(1)
         data, synthesize = self._spec.data, self._spec.synthesize
         generator = shard_generator(synthesize.seed, shard.number, self._device)
         labels = torch.tensor(shard.labels)
@@ -93,9 +101,10 @@ def make_shards(
 
 
 def _actors(spec: Spec) -> int:
-    if spec.resources.sampling_actors != "auto":
-        return spec.resources.sampling_actors
+    """Return how many actors have room beside each other: one without would wait for ever."""
     kind, each = "CPU", 1.0
     if spec.resources.gpus_per_worker > 0:
         kind, each = "GPU", spec.resources.gpus_per_worker
-    return max(1, int(ray.cluster_resources().get(kind, 1) / each))
+    room = max(1, int(ray.cluster_resources().get(kind, 1) / each))
+    wanted = spec.resources.sampling_actors
+    return room if wanted == "auto" else min(room, wanted)

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from safetensors.torch import save as to_safetensors
 
 from pipeline.building import build_denoiser
 from pipeline.cluster.budget_actor import ActorMeter
-from pipeline.cluster.calls import answer
+from pipeline.cluster.calls import WorkerFailed, answer, contained
+from pipeline.cluster.capacity import per_worker
+from pipeline.cluster.first_error import first_error, raise_told
+from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.spec import Spec
-from privacy.collective import Alone, Collective, ProcessGroup
+from privacy.collective import Collective
 from privacy.errors import DataError, UmbraError
 from privacy.fingerprint import fingerprint
 from synth.atomic import write_bytes
@@ -42,6 +44,7 @@ class TrainingJob:
         run_key: the run's secret, for masks and for `content`.
         content: fingerprint under `run_key` of the records that were reserved for.
         checkpoints: folder for checkpoints (internal).
+        traces: folder for the traces of unforeseen errors (internal).
         weights: file for the moving average's weights (released).
     """
 
@@ -51,6 +54,7 @@ class TrainingJob:
     run_key: bytes = field(repr=False)
     content: str
     checkpoints: Path
+    traces: Path
     weights: Path
 
 
@@ -59,7 +63,7 @@ def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) 
 
     Args:
         job: what to train.
-        name: Ray Train's name for the run; the same name restores.
+        name: Ray Train's name for this start of the run.
         storage: Ray Train's own folder (internal).
         manager: the budget manager's actor.
         board: where steps done are told.
@@ -68,18 +72,14 @@ def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) 
         UmbraError: as the worker raised it, or with the type of what went wrong there.
     """
     resources = job.spec.resources
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
-    if resources.memory_gib_per_worker:
-        per_worker["memory"] = resources.memory_gib_per_worker * 1024**3
-    use_gpu = resources.gpus_per_worker > 0
-    failure = ray.remote(_Failure).options(num_cpus=0).remote()
-    trainer = TorchTrainer(
-        _worker(job, manager, board, failure),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+    refusal = first_error()
+    trainer = _Trainer(
+        _worker(job, manager, board, refusal),
+        torch_config=NoGroup(),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=per_worker
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker(resources),
         ),
         run_config=RunConfig(
             name=name,
@@ -90,51 +90,60 @@ def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) 
     try:
         trainer.fit()
     except Exception as error:
-        _raise_told(failure)
-        raise UmbraError(
-            f"training failed with {type(error).__name__}; the reason may hold private values and "
-            "stays in Ray's own logs. `umbra resume` goes on from the last checkpoint"
-        ) from None
-    _raise_told(failure)
+        raise_told(refusal)
+        raise UmbraError(_in_words(error)) from None
+    raise_told(refusal)
 
 
-def _raise_told(failure: Any) -> None:
-    told = answer(failure.read.remote())
-    if told is not None:
-        raise told
+class _Trainer(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the engine: Ray's handler outlives the training and exits with 0."""
 
 
-class _Failure:
-    """Carries the error meant for users past Ray Train, which turns it into a stack trace."""
+def _in_words(error: Exception) -> str:
+    """Return what a failure of all restarts may tell: types, and the workers' own words."""
+    failures = getattr(error, "worker_failures", {}).values()
+    for failure in failures:
+        # Ray wraps what a worker raised; beside it stand those who lost touch with that worker.
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, WorkerFailed):
+            return f"training: {raised}"
+    kinds = sorted({type(failure).__name__ for failure in failures}) or [type(error).__name__]
+    return (
+        f"training failed with {', '.join(kinds)}: a worker ran out of memory, was killed or could "
+        "not be started. `umbra resume` goes on from the last checkpoint"
+    )
 
-    def __init__(self) -> None:
-        self._error: UmbraError | None = None
 
-    def tell(self, error: UmbraError) -> None:
-        self._error = error
-
-    def read(self) -> UmbraError | None:
-        return self._error
-
-
-def _worker(job: TrainingJob, manager: Any, board: Any, failure: Any) -> Callable[[], None]:
+def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callable[[], None]:
     """Return the function that every worker runs."""
 
+    resources = job.spec.resources
+    use_gpu = resources.gpus_per_worker > 0
+
     def work() -> None:
+        if answer(refusal.read.remote()) is not None:
+            # A refusal is final: this is only Ray starting the workers again after it.
+            return
+        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
         try:
-            _train_here(job, manager, board)
+            with contained(job.traces), workers_group(use_gpu) as collective:
+                device = torch.device("cuda" if use_gpu else "cpu")
+                _train_here(job, manager, board, collective, device)
+        except WorkerFailed:
+            raise
         except UmbraError as error:
-            # A refusal is final: workers that Ray restarted would only be refused again, so this
-            # one ends as if all were well and the driver raises what it was told.
-            answer(failure.tell.remote(error))
+            answer(refusal.tell.remote(error))
+            if resources.workers > 1:
+                # The others may wait for a word from this one; Ray stops them only for an error.
+                raise
 
     return work
 
 
-def _train_here(job: TrainingJob, manager: Any, board: Any) -> None:
-    collective: Collective = ProcessGroup() if torch.distributed.is_initialized() else Alone()
-    torch.set_num_threads(max(1, int(job.spec.resources.cpus_per_worker)))
-    device = torch.device("cuda" if job.spec.resources.gpus_per_worker > 0 else "cpu")
+def _train_here(
+    job: TrainingJob, manager: Any, board: Any, collective: Collective, device: torch.device
+) -> None:
     first = collective.rank == 0
     number = answer(manager.next_attempt.remote(job.reservation_id)) if first else 0
     attempt = Attempt.start(number, job.run_key, job.spec.privacy.seed, collective)
@@ -149,8 +158,9 @@ def _train_here(job: TrainingJob, manager: Any, board: Any) -> None:
         (lambda phase, done, total: board.tell.remote(phase, done)) if first else _ignore,
     )
     weights = trainer.run()
-    _require_steps(job.checkpoints)
     if first:
+        # The first alone has written checkpoints; the others may be here before it has.
+        _require_steps(job.checkpoints)
         job.weights.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
 

@@ -11,6 +11,8 @@ from pipeline.spec import Spec
 from pipeline.tracking.tracker import StageRun, TrackedRun
 from privacy.budget import Budget
 
+TRACES = "traces"  # below internal/: what went wrong in workers; may hold private values
+
 
 @dataclass(frozen=True)
 class Context:

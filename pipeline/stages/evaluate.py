@@ -6,7 +6,7 @@ the ceiling needs the training images themselves, so it is released only where t
 
 from pipeline.cluster.evaluation import evaluate
 from pipeline.metrics import METRICS, flat, releasable
-from pipeline.stages.base import Context
+from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from synth.atomic import write_json
@@ -24,7 +24,7 @@ class Evaluate:
             return
         tasks = 2 * len(spec.evaluate.classifiers) + 1
         with context.progress.stage("evaluate", tasks) as stage:
-            results = evaluate(spec, run.release, stage.advance)
+            results = evaluate(spec, run.release, run.internal / TRACES, stage.advance)
         write_json(run.internal / METRICS, results)
         released = releasable(spec, results)
         if released:

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from pipeline.cluster.sampling import make_shards
+from pipeline.run_directory import RunDirectory
 from pipeline.stages.base import Context
 from pipeline.stages.train import WEIGHTS
 from pipeline.tracking.release import Release
@@ -11,8 +13,6 @@ from pipeline.tracking.tracker import StageRun
 from synth.atomic import write_json
 from synth.manifest import Manifest, ShardEntry, file_sha256
 from synth.shards import plan_shards
-
-_DONE = "shards"
 
 
 class Synthesize:
@@ -26,7 +26,10 @@ class Synthesize:
         data, synthesize = spec.data, spec.synthesize
         counts = synthesize.class_counts(len(data.classes))
         shards = plan_shards(counts, synthesize.shard_rows)
-        made = {s.number: entry for s in shards if (entry := _made(context, s.number))}
+        # Noted by weights: shards of others, put back from a backup say, are not of this set.
+        notes = run.internal / "shards" / file_sha256(run.release / WEIGHTS)[:16]
+        notes.mkdir(parents=True, exist_ok=True)
+        made = {s.number: entry for s in shards if (entry := _made(run, notes, s.number))}
         missing = [shard for shard in shards if shard.number not in made]
         with context.progress.stage("synthesize", sum(counts)) as stage:
             stage.advance(sum(entry.rows for entry in made.values()))
@@ -34,10 +37,9 @@ class Synthesize:
             def note(entry: ShardEntry) -> None:
                 number = _number(entry)
                 made[number] = entry
-                write_json(run.internal / _DONE / f"{number}.json", asdict(entry))
+                write_json(notes / f"{number}.json", asdict(entry))
                 stage.advance(entry.rows)
 
-            (run.internal / _DONE).mkdir(exist_ok=True)
             make_shards(spec, run.release / WEIGHTS, run.release, missing, len(shards), note)
         shape = (data.size, data.size, data.channels)
         entries = tuple(made[shard.number] for shard in shards)
@@ -49,11 +51,11 @@ def _number(entry: ShardEntry) -> int:
     return int(entry.file.split("train-")[1][:5])
 
 
-def _made(context: Context, number: int) -> ShardEntry | None:
+def _made(run: RunDirectory, notes: Path, number: int) -> ShardEntry | None:
     """Return the entry of a shard that an earlier attempt made and that is still as it was."""
-    note = context.run.internal / _DONE / f"{number}.json"
+    note = notes / f"{number}.json"
     if not note.exists():
         return None
     entry = ShardEntry(**json.loads(note.read_text()))
-    path = context.run.release / entry.file
+    path = run.release / entry.file
     return entry if path.is_file() and file_sha256(path) == entry.sha256 else None

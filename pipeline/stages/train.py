@@ -8,17 +8,20 @@ from pipeline.cluster.training import TrainingJob, train
 from pipeline.ingest import CONTENT, RUN_KEY
 from pipeline.promise import charged_mechanisms, epsilons
 from pipeline.spec import Spec
-from pipeline.stages.base import Context
+from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
+from privacy.errors import IntegrityBroken
 from privacy.keys import load_or_create_key
 from privacy.mechanism import SubsampledGaussian
+from synth.checkpoint import newest
 from synth.training import PRIVATE, Training
 from synth.warmup import Warmup
 
+CHECKPOINTS = "checkpoints"
 MODEL = Path("model")
 WEIGHTS = MODEL / "weights.safetensors"
 _MICRO_BATCH = 64
@@ -32,6 +35,8 @@ class Train:
     def run(self, context: Context, tracked: StageRun) -> None:
         """See `Stage.run`."""
         run, spec = context.run, context.spec
+        if note := _skipped(run.internal / CHECKPOINTS):
+            run.update(message=note)
         reservation = context.budget.reservation(context.reservation_id)
         training = training_of(spec, reservation)
         job = TrainingJob(
@@ -40,18 +45,37 @@ class Train:
             reservation_id=context.reservation_id,
             run_key=load_or_create_key(run.internal / RUN_KEY),
             content=(run.internal / CONTENT).read_text(),
-            checkpoints=run.internal / "checkpoints",
+            checkpoints=run.internal / CHECKPOINTS,
+            traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
         )
         total = training.steps + (training.warmup.steps if training.warmup else 0)
         board = progress_board()
-        # Ray Train restores a run of the same name by itself: a resumed run is the same run.
+        # A name of its own for every attempt: Ray Train goes on with a run whose name it knows, and
+        # what there is to go on from is in the checkpoints and the ledger.
         name = f"{run.run_id}-{spec.sha256()[:12]}-{run.state().attempt}"
         with context.progress.stage("train", total) as stage, shown(board, stage):
             train(job, name, run.internal / "ray-train", context.manager, board)
         answer(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))
+
+
+def _skipped(checkpoints: Path) -> str:
+    """Return what a person has to know of the checkpoints: sentences, or nothing if all is well.
+
+    Raises:
+        IntegrityBroken: there are checkpoints and none is sound. The steps that they took are
+            charged, so starting afresh would end with a model of the few steps that are left.
+    """
+    search = newest(checkpoints)
+    if search.skipped and search.checkpoint is None:
+        raise IntegrityBroken(
+            f"no checkpoint in {checkpoints} is sound: {'; '.join(search.skipped)}. Restore one "
+            "from a backup and resume; or remove the folder to begin anew with the steps that were "
+            "never charged; or submit a new run"
+        )
+    return "; ".join(search.skipped)
 
 
 def training_of(spec: Spec, reservation: Reservation) -> Training:

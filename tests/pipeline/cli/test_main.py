@@ -1,0 +1,200 @@
+"""How every command ends: help, usage, errors, pipes."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import cli
+from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, LedgerUnavailable
+
+FULL = Path("/dev/full")
+COMMANDS = [
+    *((name,) for name in cli.commands if name != "budget"),
+    ("budget",),
+    ("budget", "declare"),
+    ("budget", "show"),
+]
+
+
+def test_all_commands_of_the_design_are_there():
+    assert set(cli.commands) == {
+        *("plan", "submit", "runs", "status", "logs", "resume", "cancel", "export", "budget"),
+        *("audit", "report"),
+    }
+
+
+@pytest.mark.parametrize("command", [(), *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(umbra, command, flag):
+    result = umbra(*command, flag)
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: {' '.join(('umbra', *command))} [OPTIONS]")
+    assert result.err == ""
+
+
+def test_every_command_speaks_json(umbra):
+    for command in COMMANDS:
+        if command != ("budget",):
+            assert "--json" in umbra(*command, "--help").out
+
+
+def test_version(umbra):
+    result = umbra("--version")
+    assert (result.code, result.out) == (0, f"umbra, version {version('umbra-synth')}\n")
+
+
+@pytest.mark.parametrize("group", [(), ("budget",)])
+def test_no_command_is_answered_by_help(umbra, group):
+    result = umbra(*group)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith(f"Usage: {' '.join(('umbra', *group))} [OPTIONS]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["sumbit"], "No such command 'sumbit'"),
+        (["plan"], "Missing argument 'SPEC'. (see `umbra plan --help`)"),
+        (["runs", "--jsno"], "No such option"),
+        (["budget", "declare", "x", "--epsilon", "ten"], "'ten' is not a valid float"),
+        (["status", "a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_bad_usage(umbra, arguments, told):
+    result = umbra(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("umbra: ")
+    assert told in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest, 2),
+        (BudgetRefused, 3),
+        (IntegrityBroken, 4),
+        (LedgerUnavailable, 1),
+    ],
+)
+def test_errors_for_users(umbra, monkeypatch, error, code):
+    def fail(self):
+        raise error("expected this, found that")
+
+    monkeypatch.setattr("pipeline.home.Home.runs", fail)
+    plain = umbra("runs")
+    assert (plain.code, plain.out) == (code, "")
+    assert plain.err == "umbra: expected this, found that\n"
+    as_json = umbra("runs", "--json")
+    assert as_json.code == code
+    assert as_json.json == {"error": "expected this, found that", "exit_code": code}
+    assert as_json.err == plain.err
+
+
+def test_an_unforeseen_error_keeps_its_text(umbra, monkeypatch):
+    def fail(self):
+        raise ValueError("pixel 17 of patient 4 is 255")
+
+    monkeypatch.setattr("pipeline.home.Home.runs", fail)
+    for arguments in (["runs"], ["runs", "--json"]):
+        result = umbra(*arguments)
+        assert result.code == 1
+        assert "unexpected ValueError" in result.err
+        assert "patient" not in result.out + result.err
+    assert result.json["exit_code"] == 1
+
+
+def test_a_developer_may_see_where(monkeypatch, capsys):
+    from pipeline.cli.main import main
+
+    def fail(self):
+        raise ValueError("here")
+
+    monkeypatch.setattr("pipeline.home.Home.runs", fail)
+    monkeypatch.setenv("UMBRA_TRACEBACK", "1")
+    with pytest.raises(SystemExit):
+        main(["runs"])
+    assert "ValueError: here" in capsys.readouterr().err
+
+
+def test_the_systems_refusals_are_told_in_its_words(umbra, monkeypatch):
+    def full(self):
+        raise OSError(28, "private text", "/some/file")
+
+    monkeypatch.setattr("pipeline.home.Home.runs", full)
+    result = umbra("runs")
+    assert (result.code, result.err) == (1, "umbra: /some/file: No space left on device\n")
+
+
+def test_an_interrupt(umbra, monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.home.Home.runs", interrupt)
+    result = umbra("runs")
+    assert (result.code, result.err.strip()) == (130, "umbra: interrupted")
+
+
+def test_a_stranger_cannot_steer_the_terminal(umbra):
+    result = umbra("status", "\x1b[2J\x07run")
+    assert result.code == 2
+    assert "\x1b" not in result.err and "\x07" not in result.err
+
+
+def command(*arguments, **options):
+    # As the installed script does it, without needing it to be on the PATH.
+    program = [sys.executable, "-c", "from pipeline.cli.main import main; main()", *arguments]
+    return subprocess.Popen(program, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["budget", "show"], 0), (["runs", "--json"], 0), (["logs", "blots"], 0)],
+)
+def test_a_reader_who_had_enough(finished, arguments, code):
+    _, run = finished
+    run.log_path.write_text("train: begun\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = command(*arguments, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_failed_audit_fails_without_a_reader_too(finished, tamper):
+    house, _ = finished
+    tamper(house, "UPDATE umbra_ledger SET created_at = 'then' WHERE kind = 'charge'")
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = command("audit", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (4, "")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_no_room_for_the_output(finished):
+    with FULL.open("w") as full:
+        process = command("runs", "--json", stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "umbra: No space left on device\n")
+
+
+def test_a_terminal_without_greek(house):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    process = command("budget", "show", stdout=subprocess.PIPE, env=environment)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "blots" in out and "8.5" in out
+
+
+def test_json_keeps_its_letters(umbra, house):
+    declare = ["budget", "declare", "blots", "--epsilon", "99", "--delta", "1e-3", "--json"]
+    result = umbra(*declare)
+    assert "ε=8.5" in result.out and "ε=8.5" in result.json["error"]

@@ -1,0 +1,170 @@
+"""`submit` and `resume` around a run that is worked through without Ray."""
+
+import json
+import os
+import signal
+import stat
+import sys
+import time
+
+import pytest
+
+from privacy.errors import BudgetRefused, UmbraError
+
+# What a process started by `--detach` is given in place of Python.
+BEGINS = """#!{python}
+import sys
+sys.path[:0] = {path!r}
+from pipeline.home import Home
+run = Home.locate().run(sys.argv[4])
+assert sys.argv[1:] == ["-m", "pipeline.cli.main", "resume", run.run_id, "--json"], sys.argv
+run.begin()
+run.update(status="done", process=None)
+"""
+ENDS_AT_ONCE = """#!/bin/sh
+echo "umbra: no such thing" >&2
+exit 1
+"""
+
+
+@pytest.fixture
+def worked(monkeypatch, house):
+    """Let `execute` do at once what the stages do, and tell as they tell."""
+
+    def execute(run, home, progress, address=None):
+        with progress.stage("train", 4) as stage:
+            stage.reach(4)
+        house.finish(run)
+        return run.state()
+
+    monkeypatch.setattr("pipeline.engine.execute", execute)
+
+
+def test_data_on_stdout_progress_on_stderr(umbra, house, worked, write_spec):
+    result = umbra("submit", write_spec())
+    assert result.code == 0
+    (run,) = house.home.runs()
+    assert result.err.splitlines()[0] == f"run {run.run_id}"
+    assert "train: begun" in result.err and "train: done" in result.err
+    assert "begun" not in result.out
+    for part in ("81.2 %", "frechet_gabor", "12.5", "ε ≤ RDP", "passed", "report.html"):
+        assert part in result.out
+    # The ceiling was measured on private images.
+    assert "96.9" not in result.out
+    log = run.log_path.read_text()
+    assert "train: begun" in log and "train: done" in log
+
+
+def test_json_alone(umbra, house, worked, write_spec):
+    result = umbra("submit", write_spec(), "--json")
+    assert result.code == 0
+    (run,) = house.home.runs()
+    assert result.err == f"run {run.run_id}\n"
+    assert result.json["run_id"] == run.run_id
+    assert result.json["classifiers"] == [["logreg", 0.8125, None], ["mlp", 0.8125, None]]
+    assert result.json["privacy"]["audit"] == "passed"
+
+
+def test_a_private_reference_is_not_told(umbra, house, worked, write_spec):
+    result = umbra("submit", write_spec(("    public: true", "    public: false")))
+    assert result.code == 0
+    assert "the reference is private" in result.out
+    for number in ("81.2", "96.9", "12.5"):
+        assert number not in result.out + result.err
+
+
+def test_resume_goes_on_with_the_same_run(umbra, house, worked, blots_spec):
+    run = house.reserve(blots_spec())
+    result = umbra("resume", run.run_id, "--json")
+    assert (result.code, result.json["run_id"]) == (0, run.run_id)
+    assert house.kinds().count("reserve") == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [(UmbraError, 1), (BudgetRefused, 3)])
+def test_a_run_that_fails(umbra, house, write_spec, monkeypatch, error, code):
+    def execute(run, home, progress, address=None):
+        with progress.stage("train", 4):
+            raise error("the disk is full")
+
+    monkeypatch.setattr("pipeline.engine.execute", execute)
+    result = umbra("submit", write_spec(), "--json")
+    assert result.code == code
+    assert result.json == {"error": "the disk is full", "exit_code": code}
+    (run,) = house.home.runs()  # it has reserved, and can be resumed
+    assert run.state().reservation_id
+    assert "train: stopped" in run.log_path.read_text()
+
+
+def test_a_done_run_is_not_done_again(umbra, finished):
+    house, run = finished
+    before = house.kinds()
+    result = umbra("resume", run.run_id)
+    assert (result.code, result.out) == (2, "")
+    assert "is done" in result.err
+    assert house.kinds() == before
+
+
+@pytest.fixture
+def in_place_of_python(monkeypatch, tmp_path):
+    def put(text):
+        script = tmp_path / "python"
+        script.write_text(text.format(python=sys.executable, path=sys.path))
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return put
+
+
+def test_detached(umbra, house, write_spec, in_place_of_python):
+    in_place_of_python(BEGINS)
+    result = umbra("submit", write_spec(), "--detach", "--json")
+    assert (result.code, result.err) == (0, "")
+    (run,) = house.home.runs()
+    assert result.json == {"run_id": run.run_id}
+    assert run.state().attempt == 1  # it has begun when the id is told
+
+
+def test_detached_and_died_at_once(umbra, house, write_spec, in_place_of_python):
+    in_place_of_python(ENDS_AT_ONCE)
+    result = umbra("submit", write_spec(), "--detach")
+    assert (result.code, result.out) == (1, "")
+    (run,) = house.home.runs()
+    assert f"umbra logs {run.run_id}" in result.err
+    assert umbra("logs", run.run_id).out == "umbra: no such thing\n"
+
+
+def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
+    """`cancel` tells the very process that holds the run, and no other."""
+    from pipeline.process import ProcessIdentity
+
+    run = house.reserve(blots_spec())
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        identity = ProcessIdentity(child, _started(child))
+        run.update(status="running", process=identity, stage="train")
+        assert umbra("status", run.run_id, "--json").json["status"] == "running"
+        result = umbra("cancel", run.run_id, "--json")
+        assert (result.code, result.json) == (0, {"run_id": run.run_id, "stopped": True})
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        child = 0
+        assert umbra("status", run.run_id, "--json").json["status"] == "interrupted"
+        assert umbra("cancel", run.run_id, "--json").json["stopped"] is False
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _started(pid):
+    from pipeline import process
+
+    return process._started(pid)
+
+
+def test_json_of_a_run_is_one_object(umbra, house, worked, write_spec):
+    out = umbra("submit", write_spec(), "--json").out
+    assert json.JSONDecoder().raw_decode(out)[1] == len(out.rstrip("\n"))

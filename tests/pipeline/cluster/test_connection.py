@@ -1,0 +1,67 @@
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.cluster import connection
+from privacy.errors import UmbraError
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_the_folder_is_private_and_ends_with_its_block(scratch):
+    with connection._private_folder() as folder:
+        assert Path(folder).parent == scratch
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+    assert list(scratch.iterdir()) == []
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(scratch):
+    with connection._private_folder() as used:
+        (scratch / "umbra-ray-dead").mkdir()
+        (scratch / "umbra-ray-dead" / "worker.err").write_text("what a library printed")
+        (scratch / "other").mkdir()
+        with connection._private_folder():
+            left = {path.name for path in scratch.iterdir()}
+            assert {Path(used).name, "other"} < left and "umbra-ray-dead" not in left
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_loopback_is_accepted(address):
+    connection._require_loopback(address)
+
+
+def test_an_address_that_others_reach_is_refused():
+    with pytest.raises(UmbraError, match="where others may reach it"):
+        connection._require_loopback("192.0.2.7")
+
+
+def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(monkeypatch):
+    def refuse(**arguments):
+        raise ConnectionError("no answer\nTraceback (most recent call last)")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    words = r"at 10\.0\.0\.9:6379 could not be joined.*no answer"
+    with pytest.raises(UmbraError, match=words) as told, connection.cluster("10.0.0.9:6379"):
+        pass
+    assert "Traceback" not in str(told.value)
+
+
+def test_sigterm_stays_with_the_caller(monkeypatch):
+    def init(**arguments):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    before = signal.getsignal(signal.SIGTERM)
+    with connection.cluster("10.0.0.9:6379") as there:
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert there == {"CPU": 3.0, "GPU": 0.0}

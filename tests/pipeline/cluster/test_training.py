@@ -1,0 +1,146 @@
+"""Training on real Ray Train; what becomes of refusals, failures and changed data."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pipeline.cluster.training as subject
+from pipeline.building import build_denoiser
+from pipeline.cluster.budget_actor import budget_manager
+from pipeline.cluster.progress_board import progress_board
+from pipeline.cluster.training import TrainingJob, train
+from pipeline.ingest import CONTENT, RUN_KEY
+from pipeline.stages.train import training_of
+from privacy.errors import BudgetRefused, DataError, UmbraError
+from privacy.keys import load_or_create_key
+from synth.checkpoint import newest
+
+STEPS = 4
+
+
+@pytest.fixture
+def prepare(house, blots_spec):
+    """Reserve for the spec with changes, and return the run's job."""
+
+    def make(*changes):
+        run = house.reserve(blots_spec(*changes))
+        spec, reserved = run.spec(), run.state().reservation_id
+        return TrainingJob(
+            spec=spec,
+            training=training_of(spec, house.budget.reservation(reserved)),
+            reservation_id=reserved,
+            run_key=load_or_create_key(run.internal / RUN_KEY),
+            content=(run.internal / CONTENT).read_text(),
+            checkpoints=run.internal / "checkpoints",
+            traces=run.internal / "traces",
+            weights=run.release / "model" / "weights.safetensors",
+        )
+
+    return make
+
+
+@pytest.fixture
+def start(embedded, house, tmp_path):
+    def run(job):
+        manager = budget_manager(house.home.ledger_url, house.key)
+        train(job, job.reservation_id, tmp_path / "ray-train", manager, progress_board())
+
+    return run
+
+
+TWO = ("evaluate:", "resources: {workers: 2}\nevaluate:")
+
+
+@pytest.fixture
+def two(embedded):
+    if embedded["CPU"] < 2:
+        pytest.skip("needs two processors")
+
+
+@pytest.mark.slow
+def test_two_workers_train_one_model_and_charge_every_step(two, start, prepare, house):
+    job = prepare(TWO)
+    start(job)
+    assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
+    last = newest(job.checkpoints).checkpoint
+    assert last.step == STEPS
+    weights = load_file(job.weights)
+    build_denoiser(job.spec).load_state_dict(weights)
+    assert all(torch.equal(weights[name], last.ema[name]) for name in weights)
+    assert list(job.traces.parent.glob("traces/*")) == []
+
+
+@pytest.mark.slow
+def test_a_refusal_reaches_the_driver_though_another_worker_waits(two, start, prepare, house):
+    job = prepare(TWO)
+    house.budget.settle(job.reservation_id)
+    with pytest.raises(BudgetRefused) as refused:
+        start(job)
+    assert refused.value.exit_code == 3
+    assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": 0}
+    assert not job.weights.exists()
+
+
+@pytest.mark.slow
+def test_the_text_of_an_unforeseen_error_stays_inside(start, prepare, secret, monkeypatch, capfd):
+    class Bomb:
+        @property
+        def dpsgd(self):
+            raise ArithmeticError(secret)
+
+    monkeypatch.setattr(subject, "_RESTARTS", 0)
+    job = replace(prepare(), training=Bomb())
+    with pytest.raises(UmbraError) as told:
+        start(job)
+    (trace,) = job.traces.iterdir()
+    assert secret in trace.read_text()
+    assert "ArithmeticError" in str(told.value) and str(trace) in str(told.value)
+    assert secret not in str(told.value) + "".join(capfd.readouterr())
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+
+
+def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp_path, house):
+    job = prepare()
+    assert len(subject._load(job, torch.device("cpu"))) == 40
+    archive = dict(np.load(blots / "train.npz"))
+    archive["images"][7, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "train.npz", **archive)
+    source = job.spec.data.source.model_copy(update={"path": tmp_path / "train.npz"})
+    data = job.spec.data.model_copy(update={"source": source})
+    changed = replace(job, spec=job.spec.model_copy(update={"data": data}))
+    with pytest.raises(DataError, match="changed since this run was submitted"):
+        subject._load(changed, torch.device("cpu"))
+    assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": 0}
+
+
+def test_what_travels_to_workers_holds_no_image(prepare, blots):
+    job = prepare()
+    sent = pickle.dumps(job)
+    images = np.load(blots / "train.npz")["images"]
+    assert len(sent) < images.nbytes * 2
+    assert not any(image.tobytes()[:16] in sent for image in images)
+    assert job.run_key not in repr(job).encode()
+
+
+class _Dead(Exception):
+    pass
+
+
+def test_a_failure_of_all_restarts_is_told_by_its_types(secret):
+    failed = subject._in_words(_group(_Dead(secret), ValueError(secret)))
+    assert "ValueError, _Dead" in failed and secret not in failed
+
+
+def test_a_worker_that_could_tell_is_quoted(secret):
+    words = subject._in_words(_group(_Dead(secret), subject.WorkerFailed("failed with KeyError")))
+    assert words == "training: failed with KeyError"
+
+
+def _group(*failures):
+    error = RuntimeError("a group failed")
+    error.worker_failures = dict(enumerate(failures))
+    return error

@@ -1,0 +1,251 @@
+"""A small private data set, a home, and runs that are finished without Ray."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.exporting import export_run
+from pipeline.home import Home
+from pipeline.ingest import ingest
+from pipeline.metrics import METRICS, releasable
+from pipeline.plan import plan
+from pipeline.run_directory import RunDirectory
+from pipeline.spec import Spec, parse_spec
+from privacy.accounting import accountant
+from privacy.budget import Budget
+from privacy.keys import load_or_create_key
+from privacy.ledger import Ledger
+from synth.manifest import Manifest
+from synth.shards import plan_shards, write_shard
+
+BLOTS = """\
+name: blots
+data:
+  name: blots
+  source: {kind: npz, path: train.npz}
+  records: 40
+  size: 8
+  channels: 1
+  classes: [round, square]
+  holdout:
+    source: {kind: npz, path: holdout.npz}
+    public: true
+privacy:
+  epsilon: 8
+  delta: 1e-3
+model:
+  base: 4
+  multipliers: [1]
+  attention: []
+  blocks: 1
+train:
+  batch: 20
+  steps: 4
+  views: 2
+synthesize:
+  images: 12
+  sampler: ddim
+  steps: 2
+  shard_rows: 5
+evaluate:
+  classifiers: [logreg, mlp]
+"""
+
+
+@dataclass(frozen=True)
+class House:
+    """A home with its ledger open, and how runs are made in it."""
+
+    home: Home
+
+    @property
+    def key(self) -> bytes:
+        return load_or_create_key(self.home.key_path)
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(Ledger.open(self.home.ledger_url, self.key))
+
+    def kinds(self) -> list[str]:
+        """The kinds of the ledger's rows."""
+        return [row.kind for row in Ledger.open(self.home.ledger_url).rows()]
+
+    def reserve(self, spec: Spec) -> RunDirectory:
+        """A run as `submit` leaves it, before anything is trained."""
+        run = self.home.new_run(spec)
+        ingest(run, spec, plan(spec, trial=False), self.key, self.budget)
+        return run
+
+    def finish(self, run: RunDirectory) -> RunDirectory:
+        """Charge, settle and make random images and made-up metrics, as the stages would."""
+        spec, reserved = run.spec(), run.state().reservation_id
+        run.begin()
+        budget = self.budget
+        for part in budget.reservation(reserved).plan:
+            budget.charge(reserved, part.name, part.mechanism.steps, 1, f"all-{part.name}")
+        budget.settle(reserved)
+        run.finish_stage("train", 3.0)
+        _write_images(run, spec)
+        run.finish_stage("synthesize", 2.0)
+        results = _results(spec)
+        (run.internal / METRICS).write_text(json.dumps(results))
+        if released := releasable(spec, results):
+            (run.release / METRICS).write_text(json.dumps(released))
+        run.finish_stage("evaluate", 1.0)
+        run.update(status="done", process=None)
+        return run
+
+    def export(self, run: RunDirectory, target: Path, form: str = "parquet") -> Path:
+        return export_run(run, self.budget, target, form).folder
+
+
+def _write_images(run, spec):
+    data = spec.data
+    rng = np.random.default_rng(1)
+    counts = spec.synthesize.class_counts(len(data.classes))
+    shards = plan_shards(counts, spec.synthesize.shard_rows)
+    entries = []
+    for shard in shards:
+        shape = (len(shard.labels), data.size, data.size, data.channels)
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        labels = np.array(shard.labels)
+        entries.append(
+            write_shard(run.release, shard, len(shards), images, labels, class_names=data.classes)
+        )
+    shape = (data.size, data.size, data.channels)
+    Manifest(shape, data.classes, counts, tuple(entries)).write(run.release)
+
+
+def _results(spec):
+    def classified(accuracy):
+        return {
+            "accuracy": accuracy,
+            "per_class": [accuracy] * len(spec.data.classes),
+            "confusion": [[9, 1], [2, 8]],
+        }
+
+    names = spec.evaluate.classifiers if spec.evaluate else ()
+    return {
+        "synthetic": {name: classified(0.8125) for name in names},
+        "ceiling": {name: classified(0.96875) for name in names},
+        "features": {
+            "frechet": {"metric": "frechet_gabor", "distance": 12.5},
+            "precision_recall": {
+                "precision": 0.75,
+                "recall": 0.625,
+                "density": 0.875,
+                "coverage": 0.5625,
+            },
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def blots(tmp_path_factory) -> Path:
+    """A folder with a private and a holdout set of random images, and the spec for them."""
+    folder = tmp_path_factory.mktemp("blots")
+    for name, records in (("train", 40), ("holdout", 20)):
+        rng = np.random.default_rng(records)
+        images = rng.integers(0, 256, (records, 8, 8, 1), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(records) % 2)
+    (folder / "blots.yaml").write_text(BLOTS)
+    return folder
+
+
+@pytest.fixture
+def blots_spec(blots):
+    """The spec of the random images with parts of its text replaced."""
+
+    def edit(*changes):
+        text = BLOTS
+        for old, new in changes:
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        return parse_spec(text, folder=blots)
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def _remembered():
+    """Let PRV and PLD compute every composition once: the tests ask for few, again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("prv", "pld"):
+            kind = type(accountant(name))
+            patch.setattr(kind, "epsilon", _memo(kind.epsilon))
+        yield
+
+
+def _memo(epsilon):
+    known = {}
+
+    def remembered(self, mechanisms, delta):
+        asked = (tuple(mechanisms), delta)
+        if asked not in known:
+            known[asked] = epsilon(self, *asked)
+        return known[asked]
+
+    return remembered
+
+
+def _house(path: Path) -> House:
+    return House(Home.locate({"UMBRA_HOME": str(path)}))
+
+
+@pytest.fixture(scope="session")
+def _declared(tmp_path_factory, _remembered) -> Path:
+    path = tmp_path_factory.mktemp("declared") / "home"
+    house = _house(path)
+    house.home.ensure()
+    house.budget.declare("blots", 8.5, 1e-3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory, _declared, blots) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "home"
+    shutil.copytree(_declared, path)
+    house = _house(path)
+    house.finish(house.reserve(parse_spec(BLOTS, folder=blots)))
+    return path
+
+
+@pytest.fixture
+def house(tmp_path, _declared) -> House:
+    """A home where the data set "blots" may spend ε = 8.5 at δ = 1e-3."""
+    shutil.copytree(_declared, tmp_path / "home")
+    return _house(tmp_path / "home")
+
+
+@pytest.fixture
+def finished(tmp_path, _finished) -> tuple[House, RunDirectory]:
+    """The same with one run that is done."""
+    shutil.copytree(_finished, tmp_path / "home")
+    house = _house(tmp_path / "home")
+    (run,) = house.home.runs()
+    return house, run
+
+
+@pytest.fixture
+def tamper():
+    """Run SQL on a ledger as somebody who can write its file would, triggers taken off first."""
+    import sqlite3
+
+    def run(house: House, statement: str) -> None:
+        connection = sqlite3.connect(house.home.path / "ledger.db")
+        triggers = connection.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        ).fetchall()
+        for name, _ in triggers:
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(statement)
+        for _, sql in triggers:
+            connection.execute(sql)
+        connection.commit()
+        connection.close()
+
+    return run

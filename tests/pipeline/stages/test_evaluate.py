@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from pipeline.stages import evaluate as subject
+
+PUBLIC = ("public: true", "public: false")
+
+
+@pytest.fixture
+def measured(house, blots_spec, context, tracked, monkeypatch):
+    """Run the stage on made-up results of a spec with changes."""
+
+    def run(*changes):
+        made = house.finish(house.reserve(blots_spec(*changes)))
+        results = json.loads((made.internal / subject.METRICS).read_text())
+        for folder in (made.internal, made.release):
+            (folder / subject.METRICS).unlink(missing_ok=True)
+
+        def evaluate(spec, release, traces, on_task):
+            assert (release, traces.parent) == (made.release, made.internal)
+            for _ in range(2 * len(spec.evaluate.classifiers) + 1):
+                on_task()
+            return results
+
+        monkeypatch.setattr(subject, "evaluate", evaluate)
+        given = context(made)
+        subject.Evaluate().run(given, tracked)
+        return made, given, results
+
+    return run
+
+
+def _of(folder):
+    return json.loads((folder / subject.METRICS).read_text())
+
+
+def test_against_a_public_reference_the_figures_are_released_without_the_private_ceiling(
+    measured, tracked
+):
+    run, given, results = measured()
+    assert _of(run.internal) == results
+    assert _of(run.release) == {**results, "ceiling": {}}
+    assert tracked.values["eval.logreg.accuracy"] == 0.8125
+    assert not any("ceiling" in name for name in tracked.values)
+    assert given.progress.done == {"evaluate": 5}
+
+
+def test_where_the_training_images_are_public_the_ceiling_is_released(measured, tracked):
+    run, _, results = measured(("size: 8", "public: true\n  size: 8"))
+    assert _of(run.release) == results
+    assert tracked.values["eval.logreg.ceiling"] == 0.96875
+
+
+def test_against_a_private_reference_nothing_leaves_internal(measured, tracked):
+    run, _, results = measured(PUBLIC)
+    assert _of(run.internal) == results
+    assert not (run.release / subject.METRICS).exists()
+    assert tracked.values == {}
+
+
+def test_a_spec_without_the_section_is_passed_over(house, blots_spec, context, tracked):
+    text = "evaluate:\n  classifiers: [logreg, mlp]\n"
+    run = house.reserve(blots_spec((text, "")))
+    subject.Evaluate().run(context(run), tracked)
+    assert not (run.internal / subject.METRICS).exists()

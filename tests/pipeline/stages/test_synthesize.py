@@ -1,0 +1,77 @@
+import pytest
+from safetensors.torch import save_file
+
+from pipeline.building import build_denoiser
+from pipeline.cluster.sampling import ShardSampler
+from pipeline.stages import synthesize as subject
+from pipeline.stages.train import WEIGHTS
+from synth.manifest import MANIFEST, load_manifest, verify
+
+
+@pytest.fixture
+def run(house, blots_spec):
+    run = house.reserve(blots_spec())
+    (run.release / WEIGHTS).parent.mkdir()
+    save_file(build_denoiser(run.spec()).state_dict(), run.release / WEIGHTS)
+    return run
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Numbers of the shards that were made, by the real sampler, here and now."""
+    numbers = []
+
+    def make_shards(spec, weights, folder, shards, of, on_shard):
+        sampler = ShardSampler(spec, weights, folder)
+        for shard in shards:
+            numbers.append(shard.number)
+            on_shard(sampler.make(shard, of))
+
+    monkeypatch.setattr(subject, "make_shards", make_shards)
+    return numbers
+
+
+@pytest.fixture
+def synthesize(run, context, tracked):
+    def call():
+        given = context(run)
+        subject.Synthesize().run(given, tracked)
+        return given
+
+    return call
+
+
+def _files(run):
+    return {path.name: path.read_bytes() for path in (run.release / "data").iterdir()}
+
+
+def test_all_shards_are_made_and_listed(run, synthesize, made, tracked):
+    given = synthesize()
+    assert made == [0, 1, 2] and verify(run.release) == []
+    manifest = load_manifest(run.release)
+    assert (manifest.class_counts, [s.rows for s in manifest.shards]) == ((6, 6), [5, 5, 2])
+    assert tracked.values == {"rows": 12} and given.progress.done == {"synthesize": 12}
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_only_what_is_not_sound_is_made_again_and_is_as_it_was(run, synthesize, made, harm):
+    synthesize()
+    before, manifest = _files(run), (run.release / MANIFEST).read_bytes()
+    victim = run.release / load_manifest(run.release).shards[1].file
+    if harm == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(before[victim.name][:-1])
+    given = synthesize()
+    assert made == [0, 1, 2, 1]
+    assert _files(run) == before and (run.release / MANIFEST).read_bytes() == manifest
+    assert given.progress.done == {"synthesize": 12}
+
+
+def test_shards_of_other_weights_are_not_kept(run, synthesize, made):
+    synthesize()
+    weights = build_denoiser(run.spec()).state_dict()
+    save_file({name: value + 0.1 for name, value in weights.items()}, run.release / WEIGHTS)
+    synthesize()
+    assert made == [0, 1, 2] * 2
+    assert verify(run.release) == []

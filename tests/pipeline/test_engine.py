@@ -1,0 +1,173 @@
+"""What the engine decides before Ray starts and after it ended, without Ray."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from pipeline import engine
+from pipeline.progress import SilentProgress
+from privacy.errors import BudgetRefused, DataError, InvalidRequest, UmbraError
+
+SECRET = "pixel 0.7310585"
+
+
+@pytest.fixture
+def execute(house, monkeypatch):
+    """Execute a run on a pretended cluster of 2 processors, with `stages` in place of the real."""
+
+    def call(run, stages=lambda *_: None, address=None):
+        @contextmanager
+        def cluster(at, object_store_gib=None):
+            assert at == address
+            yield {"CPU": 2.0, "GPU": 0.0, "memory": 2.0**32}
+
+        monkeypatch.setattr(engine, "cluster", cluster)
+        monkeypatch.setattr(engine, "_run_stages", stages)
+        return engine.execute(run, house.home, SilentProgress(), address)
+
+    return call
+
+
+@pytest.fixture
+def run(house, blots_spec):
+    return house.reserve(blots_spec())
+
+
+def _raising(error):
+    def stages(*_):
+        raise error
+
+    return stages
+
+
+def test_submit_makes_a_run_and_reserves_its_budget(house, blots_spec):
+    run = engine.submit(blots_spec(), house.home, embedded=True)
+    state = run.state()
+    assert (state.status, state.attempt) == ("created", 0) and state.is_done("ingest")
+    reservation = house.budget.reservation(state.reservation_id)
+    assert (reservation.run_id, reservation.void) == (run.run_id, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (("delta: 1e-3", "delta: 1e-4"), BudgetRefused, "a data set has one δ"),
+        (("epsilon: 8", "epsilon: 9"), BudgetRefused, "blots"),
+        (("name: blots\n  source", "name: other\n  source"), BudgetRefused, "other"),
+        (("records: 40", "records: 41"), DataError, "N = 41, the source holds 40"),
+        (("train.npz", "nothing.npz"), DataError, "nothing.npz"),
+        (("evaluate:", "resources: {workers: 9999}\nevaluate:"), UmbraError, "9999 training"),
+    ],
+)
+def test_what_is_refused_leaves_no_run_and_spends_nothing(house, blots_spec, change, error, words):
+    before = house.kinds()
+    with pytest.raises(error, match=words):
+        engine.submit(blots_spec(change), house.home, embedded=True)
+    assert house.home.runs() == () and house.kinds() == before
+
+
+def test_what_a_cluster_is_to_run_needs_no_room_here(house, blots_spec):
+    spec = blots_spec(("evaluate:", "resources: {workers: 9999}\nevaluate:"))
+    assert engine.submit(spec, house.home).state().reservation_id
+
+
+def test_more_workers_than_have_room_are_refused_before_the_first_stage(house, blots_spec, execute):
+    run = house.reserve(blots_spec(("evaluate:", "resources: {workers: 3}\nevaluate:")))
+    with pytest.raises(UmbraError, match="3 training workers"):
+        execute(run, _raising(AssertionError("a stage was begun")))
+    state = run.state()
+    assert (state.status, state.process) == ("failed", None) and "3 in all" in state.message
+    execute(run, address="10.0.0.9:6379")
+    run.update(status="failed")
+    run.finish_stage("train", 1.0)
+    execute(run)
+
+
+def test_a_refusal_is_told_in_the_state_and_raised(run, execute):
+    with pytest.raises(BudgetRefused):
+        execute(run, _raising(BudgetRefused("not enough is left")))
+    state = run.state()
+    assert (state.status, state.message, state.process) == ("failed", "not enough is left", None)
+
+
+def test_of_an_unforeseen_error_the_state_tells_the_type_alone(run, execute):
+    with pytest.raises(ArithmeticError):
+        execute(run, _raising(ArithmeticError(SECRET)))
+    assert run.state().message == "ArithmeticError"
+    assert SECRET not in run.state_path.read_text()
+
+
+def test_an_interrupt_cancels_and_a_later_attempt_goes_on(run, execute):
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, _raising(KeyboardInterrupt()))
+    assert (run.state().status, run.state().attempt) == ("cancelled", 1)
+    execute(run)
+    assert (run.state().status, run.state().attempt, run.state().message) == ("running", 2, "")
+
+
+def test_sigterm_is_an_interrupt_while_a_run_is_executed_and_only_then(run, execute):
+    def stages(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, stages)
+    assert run.state().status == "cancelled"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_data_that_changed_before_ingest_are_told_and_the_run_is_not_left_running(
+    house, blots_spec, blots, tmp_path, execute
+):
+    for name in ("train.npz", "holdout.npz"):
+        (tmp_path / name).write_bytes((blots / name).read_bytes())
+    spec = blots_spec()
+    source = spec.data.source.model_copy(update={"path": tmp_path / "train.npz"})
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"source": source})})
+    run = house.home.new_run(spec)
+    np.savez(
+        tmp_path / "train.npz", images=np.zeros((3, 8, 8, 1), np.uint8), labels=np.zeros(3, int)
+    )
+    with pytest.raises(DataError):
+        execute(run)
+    assert (run.state().status, run.state().reservation_id) == ("failed", None)
+
+
+def test_a_run_that_is_done_is_not_begun_again(run, execute):
+    run.update(status="done")
+    with pytest.raises(InvalidRequest, match="there is nothing left to do"):
+        execute(run)
+    assert run.state().status == "done"
+
+
+def test_only_one_process_works_on_a_run(run, execute):
+    with run.lock(), pytest.raises(InvalidRequest, match="is being worked on"):
+        execute(run)
+    assert run.state().status == "created"
+
+
+def test_cancel_signals_the_process_that_works_on_the_run(run, monkeypatch):
+    assert engine.cancel(run) is False
+    run.begin()
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    assert engine.cancel(run) is True
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_cancel_of_a_process_that_is_gone_or_not_ours(run, monkeypatch):
+    def kill(error):
+        def send(pid, number):
+            raise error
+
+        return send
+
+    run.begin()
+    monkeypatch.setattr(os, "kill", kill(ProcessLookupError()))
+    assert engine.cancel(run) is False
+    monkeypatch.setattr(os, "kill", kill(PermissionError()))
+    with pytest.raises(UmbraError, match="belongs to another user"):
+        engine.cancel(run)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from pipeline.heads import recorded_heads
+from pipeline.ingest import ingest
+from pipeline.plan import plan
+from pipeline.run_directory import RunDirectory
+from privacy.errors import BudgetRefused, DataError, UmbraError
+from privacy.fingerprint import fingerprint
+
+
+def test_it_reserves_for_exactly_these_records(house, blots_spec):
+    run = house.reserve(blots_spec())
+    assert house.kinds() == ["genesis", "declare", "bind", "reserve"]
+    (row,) = house.budget.ledger.rows(reservation=run.state().reservation_id)
+    loaded = run.spec().data.source.load(8, 1, ("round", "square"))
+    assert row.content["fingerprint"] == fingerprint(loaded.images, loaded.labels, house.key)
+    assert row.content["spec"] == run.spec().sha256()
+    assert row.content["records"] == 40
+    assert run.state().is_done("ingest")
+    assert recorded_heads(run) == [row.head]
+
+
+def test_workers_can_tell_the_data_without_the_homes_key(house, blots_spec):
+    run = house.reserve(blots_spec())
+    run_key = (run.internal / "run.key").read_bytes()
+    assert run_key != house.key
+    loaded = run.spec().data.source.load(8, 1, ("round", "square"))
+    content = (run.internal / "content").read_text()
+    assert content == fingerprint(loaded.images, loaded.labels, run_key)
+
+
+def test_again_reserves_once(house, blots_spec):
+    spec = blots_spec()
+    run = house.reserve(spec)
+    first = run.state().reservation_id
+    run.update(reservation_id=None, stages=())  # as after a crash in between
+    ingest(run, spec, plan(spec, trial=False), house.key, house.budget)
+    assert run.state().reservation_id == first
+    assert house.kinds().count("reserve") == 1
+
+
+def test_another_number_of_records(house, blots_spec):
+    with pytest.raises(DataError, match="declares N = 41, the source holds 40"):
+        house.reserve(blots_spec(("records: 40", "records: 41")))
+    assert house.kinds() == ["genesis", "declare"]
+
+
+def test_a_copy_under_another_name(house, blots_spec, blots, tmp_path):
+    house.reserve(blots_spec())
+    house.budget.declare("other", 8.5, 1e-3)
+    with np.load(blots / "train.npz") as data:
+        order = np.random.default_rng(0).permutation(40)
+        np.savez(tmp_path / "copy.npz", images=data["images"][order], labels=data["labels"][order])
+    renamed = blots_spec(
+        ("  name: blots\n", "  name: other\n"), ("path: train.npz", f"path: {tmp_path}/copy.npz")
+    )
+    with pytest.raises(BudgetRefused, match="content of the data set 'blots' under another name"):
+        house.reserve(renamed)
+    assert house.kinds().count("reserve") == 1
+
+
+def test_a_run_that_cannot_remember_gives_back_what_it_reserved(house, blots_spec, monkeypatch):
+    def full(self, **changes):
+        raise UmbraError("cannot write the run folder: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "update", full)
+        with pytest.raises(UmbraError, match="No space"):
+            house.reserve(blots_spec())
+    meter = house.budget.odometer("blots")
+    assert (meter.spent, meter.reserved, meter.left) == (0.0, 0.0, 8.5)
+    house.reserve(blots_spec())  # the whole budget is there for the next
