@@ -38,7 +38,11 @@ def status(run_id: str, as_json: bool) -> None:
                     "stages done": ", ".join(f"{n} ({t})" for n, t in done.items()) or "none",
                     **({"stage": state.stage} if state.stage else {}),
                     "attempts": state.attempt,
-                    **({"reason": state.message} if state.message else {}),
+                    **(
+                        {"reason" if now != "done" else "note": state.message}
+                        if state.message
+                        else {}
+                    ),
                     "next": advice,
                     "folder": str(run.path),
                 },

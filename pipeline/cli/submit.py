@@ -27,7 +27,7 @@ def submit(spec: Path, address: str | None, detach: bool, as_json: bool) -> None
     from pipeline.spec import load_spec
 
     home = Home.locate()
-    run = reserve(load_spec(spec), home)
+    run = reserve(load_spec(spec), home, embedded=address is None)
     if not detach:
         click.echo(f"run {run.run_id}", err=True)
         run_here(run, home, address, as_json)

@@ -1,6 +1,7 @@
 """Training on real Ray Train; what becomes of refusals, failures and changed data."""
 
 import pickle
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -63,8 +64,9 @@ def two(embedded):
 
 @pytest.mark.slow
 def test_two_workers_train_one_model_and_charge_every_step(two, start, prepare, house):
-    job = prepare(TWO)
+    job, on_interrupt = prepare(TWO), signal.getsignal(signal.SIGINT)
     start(job)
+    assert signal.getsignal(signal.SIGINT) is on_interrupt  # Ray's would exit with 0
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
     last = newest(job.checkpoints).checkpoint
     assert last.step == STEPS
