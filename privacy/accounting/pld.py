@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar
 
-from privacy.accounting.base import check_delta, collapse, merge_gaussians
+from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
 from privacy.accounting.rdp import RDPAccountant
 from privacy.mechanism import Mechanism
 
@@ -31,19 +32,25 @@ class PLDAccountant:
             return 0.0
         if scale > MOST_EPSILON:
             return math.inf
-        from dp_accounting.pld import privacy_loss_distribution
+        return _epsilon(tuple(steps), delta, scale)
 
-        interval = _interval(scale)
-        total = privacy_loss_distribution.identity(value_discretization_interval=interval)
-        for q, sigma, count in steps:
-            step = privacy_loss_distribution.from_gaussian_mechanism(
-                sigma,
-                sampling_prob=q,
-                value_discretization_interval=interval,
-                pessimistic_estimate=True,
-            )
-            total = total.compose(step.self_compose(count))
-        return float(total.get_epsilon_for_delta(delta))
+
+@lru_cache(maxsize=256)
+def _epsilon(steps: tuple[Steps, ...], delta: float, scale: float) -> float:
+    """Compose and convert; cached, since a plan, its report and its audit ask for the same."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    interval = _interval(scale)
+    total = privacy_loss_distribution.identity(value_discretization_interval=interval)
+    for q, sigma, count in steps:
+        step = privacy_loss_distribution.from_gaussian_mechanism(
+            sigma,
+            sampling_prob=q,
+            value_discretization_interval=interval,
+            pessimistic_estimate=True,
+        )
+        total = total.compose(step.self_compose(count))
+    return float(total.get_epsilon_for_delta(delta))
 
 
 def _interval(scale: float) -> float:

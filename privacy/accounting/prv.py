@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
@@ -51,11 +52,17 @@ class PRVAccountant:
             return 0.0, 0.0
         if scale > MOST_EPSILON:
             return 0.0, math.inf
-        removal = _composed(_removal(steps), steps, delta, scale)
-        if all(step.sampling_probability == 1.0 for step in steps):
-            return removal
-        addition = _composed(_addition(steps), steps, delta, scale)
-        return max(removal[0], addition[0]), max(removal[1], addition[1])
+        return _bounds(tuple(steps), delta, scale)
+
+
+@lru_cache(maxsize=256)
+def _bounds(steps: tuple[Steps, ...], delta: float, scale: float) -> tuple[float, float]:
+    """Compose both ways; cached, since a plan, its report and its audit ask for the same."""
+    removal = _composed(_removal(steps), steps, delta, scale)
+    if all(step.sampling_probability == 1.0 for step in steps):
+        return removal
+    addition = _composed(_addition(steps), steps, delta, scale)
+    return max(removal[0], addition[0]), max(removal[1], addition[1])
 
 
 def _removal(steps: Sequence[Steps]) -> list[Any]:

@@ -15,7 +15,6 @@ from pipeline.metrics import METRICS, releasable
 from pipeline.plan import plan
 from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec, parse_spec
-from privacy.accounting import accountant
 from privacy.budget import Budget
 from privacy.keys import load_or_create_key
 from privacy.ledger import Ledger
@@ -170,34 +169,12 @@ def blots_spec(blots):
     return edit
 
 
-@pytest.fixture(scope="session")
-def _remembered():
-    """Let PRV and PLD compute every composition once: the tests ask for few, again and again."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("prv", "pld"):
-            kind = type(accountant(name))
-            patch.setattr(kind, "epsilon", _memo(kind.epsilon))
-        yield
-
-
-def _memo(epsilon):
-    known = {}
-
-    def remembered(self, mechanisms, delta):
-        asked = (tuple(mechanisms), delta)
-        if asked not in known:
-            known[asked] = epsilon(self, *asked)
-        return known[asked]
-
-    return remembered
-
-
 def _house(path: Path) -> House:
     return House(Home.locate({"UMBRA_HOME": str(path)}))
 
 
 @pytest.fixture(scope="session")
-def _declared(tmp_path_factory, _remembered) -> Path:
+def _declared(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("declared") / "home"
     house = _house(path)
     house.home.ensure()
