@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 from pipeline.cluster.capacity import require_room, this_machine
@@ -19,12 +19,13 @@ from pipeline.run_state import RunState
 from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
-from privacy.budget import Budget
-from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
+from privacy.budget import Budget, Settlement
+from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
 from privacy.keys import load_or_create_key
 from privacy.ledger import Ledger
 
 TRAIN = "train"
+GIVEN_UP = "given up: what was never charged went back to the budget"
 
 
 def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
@@ -73,8 +74,21 @@ def open_ledger(home: Home) -> tuple[bytes, Budget]:
         LedgerUnavailable: it cannot be reached or written.
         InvalidRequest: the key is not the ledger's.
     """
+    if not home.key_path.exists():
+        _refuse_lost_key(home)
     key = load_or_create_key(home.key_path)
     return key, Budget(Ledger.open(home.ledger_url, key))
+
+
+def _refuse_lost_key(home: Home) -> None:
+    """A new key beside an old ledger would only stand in the way of the right one."""
+    with suppress(LedgerUnavailable):
+        ledger = Ledger.open(home.ledger_url)
+        raise InvalidRequest(
+            f"{home.key_path} is missing, and the ledger at {ledger.where} was made with it (key "
+            f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the ledger "
+            "cannot be recognised."
+        )
 
 
 def execute(
@@ -114,8 +128,8 @@ def execute(
 def cancel(run: RunDirectory) -> bool:
     """Stop the process that works on a run; return whether there was one.
 
-    What was charged stays charged, what was only reserved stays reserved until the run is resumed
-    to its end.
+    What was charged stays charged, what was only reserved stays reserved: the run can be resumed,
+    or given up.
 
     Raises:
         UmbraError: the process is another user's.
@@ -133,6 +147,26 @@ def cancel(run: RunDirectory) -> bool:
             "user: ask them to cancel it"
         ) from None
     return True
+
+
+def give_up(run: RunDirectory, home: Home) -> Settlement:
+    """Settle a run that will not be resumed: what was never charged goes back to the budget.
+
+    Raises:
+        InvalidRequest: another process works on the run, or it is done, or never reserved.
+        LedgerUnavailable: the ledger cannot be reached; nothing was given back.
+    """
+    with run.lock():
+        state = run.state()
+        if state.status == "done" or state.reservation_id is None:
+            raise InvalidRequest(
+                f"run {run.run_id} is {state.status} and holds nothing to give back"
+            )
+        _, budget = open_ledger(home)
+        settlement = budget.settle(state.reservation_id)
+        record_head(run, settlement.head)
+        run.update(status="cancelled", process=None, message=GIVEN_UP)
+        return settlement
 
 
 def _run_stages(

@@ -73,3 +73,42 @@ def test_a_damaged_run_does_not_hide_the_others(umbra, finished, blots_spec):
 def test_the_beginning_of_an_id_is_enough(umbra, finished):
     _, run = finished
     assert umbra("status", "blots", "--json").json["run_id"] == run.run_id
+
+
+def test_giving_up_returns_what_was_never_charged(umbra, house, blots_spec):
+    run = house.reserve(blots_spec())
+    plan = house.budget.reservation(run.state().reservation_id).plan
+    before = house.budget.odometer("blots")
+    assert before.left < before.epsilon
+    result = umbra("cancel", "--give-up", run.run_id, "--json")
+    assert result.code == 0
+    assert result.json["refunded"] == {part.name: part.mechanism.steps for part in plan}
+    after = house.budget.odometer("blots")
+    assert (after.left, after.open_reservations) == (after.epsilon, 0)
+    assert umbra("status", run.run_id, "--json").json["status"] == "cancelled"
+
+
+def test_giving_up_keeps_what_was_charged(umbra, house, blots_spec):
+    run = house.reserve(blots_spec())
+    reserved = run.state().reservation_id
+    part = house.budget.reservation(reserved).plan[-1]
+    house.budget.charge(reserved, part.name, 1, 1, "one")
+    said = umbra("cancel", "--give-up", run.run_id, "--json").json["refunded"]
+    assert said[part.name] == part.mechanism.steps - 1
+    assert house.budget.odometer("blots").spent > 0
+
+
+def test_a_finished_run_has_nothing_to_give_back(umbra, finished):
+    _, run = finished
+    result = umbra("cancel", "--give-up", run.run_id)
+    assert result.code == 2
+    assert "nothing to give back" in result.err
+
+
+def test_a_lost_key_is_not_replaced(umbra, finished):
+    house, _ = finished
+    house.home.key_path.unlink()
+    result = umbra("budget", "declare", "more", "--epsilon", "1", "--delta", "1e-5")
+    assert result.code == 2
+    assert "is missing" in result.err and "backup" in result.err
+    assert not house.home.key_path.exists()
