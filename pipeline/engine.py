@@ -86,8 +86,8 @@ def _refuse_lost_key(home: Home) -> None:
         ledger = Ledger.open(home.ledger_url)
         raise InvalidRequest(
             f"{home.key_path} is missing, and the ledger at {ledger.where} was made with it (key "
-            f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the ledger "
-            "cannot be recognised."
+            f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the "
+            "ledger cannot be recognised."
         )
 
 
