@@ -147,7 +147,10 @@ def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
         run.update(status="running", process=identity, stage="train")
         assert umbra("status", run.run_id, "--json").json["status"] == "running"
         result = umbra("cancel", run.run_id, "--json")
-        assert (result.code, result.json) == (0, {"run_id": run.run_id, "stopped": True})
+        assert (result.code, result.json) == (
+            0,
+            {"run_id": run.run_id, "stopped": True, "refunded": {}},
+        )
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
         child = 0
