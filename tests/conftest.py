@@ -4,6 +4,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import settings
+
+# No test asserts a time: hypothesis would fail an example for taking 200 ms on a busy machine.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 
 class _Threads:
