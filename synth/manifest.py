@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.atomic import is_leftover, json_bytes, remove_leftovers, write_json
+from synth.rows import count_rows
 
 MANIFEST = "manifest.json"
 DATA = "data"
@@ -159,11 +159,10 @@ def shard_entry(folder: Path, file: str) -> ShardEntry:
         IntegrityBroken: it is missing or its footer is damaged.
     """
     path = folder / file
-    try:
-        rows = pq.read_metadata(path).num_rows
-        return ShardEntry(**asdict(file_entry(folder, file)), rows=rows)
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityBroken(f"{path} is missing or damaged: make the shard again") from error
+    rows = count_rows(path) if path.exists() else None
+    if rows is None:
+        raise IntegrityBroken(f"{path} is missing or damaged: make the shard again")
+    return ShardEntry(**asdict(file_entry(folder, file)), rows=rows)
 
 
 def verify(folder: Path) -> list[str]:
@@ -210,18 +209,8 @@ def _compare(folder: Path, entry: FileEntry) -> Iterable[str]:
         yield f"changed: {entry.file} has {size} bytes, the manifest says {entry.bytes}"
     elif file_sha256(path) != entry.sha256:
         yield f"changed: {entry.file} does not have the sha256 of the manifest"
-    if isinstance(entry, ShardEntry) and (rows := _count_rows(path)) not in (None, entry.rows):
+    if isinstance(entry, ShardEntry) and (rows := count_rows(path)) not in (None, entry.rows):
         yield f"rows: {entry.file} holds {rows} rows, the manifest says {entry.rows}"
-
-
-def _count_rows(path: Path) -> int | None:
-    """Return the rows of a shard, or None where a damaged footer hides them."""
-    if path.suffix != ".parquet":
-        return 1
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, pa.ArrowException):
-        return None
 
 
 def _compare_counts(folder: Path, manifest: Manifest) -> Iterable[str]:

@@ -18,7 +18,8 @@ from pipeline.home import Home
     default="parquet",
     show_default=True,
     metavar="NAME",
-    help="parquet (for Hugging Face and pyarrow) or images (a folder of PNG for each class).",
+    help="parquet (for Hugging Face and pyarrow), images (a folder of PNG for each class), "
+    "webdataset (tar files) or npz (arrays).",
 )
 @click.option(
     "--allow-void", is_flag=True, help="Export a seeded run too, which promises no privacy."
@@ -26,12 +27,12 @@ from pipeline.home import Home
 @json_option
 def export(run_id: str, folder: Path, form: str, allow_void: bool, as_json: bool) -> None:
     """Export the images of RUN to the new folder DIR, with a card and privacy.json."""
-    from pipeline.engine import open_ledger
     from pipeline.exporting import export_run
+    from pipeline.ledger_access import open_budget
 
     home = Home.locate()
     run = home.run(run_id)
-    _, budget = open_ledger(home)
+    budget = open_budget(home)
     exported = export_run(run, budget, folder, form, allow_void=allow_void)
 
     def show(console: Console) -> None:

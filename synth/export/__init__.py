@@ -11,8 +11,10 @@ from privacy.errors import InvalidRequest
 from synth.export.card import CardFacts
 from synth.export.folder import Exported
 from synth.export.images import export_images
+from synth.export.npz import export_npz
 from synth.export.parquet import export_parquet
 from synth.export.verification import verify_export
+from synth.export.webdataset import export_webdataset
 
 __all__ = ["EXPORTERS", "CardFacts", "Exported", "Exporter", "exporter", "verify_export"]
 
@@ -50,6 +52,8 @@ class Exporter(Protocol):
 EXPORTERS: dict[str, Exporter] = {
     "parquet": export_parquet,
     "images": export_images,
+    "webdataset": export_webdataset,
+    "npz": export_npz,
 }
 
 

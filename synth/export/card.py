@@ -10,6 +10,10 @@ from synth.manifest import Manifest
 
 CARD = "README.md"
 _TAGS = ("synthetic", "differential-privacy", "umbra")
+_HUGGING_FACE = """\
+from datasets import load_dataset
+
+images = load_dataset("FOLDER", split="train")"""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -45,10 +49,17 @@ def render_card(
     manifest: Manifest,
     privacy: Mapping[str, Any],
     class_folders: Sequence[str] | None = None,
+    reading: str | None = None,
 ) -> str:
     """Return the text of `README.md` for a data set with this manifest and this promise.
 
-    `class_folders` are the folders of label 0, 1, … where the images are files in such folders.
+    Args:
+        facts: what neither of the other two knows.
+        manifest: of the export.
+        privacy: its promise.
+        class_folders: folders of label 0, 1, … where the images are files in such folders.
+        reading: a Python program that opens the data, with FOLDER for the export; None where
+            `datasets.load_dataset` does by the front matter alone.
     """
     import jinja2
     import yaml
@@ -62,7 +73,7 @@ def render_card(
         keep_trailing_newline=True,
     )
     header = yaml.safe_dump(
-        _front_matter(facts, manifest, class_folders),
+        _front_matter(facts, manifest) | ({} if reading else _features(manifest, class_folders)),
         sort_keys=False,
         allow_unicode=True,
         width=100,
@@ -74,12 +85,22 @@ def render_card(
         privacy=privacy,
         cell=_cell,
         folders=class_folders,
+        reading=reading or _HUGGING_FACE,
     )
 
 
-def _front_matter(
-    facts: CardFacts, manifest: Manifest, class_folders: Sequence[str] | None
-) -> dict[str, Any]:
+def _front_matter(facts: CardFacts, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "pretty_name": " ".join(facts.name.split()),
+        "license": facts.license,
+        "task_categories": ["image-classification"],
+        "size_categories": [_size_category(manifest.rows)],
+        "tags": list(dict.fromkeys((*_TAGS, *facts.tags))),
+    }
+
+
+def _features(manifest: Manifest, class_folders: Sequence[str] | None) -> dict[str, Any]:
+    """Return what `datasets` needs to know to open the folder by itself."""
     names = dict(enumerate(class_folders or manifest.class_names))
     features = [
         {"name": "image", "dtype": "image"},
@@ -98,11 +119,6 @@ def _front_matter(
         config["features"] = copy.deepcopy(features)
     split = {"name": "train", "num_bytes": manifest.bytes, "num_examples": manifest.rows}
     return {
-        "pretty_name": " ".join(facts.name.split()),
-        "license": facts.license,
-        "task_categories": ["image-classification"],
-        "size_categories": [_size_category(manifest.rows)],
-        "tags": list(dict.fromkeys((*_TAGS, *facts.tags))),
         "configs": [config],
         "dataset_info": {
             "features": features,

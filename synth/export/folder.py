@@ -32,12 +32,13 @@ def build_export(
     privacy: Mapping[str, Any],
     allow_void: bool,
     class_folders: Sequence[str] | None = None,
+    reading: str | None = None,
 ) -> Exported:
     """Make an export folder: data, card, manifest and, last, the `privacy.json` that seals it.
 
     `manifest.json` holds the hash of every file but itself and `privacy.json`; the latter holds
-    the hash of the manifest. `class_folders` is for `render_card`; what is promised and raised is
-    said in `synth.export.Exporter`.
+    the hash of the manifest. `class_folders` and `reading` are for `render_card`; what is promised
+    and raised is said in `synth.export.Exporter`.
     """
     refuse_occupied(target)
     promise = checked_promise(privacy, allow_void)
@@ -50,7 +51,7 @@ def build_export(
     with new_folder(target) as folder:
         manifest = fill(folder, load_manifest(release_dir))
         (folder / CARD).write_text(
-            render_card(card, manifest, promise, class_folders), encoding="utf-8"
+            render_card(card, manifest, promise, class_folders, reading), encoding="utf-8"
         )
         documents = (*manifest.documents, file_entry(folder, CARD))
         digest = replace(manifest, documents=documents).write(folder)

@@ -5,7 +5,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,7 +41,7 @@ def test_a_fresh_export_verifies_and_seals_itself(name, release, card, privacy, 
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
-@every_format
+@pytest.mark.parametrize("name", ["parquet", "images"])
 def test_hugging_face_opens_it_with_labels_and_names(
     name, make_release, card, privacy, tmp_path, load_dataset
 ):
@@ -193,6 +195,63 @@ def test_image_files_and_the_label_table_agree_with_the_shards(release, card, pr
     assert len(list((out / "train" / "T-shirt_top").iterdir())) == 3
 
 
+def test_arrays_are_those_of_the_shards_and_a_source_reads_them(
+    make_release, card, privacy, tmp_path
+):
+    release = make_release(channels=3)
+    out = tmp_path / "out"
+    export.export_npz(release, out, card, privacy)
+    images, labels = rows_of(release)
+    with np.load(out / "data" / "train.npz") as data:
+        assert set(data.files) == {"images", "labels"}
+        assert np.array_equal(data["images"], images) and data["images"].dtype == np.uint8
+        assert np.array_equal(data["labels"], labels) and data["labels"].dtype == np.int64
+
+
+def test_tar_files_are_samples_of_image_and_class(make_release, card, privacy, tmp_path):
+    release = make_release(channels=3)
+    out = tmp_path / "out"
+    export.export_webdataset(release, out, card, privacy)
+    images, labels = rows_of(release)
+    found = []
+    for path in sorted((out / "data").iterdir()):
+        with tarfile.open(path) as tar:
+            members = tar.getmembers()
+            assert all((m.mtime, m.uid, m.uname) == (0, 0, "") for m in members)
+            for png, label in zip(members[::2], members[1::2], strict=True):
+                assert png.name.split(".")[0] == label.name.split(".")[0] == f"{len(found):08d}"
+                pixels = np.asarray(Image.open(tar.extractfile(png)))
+                found.append((pixels, int(tar.extractfile(label).read())))
+    assert [label for _, label in found] == labels.tolist()
+    assert np.array_equal(np.stack([pixels for pixels, _ in found]), images)
+    assert len(list((out / "data").iterdir())) == 3
+
+
+def test_hugging_face_opens_the_tar_files_as_the_card_says(
+    release, card, privacy, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    export.export_webdataset(release, out, card, privacy)
+    text = (out / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    scope = {}
+    exec(program.replace("FOLDER", str(out)), scope)
+    images, labels = rows_of(release)
+    rows = sorted(scope["samples"], key=lambda row: row["__key__"])
+    assert [row["cls"] for row in rows] == labels.tolist()
+    assert np.array_equal(np.stack([np.asarray(row["png"]) for row in rows]), images[..., 0])
+
+
+def test_the_card_of_arrays_shows_how_to_open_them(release, card, privacy, tmp_path):
+    out = tmp_path / "out"
+    export.export_npz(release, out, card, privacy)
+    (program,) = re.findall(r"```python\n(.*?)\n```", (out / "README.md").read_text(), re.DOTALL)
+    scope = {}
+    exec(program.replace("FOLDER", str(out)), scope)
+    assert np.array_equal(scope["labels"], rows_of(release)[1])
+
+
 @pytest.mark.parametrize(
     ("names", "folders"),
     [
@@ -209,5 +268,5 @@ def test_class_folders_are_safe_and_distinct(names, folders):
 
 
 def test_unknown_formats_are_refused_by_name():
-    with pytest.raises(InvalidRequest, match="parquet, images was expected, found 'zip'"):
+    with pytest.raises(InvalidRequest, match="images, webdataset, npz was expected, found 'zip'"):
         exporter("zip")
