@@ -1,12 +1,19 @@
 """What every accountant promises, and the form in which mechanisms reach its library."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian, Mechanism, SubsampledGaussian, positive_number
+from privacy.mechanism import (
+    MECHANISMS,
+    Gaussian,
+    Mechanism,
+    SubsampledGaussian,
+    positive_number,
+)
 
 # More noise than this counts as this much: it keeps squares within the range of a double, and
 # counting less noise than there is errs on the safe side.
@@ -34,46 +41,66 @@ class Accountant(Protocol):
 
 
 class Steps(NamedTuple):
-    """A number of equal steps; sampling_probability 1 is the plain Gaussian mechanism."""
+    """A number of equal steps.
 
-    sampling_probability: float
-    noise_multiplier: float
-    steps: int
+    Attributes:
+        step: one of them, a mechanism with `steps` 1.
+        number: how many there are; unlike the steps of a mechanism, without an upper end.
+    """
+
+    step: Mechanism
+    number: int
 
 
 def collapse(mechanisms: Sequence[Mechanism]) -> list[Steps]:
     """Returns `mechanisms` with equal steps counted together, in a canonical order.
 
-    Sorting makes an epsilon independent of the order of composition to the last bit, so that an
-    audit reproduces the number that was printed.
+    A sampled Gaussian with q = 1 is the plain one, and noise above MOST_NOISE counts as that
+    much. The order is that of MECHANISMS, then of the parameters: it makes an epsilon independent
+    of the order of composition to the last bit, so that an audit reproduces the number that was
+    printed.
+
+    Raises:
+        InvalidRequest: for something that is not a mechanism.
     """
-    counts: defaultdict[tuple[float, float], int] = defaultdict(int)
+    counts: defaultdict[Mechanism, int] = defaultdict(int)
     for mechanism in mechanisms:
-        if isinstance(mechanism, SubsampledGaussian):
-            q = mechanism.sampling_probability
-        elif isinstance(mechanism, Gaussian):
-            q = 1.0
-        else:
-            raise InvalidRequest(
-                "accounting: expected SubsampledGaussian or Gaussian mechanisms, found "
-                f"{type(mechanism).__name__}."
-            )
-        counts[q, min(mechanism.noise_multiplier, MOST_NOISE)] += mechanism.steps
-    return [Steps(q, sigma, steps) for (q, sigma), steps in sorted(counts.items())]
+        counts[_one_step(mechanism)] += mechanism.steps
+    return [Steps(step, counts[step]) for step in sorted(counts, key=_rank)]
+
+
+def _one_step(mechanism: Mechanism) -> Mechanism:
+    if not isinstance(mechanism, Mechanism):
+        raise InvalidRequest(
+            f"accounting: expected mechanisms of the types {list(MECHANISMS)}, found "
+            f"{type(mechanism).__name__}."
+        )
+    noise = min(mechanism.noise_multiplier, MOST_NOISE)
+    if isinstance(mechanism, SubsampledGaussian):
+        q = mechanism.sampling_probability
+        return SubsampledGaussian(q, noise, 1) if q < 1.0 else Gaussian(noise)
+    return type(mechanism)(noise)
+
+
+def _rank(step: Mechanism) -> tuple[int, tuple[float, ...]]:
+    return list(MECHANISMS).index(step.record_type), dataclasses.astuple(step)
 
 
 def merge_gaussians(steps: Sequence[Steps]) -> list[Steps]:
-    """Returns `steps` with all unsampled ones replaced by a single equivalent Gaussian.
+    """Returns `steps` with all plain Gaussian ones replaced by a single equivalent one.
 
     Exact: Gaussian releases at sigma_1, sigma_2, ... have the privacy loss of one release at
     (sum 1/sigma_i^2)^(-1/2), as their joint output has a Gaussian sufficient statistic.
+
+    Raises:
+        InvalidRequest: where so much is composed that the equivalent noise is subnormal.
     """
-    sampled = [step for step in steps if step.sampling_probability < 1.0]
-    plain = [step for step in steps if step.sampling_probability == 1.0]
+    plain = [s for s in steps if isinstance(s.step, Gaussian)]
     if not plain:
-        return sampled
-    root_precision = math.hypot(*(math.sqrt(s.steps) / s.noise_multiplier for s in plain))
-    return [*sampled, Steps(1.0, 1.0 / root_precision, 1)]
+        return list(steps)
+    rest = [s for s in steps if not isinstance(s.step, Gaussian)]
+    root_precision = math.hypot(*(math.sqrt(n) / step.noise_multiplier for step, n in plain))
+    return [*rest, Steps(Gaussian(1.0 / root_precision), 1)]
 
 
 def check_delta(delta: float) -> float:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar, assert_never
 
 from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
 from privacy.accounting.rdp import RDPAccountant
-from privacy.mechanism import Mechanism
+from privacy.mechanism import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 
 # An epsilon past this protects nobody; the array that holds its losses could fill the memory.
 MOST_EPSILON = 500.0
@@ -26,31 +26,54 @@ class PLDAccountant:
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Returns an upper bound on epsilon at `delta`; inf above MOST_EPSILON."""
         delta = check_delta(delta)
-        steps = merge_gaussians(collapse(mechanisms))
+        steps = collapse(mechanisms)
         scale = RDPAccountant().epsilon(mechanisms, delta)
         if not steps:
             return 0.0
         if scale > MOST_EPSILON:
             return math.inf
-        return _epsilon(tuple(steps), delta, scale)
+        return _epsilon(tuple(merge_gaussians(steps)), delta, scale)
 
 
 @lru_cache(maxsize=256)
 def _epsilon(steps: tuple[Steps, ...], delta: float, scale: float) -> float:
     """Compose and convert; cached, since a plan, its report and its audit ask for the same."""
-    from dp_accounting.pld import privacy_loss_distribution
-
     interval = _interval(scale)
-    total = privacy_loss_distribution.identity(value_discretization_interval=interval)
-    for q, sigma, count in steps:
-        step = privacy_loss_distribution.from_gaussian_mechanism(
-            sigma,
-            sampling_prob=q,
-            value_discretization_interval=interval,
-            pessimistic_estimate=True,
-        )
-        total = total.compose(step.self_compose(count))
+    return composed_epsilon([(step_loss(s.step, interval), s.number) for s in steps], delta)
+
+
+def composed_epsilon(losses: Sequence[tuple[Any, int]], delta: float) -> float:
+    """Returns epsilon at `delta` of the library's distributions, each repeated as often as said.
+
+    Args:
+        losses: at least one; all of one interval.
+        delta: in (0, 1).
+    """
+    (first, repeats), *rest = losses
+    total = first.self_compose(repeats)
+    for loss, number in rest:
+        total = total.compose(loss.self_compose(number))
     return float(total.get_epsilon_for_delta(delta))
+
+
+def step_loss(step: Mechanism, interval: float) -> Any:
+    """Returns the library's privacy loss distribution of one step on a grid of `interval`."""
+    from dp_accounting.pld import privacy_loss_distribution as library
+
+    match step:
+        case SubsampledGaussian(q, sigma, _):
+            return library.from_gaussian_mechanism(
+                sigma, sampling_prob=q, value_discretization_interval=interval
+            )
+        case Gaussian(sigma, _):
+            return library.from_gaussian_mechanism(sigma, value_discretization_interval=interval)
+        case DiscreteLaplace():
+            # At sensitivity 1 its loss is that of randomised response, the worst of pure DP.
+            return library.from_discrete_laplace_mechanism(
+                step.step_epsilon, value_discretization_interval=interval, use_connect_dots=True
+            )
+        case _:
+            assert_never(step)
 
 
 def _interval(scale: float) -> float:

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
 from privacy.accounting.rdp import RDPAccountant
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Mechanism
+from privacy.mechanism import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 
 # An epsilon past this protects nobody, and exp() of it leaves the range of a double on machines
 # without a longer one.
@@ -46,21 +46,21 @@ class PRVAccountant:
             InvalidRequest: as `epsilon`.
         """
         delta = check_delta(delta)
-        steps = merge_gaussians(collapse(mechanisms))
+        steps = collapse(mechanisms)
         scale = RDPAccountant().epsilon(mechanisms, delta)
         if not steps:
             return 0.0, 0.0
         if scale > MOST_EPSILON:
             return 0.0, math.inf
-        return _bounds(tuple(steps), delta, scale)
+        return _bounds(tuple(merge_gaussians(steps)), delta, scale)
 
 
 @lru_cache(maxsize=256)
 def _bounds(steps: tuple[Steps, ...], delta: float, scale: float) -> tuple[float, float]:
     """Compose both ways; cached, since a plan, its report and its audit ask for the same."""
     removal = _composed(_removal(steps), steps, delta, scale)
-    if all(step.sampling_probability == 1.0 for step in steps):
-        return removal
+    if not any(isinstance(s.step, SubsampledGaussian) for s in steps):
+        return removal  # these cost the same in both directions
     addition = _composed(_addition(steps), steps, delta, scale)
     return max(removal[0], addition[0]), max(removal[1], addition[1])
 
@@ -68,43 +68,42 @@ def _bounds(steps: tuple[Steps, ...], delta: float, scale: float) -> tuple[float
 def _removal(steps: Sequence[Steps]) -> list[Any]:
     from privacy.accounting.sampled_loss import RecordRemoved
 
-    return _losses(steps, RecordRemoved)
+    return [_loss(s.step, RecordRemoved) for s in steps]
 
 
 def _addition(steps: Sequence[Steps]) -> list[Any]:
     from privacy.accounting.sampled_loss import RecordAdded
 
-    return _losses(steps, RecordAdded)
+    return [_loss(s.step, RecordAdded) for s in steps]
 
 
-def _losses(steps: Sequence[Steps], sampled: type[Any]) -> list[Any]:
-    """Returns the library's objects; an unsampled Gaussian costs the same in both directions."""
-    from prv_accountant import GaussianMechanism
+def _loss(step: Mechanism, sampled: type[Any]) -> Any:
+    """Returns the library's object for one step, sampled Gaussians in the direction `sampled`."""
+    match step:
+        case SubsampledGaussian(q, sigma, _):
+            return sampled(sampling_probability=q, noise_multiplier=sigma)
+        case Gaussian(sigma, _):
+            from prv_accountant import GaussianMechanism
 
-    return [
-        GaussianMechanism(noise_multiplier=sigma)
-        if q == 1.0
-        else sampled(sampling_probability=q, noise_multiplier=sigma)
-        for q, sigma, _ in steps
-    ]
+            return GaussianMechanism(noise_multiplier=sigma)
+        case DiscreteLaplace():
+            from privacy.accounting.pure_loss import PureLoss
+
+            return PureLoss(step.step_epsilon)
+        case _:
+            assert_never(step)
 
 
 def _composed(
     prvs: list[Any], steps: Sequence[Steps], delta: float, scale: float
 ) -> tuple[float, float]:
-    """Returns the library's lower and upper epsilon of one direction."""
-    from prv_accountant import PRVAccountant as Library
-
-    counts = [step.steps for step in steps]
+    """Returns the lower and upper epsilon of one direction."""
+    counts = [s.number for s in steps]
     delta_error = delta / 1000
+    epsilon_error = _epsilon_error(scale, sum(counts), delta_error)
     try:
-        composition = Library(
-            prvs=prvs,
-            max_self_compositions=counts,
-            eps_error=_epsilon_error(scale, sum(counts), delta_error),
-            delta_error=delta_error,
-        )
-        lower, _, upper = composition.compute_epsilon(delta, counts)
+        total = _total(prvs, counts, epsilon_error, delta_error)
+        lower, _, upper = total.compute_epsilon(delta, delta_error, epsilon_error)
     except (ValueError, RuntimeError, AssertionError, IndexError) as error:
         raise InvalidRequest(
             f"accountant 'prv': cannot resolve delta={delta!r} for {sum(counts)} steps in double "
@@ -117,11 +116,42 @@ def _composed(
     return max(lower, 0.0), max(upper, 0.0)
 
 
+def _total(prvs: list[Any], counts: list[int], epsilon_error: float, delta_error: float) -> Any:
+    """Returns the library's distribution of the summed loss, by Algorithm 1 of the paper.
+
+    These are the lines of the library's own accountant, but for its means: it integrates every
+    distribution function numerically, which steps over the jumps of a pure loss, and the error
+    of a mean is multiplied by the number of steps. A pure loss says its mean itself.
+    """
+    from prv_accountant.accountant import compute_safe_domain_size
+    from prv_accountant.composers import Heterogeneous
+    from prv_accountant.discretisers import CellCentred
+    from prv_accountant.domain import Domain
+    from prv_accountant.privacy_random_variables import PrivacyRandomVariableTruncated
+
+    from privacy.accounting.pure_loss import PureLoss
+
+    reach = compute_safe_domain_size(prvs, counts, epsilon_error, delta_error)
+    domain = Domain.create_aligned(-reach, reach, _mesh(epsilon_error, sum(counts), delta_error))
+    truncated = [
+        prv
+        if isinstance(prv, PureLoss)
+        else PrivacyRandomVariableTruncated(prv, domain.t_min(), domain.t_max())
+        for prv in prvs
+    ]
+    discrete = [CellCentred().discretise(prv, domain) for prv in truncated]
+    return Heterogeneous(discrete).compute_composition(counts)
+
+
+def _mesh(epsilon_error: float, steps: int, delta_error: float) -> float:
+    """Returns the width of the grid that keeps both errors (Theorem 5.5 of the paper)."""
+    return epsilon_error / math.sqrt(steps / 2 * math.log(12 / delta_error))
+
+
 def _epsilon_error(scale: float, steps: int, delta_error: float) -> float:
     """Returns the error in epsilon to ask for: in proportion to epsilon, as the grid allows.
 
-    The library's mesh is error / sqrt(T/2 log(12/delta_error)) on about [-(scale+3), scale+3]
-    (Theorem 5.5 and Remark 5.6 of the paper).
+    The grid covers about [-(scale + 3), scale + 3] (Remark 5.6 of the paper).
     """
-    points_times_error = 2 * (1.5 * scale + 3) * math.sqrt(steps / 2 * math.log(12 / delta_error))
+    points_times_error = 2 * (1.5 * scale + 3) / _mesh(1.0, steps, delta_error)
     return max(_RELATIVE_ERROR * scale, points_times_error / _MOST_POINTS)

@@ -8,11 +8,12 @@ from functools import lru_cache
 import numpy as np
 
 from privacy.accounting import accountant
+from privacy.accounting.opacus_rdp import step_rdp
 from privacy.accounting.rdp import ORDERS
 from privacy.accounting.rounding import round_up
 from privacy.audit.results import Epsilons
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Mechanism, SubsampledGaussian
+from privacy.mechanism import Mechanism
 
 
 def epsilons(mechanisms: Sequence[Mechanism], delta: float) -> Epsilons:
@@ -35,11 +36,9 @@ def opacus_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     rdp = np.zeros(len(ORDERS))
-    for mechanism in mechanisms:
-        q = 1.0
-        if isinstance(mechanism, SubsampledGaussian):
-            q = mechanism.sampling_probability
-        rdp += mechanism.steps * _one_step(q, mechanism.noise_multiplier)
+    with np.errstate(over="ignore"):  # past the range of a double: no order says anything
+        for mechanism in mechanisms:
+            rdp += mechanism.steps * _one_step(mechanism.with_steps(1))
     finite = np.isfinite(rdp)
     if not finite.any():
         return math.inf
@@ -49,31 +48,9 @@ def opacus_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return max(float(epsilon), 0.0)
 
 
-def unit_guarantee(epsilon: float, delta: float, records_per_unit: int) -> tuple[float, float]:
-    """Return (kε, k·e^{(k−1)ε}·δ): what (ε, δ) for a record promises to an owner of k records.
-
-    Dwork & Roth 2014, Theorem 2.2, with the exact δ of (ε, δ)-DP; δ is capped at 1, where it
-    promises nothing.
-    """
-    k = records_per_unit
-    if k == 1:
-        return epsilon, delta
-    exponent = (k - 1) * epsilon + math.log(k * delta)
-    return k * epsilon, 1.0 if exponent >= 0 else math.exp(exponent)
-
-
 @lru_cache(maxsize=4096)
-def _one_step(q: float, sigma: float) -> np.ndarray:
-    from opacus.accountants.analysis.rdp import compute_rdp
-
-    values = []
-    for order in ORDERS:
-        try:
-            value = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=float(order)))
-        except (ValueError, OverflowError, ZeroDivisionError):
-            value = math.inf  # the series left the range of a double: this order says nothing
-        values.append(math.inf if math.isnan(value) else max(value, 0.0))
-    return np.array(values)
+def _one_step(step: Mechanism) -> np.ndarray:
+    return np.array([step_rdp(step, float(order)) for order in ORDERS])
 
 
 def _by(name: str, mechanisms: Sequence[Mechanism], delta: float) -> float | None:

@@ -43,6 +43,36 @@ def sampled_step_epsilon(q: float, sigma: float, delta: float) -> float:
     )
 
 
+def randomised_response_epsilon(step_epsilon: float, steps: int, delta: float) -> float:
+    """The exact epsilon of composed randomised response: the loss is a shifted binomial.
+
+    With j steps that tell the truth the loss is (2 j - T) step_epsilon, so delta(epsilon) is a sum
+    of P[j] - e^epsilon Q[j] over the losses above epsilon, which is solved piece by piece.
+    """
+    with mpmath.workdps(40):
+        e = mpmath.mpf(step_epsilon)
+        p = 1 / (1 + mpmath.exp(-e))
+        q = mpmath.exp(-e) * p
+        upper = lower = mpmath.mpf(0)
+        for j in range(steps, -1, -1):
+            upper += mpmath.binomial(steps, j) * p**j * q ** (steps - j)
+            lower += mpmath.binomial(steps, j) * q**j * p ** (steps - j)
+            if upper > delta:
+                epsilon = mpmath.log((upper - delta) / lower)
+                if epsilon >= (2 * (j - 1) - steps) * e:
+                    return max(float(epsilon), 0.0)
+        return 0.0
+
+
+def pure_rdp(epsilon: float, alpha: float) -> mpmath.mpf:
+    """RDP of randomised response, as the sum over its two outcomes."""
+    with mpmath.workdps(60):
+        e, a = mpmath.mpf(epsilon), mpmath.mpf(alpha)
+        p = 1 / (1 + mpmath.exp(-e))
+        q = mpmath.exp(-e) * p
+        return mpmath.log(p**a * q ** (1 - a) + q**a * p ** (1 - a)) / (a - 1)
+
+
 def sampled_rdp(q: float, sigma: float, alpha: float) -> mpmath.mpf:
     """RDP of one subsampled Gaussian step: the binomial sum, or the integral it stands for."""
     with mpmath.workdps(40):
@@ -80,3 +110,13 @@ def exact_sampled_step():
 @pytest.fixture(scope="session")
 def exact_sampled_rdp():
     return sampled_rdp
+
+
+@pytest.fixture(scope="session")
+def exact_randomised_response():
+    return randomised_response_epsilon
+
+
+@pytest.fixture(scope="session")
+def exact_pure_rdp():
+    return pure_rdp

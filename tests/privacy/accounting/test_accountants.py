@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from privacy.accounting import ACCOUNTANTS, accountant
 from privacy.accounting.prv import PRVAccountant
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 DELTA = 1e-5
 MNIST = {10: 2.48779296875, 1: 18.28125, 0.2: 82.5}  # design.md: q = 1/15, T = 4500
@@ -56,12 +56,23 @@ class AccountantContract:
         assert self.epsilon(SubsampledGaussian(q, sigma / 1.3, steps)) >= least
         assert self.epsilon(SubsampledGaussian(q, sigma, 2 * steps)) >= least
 
+    @few
+    @given(st.floats(0.7, 40.0), counts)
+    def test_more_steps_and_less_noise_of_discrete_laplace_cost_more(self, noise, steps):
+        base = self.epsilon(DiscreteLaplace(noise, steps))
+        least = base * (1 - self.grain) - 1e-9
+        assert base > 0
+        assert self.epsilon(DiscreteLaplace(noise / 1.3, steps)) >= least
+        assert self.epsilon(DiscreteLaplace(noise, 2 * steps)) >= least
+
     def test_the_order_of_composition_is_nothing(self):
         parts = [
             SubsampledGaussian(0.1, 1.5, 20),
             Gaussian(6.0, 2),
             SubsampledGaussian(0.05, 1.0, 7),
+            DiscreteLaplace(9.0, 2),
             SubsampledGaussian(0.1, 1.5, 3),
+            DiscreteLaplace(4.0),
         ]
         assert self.epsilon(*reversed(parts)) == self.epsilon(*parts)
 
@@ -71,10 +82,12 @@ class AccountantContract:
         whole = SubsampledGaussian(q, sigma, first + second)
         parts = whole.with_steps(first), whole.with_steps(second)
         assert self.epsilon(*parts) == self.epsilon(whole)
+        counted = DiscreteLaplace(20 * sigma, first), DiscreteLaplace(20 * sigma, second)
+        assert self.epsilon(*counted) == self.epsilon(DiscreteLaplace(20 * sigma, first + second))
 
     def test_composing_costs_more_than_each_part_and_less_than_the_sum(self):
-        parts = SubsampledGaussian(0.1, 1.2, 30), Gaussian(4.0)
-        alone = [self.epsilon(p, delta=DELTA / 2) for p in parts]
+        parts = SubsampledGaussian(0.1, 1.2, 30), Gaussian(4.0), DiscreteLaplace(2.0)
+        alone = [self.epsilon(p, delta=DELTA / 3) for p in parts]
         both = self.epsilon(*parts)
         assert both > max(self.epsilon(p) for p in parts)
         assert both < sum(alone)
@@ -94,6 +107,16 @@ class AccountantContract:
         assert truth <= found * (1 + 1e-12)
         assert found <= truth * (1.02 if self.exact else 3.0)
 
+    @pytest.mark.parametrize(
+        ("noise", "steps"), [(1.0, 1), (0.2, 1), (10.0, 10), (50.0, 100), (500.0, 1000), (1.0, 20)]
+    )
+    def test_discrete_laplace_has_a_closed_form(self, exact_randomised_response, noise, steps):
+        mechanism = DiscreteLaplace(noise, steps)
+        truth = exact_randomised_response(mechanism.step_epsilon, steps, DELTA)
+        found = self.epsilon(mechanism)
+        assert truth <= found * (1 + 1e-12)
+        assert found <= truth * (1.02 if self.exact else 1.15)
+
     def test_a_smaller_delta_costs_more(self):
         mechanism = SubsampledGaussian(0.1, 1.5, 50)
         assert self.epsilon(mechanism, delta=1e-7) > 1.1 * self.epsilon(mechanism, delta=1e-4)
@@ -101,10 +124,13 @@ class AccountantContract:
     @pytest.mark.parametrize("sigma", [1e-300, 1e-4, 0.01])
     def test_hopeless_noise_is_not_flattered(self, sigma):
         assert self.epsilon(SubsampledGaussian(0.1, sigma, 10)) > 100
+        assert self.epsilon(DiscreteLaplace(sigma)) > 99
+        assert self.epsilon(SubsampledGaussian(0.1, 1.0, 10), DiscreteLaplace(sigma)) > 99
 
     @pytest.mark.parametrize("sigma", [1e5, 1e300])
     def test_huge_noise_costs_next_to_nothing_and_breaks_nothing(self, sigma):
         assert 0 <= self.epsilon(SubsampledGaussian(0.1, sigma, 10)) < 0.2
+        assert 0 <= self.epsilon(DiscreteLaplace(sigma, 10)) < 0.2
 
     @pytest.mark.parametrize(
         "delta", [0.0, 1.0, -0.1, 2.0, math.nan, math.inf, 5e-324, True, "0.1", None], ids=repr
@@ -166,6 +192,10 @@ AGREEING = [
     *((mnist(sigma), 1e-5) for sigma in MNIST.values()),
     ([SubsampledGaussian(0.02, 0.9, 300), Gaussian(5.0), Gaussian(9.0, 3)], 1e-6),
     ([SubsampledGaussian(0.3, 3.0, 20), SubsampledGaussian(0.01, 0.7, 100)], 1e-5),
+    ([*mnist(MNIST[1]), DiscreteLaplace(10.0, 3)], 1e-5),
+    ([SubsampledGaussian(0.1, 1.1, 40), Gaussian(8.0), DiscreteLaplace(3.0, 5)], 1e-6),
+    ([Gaussian(6.0, 2), DiscreteLaplace(2.0)], 1e-5),
+    ([DiscreteLaplace(30.0, 40), DiscreteLaplace(7.0, 3)], 1e-5),
 ]
 
 
@@ -177,6 +207,28 @@ def test_prv_brackets_pld_and_rdp_is_above(mechanisms, delta):
     assert upper - lower < 0.03 * upper
     for name in ("rdp", "opacus_rdp"):
         assert pld <= accountant(name).epsilon(mechanisms, delta)
+
+
+mixtures = st.lists(
+    st.one_of(
+        st.builds(SubsampledGaussian, qs, sigmas, counts),
+        st.builds(Gaussian, st.floats(3.0, 30.0), st.integers(1, 3)),
+        st.builds(DiscreteLaplace, st.floats(2.0, 50.0), st.integers(1, 5)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, derandomize=True)
+@given(mixtures, st.sampled_from([1e-4, 1e-6]))
+def test_any_mixture_is_bracketed_and_bounded(mechanisms, delta):
+    lower, upper = PRVAccountant().bounds(mechanisms, delta)
+    pld = accountant("pld").epsilon(mechanisms, delta)
+    assert lower <= pld <= upper
+    assert pld <= accountant("rdp").epsilon(mechanisms, delta)
+    assert pld <= accountant("opacus_rdp").epsilon(mechanisms, delta)
 
 
 def test_the_registry_knows_each_by_its_name_and_no_other():

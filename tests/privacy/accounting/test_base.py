@@ -2,35 +2,62 @@
 
 import math
 
+import pytest
+
 from privacy.accounting.base import MOST_NOISE, Steps, collapse, merge_gaussians
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.errors import InvalidRequest
+from privacy.mechanism import MAX_STEPS, DiscreteLaplace, Gaussian, SubsampledGaussian
 
 
 def test_equal_steps_are_counted_together_and_sorted():
     mechanisms = [
+        DiscreteLaplace(2.0, 3),
         Gaussian(2.0, 3),
         SubsampledGaussian(0.5, 1.0, 4),
         SubsampledGaussian(1.0, 2.0, 1),
+        DiscreteLaplace(0.5),
         SubsampledGaussian(0.5, 1.0, 6),
         SubsampledGaussian(0.1, 9.0, 1),
     ]
-    assert collapse(mechanisms) == [Steps(0.1, 9.0, 1), Steps(0.5, 1.0, 10), Steps(1.0, 2.0, 4)]
+    expected = [
+        Steps(SubsampledGaussian(0.1, 9.0, 1), 1),
+        Steps(SubsampledGaussian(0.5, 1.0, 1), 10),
+        Steps(Gaussian(2.0), 4),
+        Steps(DiscreteLaplace(0.5), 1),
+        Steps(DiscreteLaplace(2.0), 3),
+    ]
+    assert collapse(mechanisms) == expected
+    assert collapse(mechanisms[::-1]) == expected
+
+
+def test_the_sum_of_steps_has_no_end():
+    most = DiscreteLaplace(1e300, MAX_STEPS)
+    assert collapse([most, most]) == [Steps(DiscreteLaplace(MOST_NOISE), 2 * MAX_STEPS)]
+
+
+@pytest.mark.parametrize("bad", [None, "gaussian", Steps(Gaussian(1.0), 1), Gaussian])
+def test_what_is_no_mechanism_is_refused(bad):
+    with pytest.raises(InvalidRequest, match="expected mechanisms"):
+        collapse([Gaussian(1.0), bad])
 
 
 def test_noise_beyond_reason_is_counted_as_less():
-    assert collapse([Gaussian(1e300)]) == [Steps(1.0, MOST_NOISE, 1)]
+    assert collapse([Gaussian(1e300)]) == [Steps(Gaussian(MOST_NOISE), 1)]
 
 
-def test_gaussians_merge_by_their_precisions():
-    sampled = Steps(0.5, 1.0, 10)
-    merged = merge_gaussians([sampled, Steps(1.0, 2.0, 3), Steps(1.0, 5.0, 2)])
-    assert merged[0] == sampled
-    q, sigma, steps = merged[1]
-    assert (len(merged), q, steps) == (2, 1.0, 1)
-    assert math.isclose(sigma, (3 / 4 + 2 / 25) ** -0.5, rel_tol=1e-14)
-    assert merge_gaussians([sampled]) == [sampled]
+def test_gaussians_merge_by_their_precisions_and_others_stay():
+    others = [Steps(SubsampledGaussian(0.5, 1.0, 1), 10), Steps(DiscreteLaplace(2.0), 3)]
+    merged = merge_gaussians(
+        [others[0], Steps(Gaussian(2.0), 3), Steps(Gaussian(5.0), 2), others[1]]
+    )
+    assert merged[:2] == others
+    (one,) = merged[2:]
+    assert one.number == 1
+    assert math.isclose(one.step.noise_multiplier, (3 / 4 + 2 / 25) ** -0.5, rel_tol=1e-14)
+    assert merge_gaussians(others) == others
 
 
-def test_merging_neither_overflows_nor_underflows():
-    assert math.isclose(merge_gaussians([Steps(1.0, 1e-300, 1)])[0].noise_multiplier, 1e-300)
-    assert math.isclose(merge_gaussians([Steps(1.0, 1e300, 1)])[0].noise_multiplier, 1e300)
+@pytest.mark.parametrize("sigma", [1e-300, 1e300])
+def test_merging_neither_overflows_nor_underflows(sigma):
+    (merged,) = merge_gaussians([Steps(Gaussian(sigma), 1)])
+    assert math.isclose(merged.step.noise_multiplier, sigma)

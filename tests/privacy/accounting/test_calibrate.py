@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from privacy.accounting import accountant
 from privacy.accounting.calibrate import noise_multiplier
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,12 @@ def test_the_target_is_kept_and_nearly_used_up(target, q, steps):
 # design.md: about 17.03 and 2.357 under an accountant's coarser setting; 18.28 and 2.488 by RDP.
 @pytest.mark.parametrize(
     ("name", "target", "low", "high", "tolerance"),
-    [("pld", 1, 16.6, 17.03, 0.01), ("pld", 10, 2.345, 2.37, 0.1), ("prv", 10, 2.345, 2.43, 0.5)],
+    [
+        ("pld", 1, 16.6, 17.03, 0.01),
+        ("prv", 1, 16.7, 17.03, 0.01),
+        ("pld", 10, 2.345, 2.37, 0.1),
+        ("prv", 10, 2.345, 2.43, 0.5),
+    ],
 )
 def test_tight_accountants_need_less_noise(name, target, low, high, tolerance):
     sigma = noise_multiplier(target, 1e-5, 1 / 15, 4500, accountant=name, tolerance=tolerance)
@@ -48,7 +53,7 @@ def test_tight_accountants_need_less_noise(name, target, low, high, tolerance):
 
 @pytest.mark.parametrize("name", ["rdp", "pld", "prv"])
 def test_what_is_fixed_is_paid_from_the_same_target(name):
-    fixed = [Gaussian(4.0), SubsampledGaussian(0.1, 4.0, 5)]
+    fixed = [Gaussian(4.0), SubsampledGaussian(0.1, 4.0, 5), DiscreteLaplace(10.0, 3)]
     alone = noise_multiplier(2.0, 1e-5, 0.1, 50, accountant="rdp", tolerance=0.05)
     beside = noise_multiplier(2.0, 1e-5, 0.1, 50, fixed, accountant=name, tolerance=0.1)
     assert beside > 1.05 * alone

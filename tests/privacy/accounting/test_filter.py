@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 from privacy.accounting.filter import RDPFilter
 from privacy.accounting.rdp import ORDERS, RDPAccountant, curve
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 epsilons = st.floats(1e-3, 50)
 deltas = st.floats(1e-12, 0.1)
 plans = st.lists(
-    st.builds(Gaussian, st.floats(0.3, 300), st.integers(1, 1000)), min_size=0, max_size=3
+    st.one_of(
+        st.builds(Gaussian, st.floats(0.3, 300), st.integers(1, 1000)),
+        st.builds(DiscreteLaplace, st.floats(0.3, 300), st.integers(1, 1000)),
+    ),
+    min_size=0,
+    max_size=3,
 )
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from privacy.accounting.opacus_rdp import step_rdp
 from privacy.accounting.rdp import ORDERS, RDPAccountant, curve, epsilon_of
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 STEPS = [(1 / 15, 2.48779296875), (0.01, 1.1), (0.5, 20.0), (1 / 80, 8.828125), (0.001, 0.5)]
 
@@ -55,9 +56,55 @@ def test_the_plain_gaussian_mechanism_is_alpha_over_two_sigma_squared():
     np.testing.assert_allclose(curve([Gaussian(3.0, 4)]), 4 * ORDERS / 18, rtol=1e-12)
 
 
+NOISES = [1e-300, 1e-3, 0.02, 0.1, 0.3, 1.0, 3.0, 11.0, 30.0, 100.0, 1e4, 1e8]
+
+
+@pytest.mark.parametrize("noise", NOISES[1:])
+def test_discrete_laplace_is_the_sum_over_two_outcomes(exact_pure_rdp, noise):
+    """Both arrangements of it, at every order: that which admits and that of the audit."""
+    step = DiscreteLaplace(noise)
+    truth = [float(exact_pure_rdp(step.step_epsilon, order)) for order in ORDERS]
+    np.testing.assert_allclose(curve([step]), truth, rtol=1e-13)
+    np.testing.assert_allclose([step_rdp(step, order) for order in ORDERS], truth, rtol=1e-13)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 2.0, 9.0])
+def test_discrete_laplace_is_randomised_response_by_its_library(epsilon):
+    from dp_accounting import NeighboringRelation, RandomizedResponseDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    library = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_ONE)
+    library.compose(RandomizedResponseDpEvent(2 / (1 + np.exp(epsilon)), 2))
+    np.testing.assert_allclose(curve([DiscreteLaplace(1 / epsilon)]), library.rdp, rtol=1e-7)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_pure_dp_never_costs_more_than_its_epsilon_nor_its_concentrated_bound(noise):
+    """RDP <= min(epsilon, alpha epsilon^2 / 2): Bun and Steinke 2016, Proposition 3.3."""
+    epsilon = DiscreteLaplace(noise).step_epsilon
+    with np.errstate(over="ignore"):
+        bound = np.minimum(epsilon, ORDERS * epsilon * epsilon / 2)
+    assert np.all(curve([DiscreteLaplace(noise)]) <= bound * (1 + 1e-12))
+
+
+def test_the_continuous_laplace_mechanism_would_understate_it():
+    from dp_accounting import LaplaceDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    continuous = RdpAccountant(ORDERS)
+    continuous.compose(LaplaceDpEvent(1.0))
+    assert np.all(curve([DiscreteLaplace(1.0)]) > continuous.rdp)
+    assert at(2, curve([DiscreteLaplace(1.0)])) > 1.15 * at(2, continuous.rdp)
+
+
+def test_past_the_range_of_a_double_nothing_is_promised():
+    assert epsilon_of(curve([DiscreteLaplace(1e-300, 2**53)]), 1e-5) == np.inf
+
+
 def test_composition_adds_and_nothing_is_zero():
-    first, second = SubsampledGaussian(0.1, 1.0, 5), Gaussian(2.0)
-    np.testing.assert_allclose(curve([first, second]), curve([first]) + curve([second]), rtol=1e-14)
+    first, second, third = SubsampledGaussian(0.1, 1.0, 5), Gaussian(2.0), DiscreteLaplace(3.0, 2)
+    parts = curve([first]) + curve([second]) + curve([third])
+    np.testing.assert_allclose(curve([third, first, second]), parts, rtol=1e-14)
     assert np.all(curve([]) == 0)
     assert np.array_equal(RDPAccountant().curve([first]), curve([first]))
 

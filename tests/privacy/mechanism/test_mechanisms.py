@@ -14,6 +14,7 @@ from privacy.errors import InvalidRequest
 from privacy.mechanism import (
     MAX_STEPS,
     MECHANISMS,
+    DiscreteLaplace,
     Gaussian,
     SubsampledGaussian,
     from_record,
@@ -25,6 +26,7 @@ counts = st.integers(1, MAX_STEPS)
 mechanisms = st.one_of(
     st.builds(SubsampledGaussian, probabilities, normal, counts),
     st.builds(Gaussian, normal, counts),
+    st.builds(DiscreteLaplace, normal, counts),
 )
 
 BAD_NUMBERS = [
@@ -53,6 +55,8 @@ def test_noise_multipliers_that_are_no_normal_number_are_refused(bad):
     with pytest.raises(InvalidRequest, match="noise_multiplier"):
         Gaussian(bad)
     with pytest.raises(InvalidRequest, match="noise_multiplier"):
+        DiscreteLaplace(bad)
+    with pytest.raises(InvalidRequest, match="noise_multiplier"):
         SubsampledGaussian(0.1, bad, 1)
 
 
@@ -68,6 +72,8 @@ def test_steps_that_are_no_count_are_refused(bad):
         SubsampledGaussian(0.1, 1.0, bad)
     with pytest.raises(InvalidRequest, match="steps"):
         Gaussian(1.0, bad)
+    with pytest.raises(InvalidRequest, match="steps"):
+        DiscreteLaplace(1.0, bad)
     with pytest.raises(InvalidRequest, match="steps"):
         Gaussian(1.0).with_steps(bad)
 
@@ -92,6 +98,7 @@ def test_with_steps_changes_the_steps_only():
     assert mechanism.with_steps(7) == SubsampledGaussian(0.25, 1.5, 7)
     assert mechanism.steps == 10
     assert Gaussian(1.5).with_steps(7) == Gaussian(1.5, 7)
+    assert DiscreteLaplace(1.5).with_steps(7) == DiscreteLaplace(1.5, 7)
 
 
 def test_records_are_the_raw_parameters():
@@ -102,6 +109,15 @@ def test_records_are_the_raw_parameters():
         "steps": 10,
     }
     assert Gaussian(1.5).to_record() == {"type": "gaussian", "noise_multiplier": 1.5, "steps": 1}
+    assert DiscreteLaplace(1.5).to_record() == {
+        "type": "discrete_laplace",
+        "noise_multiplier": 1.5,
+        "steps": 1,
+    }
+
+
+def test_equal_parameters_do_not_make_equal_mechanisms():
+    assert Gaussian(1.5, 2) != DiscreteLaplace(1.5, 2)
 
 
 @given(mechanisms)
@@ -111,7 +127,8 @@ def test_a_record_survives_json(mechanism):
 
 def test_the_registry_names_every_mechanism_by_its_record_type():
     assert all(name == cls.record_type for name, cls in MECHANISMS.items())
-    assert set(MECHANISMS.values()) == {SubsampledGaussian, Gaussian}
+    # The order is that in which costs are added up: a new one goes to the end.
+    assert list(MECHANISMS.values()) == [SubsampledGaussian, Gaussian, DiscreteLaplace]
 
 
 GOOD = Gaussian(1.5).to_record()
