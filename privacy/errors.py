@@ -33,3 +33,7 @@ class IntegrityBroken(UmbraError):
 
 class LedgerUnavailable(UmbraError):
     """The ledger cannot be reached or written: without it nothing private may run."""
+
+
+class NoLedger(LedgerUnavailable):
+    """There is no ledger at that place; one that is there and cannot be reached is not this."""

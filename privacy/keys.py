@@ -1,4 +1,4 @@
-"""The secret key of an installation: fingerprints and masks are keyed by it."""
+"""The secret keys of an installation: of fingerprints and masks, and of the ledger's signatures."""
 
 import hashlib
 import hmac
@@ -33,7 +33,7 @@ def load_or_create_key(path: str | Path) -> bytes:
     except OSError as error:
         raise LedgerUnavailable(
             f"The key file {path} cannot be read or made: {error.strerror or error}. Without it "
-            "no data set can be told from another and nothing private may run."
+            "nothing private may run."
         ) from error
 
 

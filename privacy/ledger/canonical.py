@@ -1,8 +1,11 @@
 """Canonical JSON: one text for one value, so that a hash of the text is a hash of the value."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
+
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+)
 
 
 def canonical(value: Any) -> str:
@@ -15,9 +18,7 @@ def canonical(value: Any) -> str:
         ValueError: on NaN or an infinity.
     """
     _refuse_foreign_keys(value)
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    return _ENCODER.encode(value)
 
 
 def parse(text: str) -> Any:
@@ -28,14 +29,15 @@ def parse(text: str) -> Any:
             repeated or unsorted keys): two texts of one meaning would have two hashes.
     """
     value = json.loads(text)
-    if canonical(value) != text:
+    # What was read from JSON has no foreign keys, so they need not be looked for.
+    if _ENCODER.encode(value) != text:
         raise ValueError("the JSON text is not in canonical form")
     return value
 
 
 def _refuse_foreign_keys(value: Any) -> None:
-    # json.dumps would turn the keys 1 and "1" into the same text.
-    if isinstance(value, Mapping):
+    # The encoder would turn the keys 1 and "1" into the same text.
+    if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"a JSON key must be a string, found {type(key).__name__}")

@@ -1,5 +1,6 @@
 """Connections to SQLite and PostgreSQL that are durable, serialised and fail in clear words."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -68,7 +69,12 @@ def connect(url: URL) -> Engine:
                 isolation_level="READ COMMITTED",
                 pool_pre_ping=True,
                 hide_parameters=True,
-                connect_args={"connect_timeout": 10, "options": options},
+                # No prepared statements: they would outlive the table's columns in a migration.
+                connect_args={
+                    "connect_timeout": 10,
+                    "options": options,
+                    "prepare_threshold": None,
+                },
             )
         except ModuleNotFoundError as error:
             raise LedgerUnavailable(
@@ -107,6 +113,60 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_APPEND_LOCK})")
 
 
+class Database:
+    """The connections of one process to one ledger's database.
+
+    Attributes:
+        engine: SQLAlchemy's.
+        path: the file, None on PostgreSQL.
+        where: path or URL for messages, without a password.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.engine = connect(url)
+        self.path = Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+        self.where = str(self.path or url.render_as_string(hide_password=True))
+        self._pid = os.getpid()
+        self._file: tuple[int, int] | None = None
+
+    def hold_file(self) -> None:
+        """Refuse from now on to work on another file than the one at `path`."""
+        self._file = _identity(self.path)
+
+    @contextmanager
+    def begin(self, writes: bool) -> Iterator[Connection]:
+        """Give a connection inside a transaction, committed where nothing is raised inside.
+
+        Raises:
+            IntegrityBroken, LedgerUnavailable: as `clear_errors` does, and where the file was
+                deleted or replaced.
+        """
+        with clear_errors(self.where):
+            # Appends to a file that was unlinked succeed and are lost; only the inode tells.
+            if self._file is not None and self._file != _identity(self.path):
+                raise LedgerUnavailable(
+                    f"The ledger at {self.where} was deleted or replaced while it was open. "
+                    "Restore it, run `umbra audit`, then repeat the command."
+                )
+            # A connection that two processes inherited from one fork would corrupt both.
+            if os.getpid() != self._pid:
+                self.engine.dispose(close=False)
+                self._pid = os.getpid()
+            connection = self.engine.connect().execution_options(**{WRITES: writes})
+            with connection, connection.begin():
+                yield connection
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return (-1, -1)
+    return (status.st_dev, status.st_ino)
+
+
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
     """Turn the database's exceptions into ours.
@@ -117,6 +177,12 @@ def clear_errors(where: str) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:
+        # The driver's own complaint could not be decoded: it quotes names out of the file.
+        raise IntegrityBroken(
+            f"The ledger at {where} is damaged: it holds text that is none. Restore it from a "
+            "copy, then run `umbra audit`."
+        ) from error
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]

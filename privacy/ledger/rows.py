@@ -7,8 +7,10 @@ from typing import Any, Self
 from privacy.errors import InvalidRequest
 from privacy.ledger.canonical import parse
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when the meaning of a row or a column changes; kinds never change theirs, new ones come"""
+
+AUTHOR_LENGTH = 128
 
 
 class Kind(StrEnum):
@@ -16,7 +18,8 @@ class Kind(StrEnum):
 
     genesis: the first row. schema, ledger (random id), key (id of the fingerprint key).
     declare: a data set's whole budget. epsilon, delta.
-    bind: this name stands for this content from now on. fingerprint, records.
+    bind: this name stands for this content from now on; schema 1 only, where a data set had one
+        part. fingerprint, records.
     reserve: a plan was admitted and its whole cost set aside. run, records, unit,
         records_per_unit, relation, fingerprint, void, accountant, spec, plan (list of name and
         mechanism, raw parameters, steps included).
@@ -25,6 +28,20 @@ class Kind(StrEnum):
     settle: nothing more will be charged; what was not charged is free again. charged.
     export: something made under the reservation left the house. run, manifest, description,
         void, used (steps of every component that the exported data came out of).
+
+    Since schema 2:
+
+    migrate: the table and all later rows follow a newer schema. schema.
+    signer: all later rows bear a signature by this Ed25519 key, until the next row of this kind,
+        which the old key signs; the first is signed by its own. public_key (hex), possession
+        (a signature by the new key, which shows that somebody has it).
+    partition: a part of the data set stands for this content from now on. The parts of a data set
+        share no record, so each may spend the whole budget. partition, fingerprint, records,
+        sketch (keyed digests of a few records, by which other contents are compared).
+    overlap: an officer accepts that the data set shares records with another: for those the two
+        budgets add up. other.
+    attempt: a start of the run; what an older attempt asks for is refused from now on. attempt.
+    close: nothing more is admitted for the data set; what is reserved may still be charged.
     """
 
     GENESIS = "genesis"
@@ -34,6 +51,12 @@ class Kind(StrEnum):
     CHARGE = "charge"
     SETTLE = "settle"
     EXPORT = "export"
+    MIGRATE = "migrate"
+    SIGNER = "signer"
+    PARTITION = "partition"
+    OVERLAP = "overlap"
+    ATTEMPT = "attempt"
+    CLOSE = "close"
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,9 @@ class Row:
         claim: a text that no two rows may share (an idempotency key, a name, a fingerprint).
         body: canonical JSON.
         prev_hash: `hash` of the row before.
-        hash: SHA-256 over all the columns above.
+        hash: SHA-256 over all the columns above, and over the author where there is one.
+        author: who appended the row, as the process that did it says; None in schema 1.
+        signature: Ed25519 over `hash`, in hex; None where the ledger was not signed yet.
     """
 
     seq: int
@@ -85,6 +110,8 @@ class Row:
     body: str
     prev_hash: str
     hash: str
+    author: str | None = None
+    signature: str | None = None
 
     @property
     def content(self) -> dict[str, Any]:
@@ -102,6 +129,25 @@ class Row:
     def to_record(self) -> dict[str, Any]:
         """Return the row as plain JSON values, the body parsed."""
         return {**asdict(self), "body": self.content}
+
+
+def checked_author(author: str | None) -> str | None:
+    """Return `author` if it may stand in a row: printable, not blank, at most 128 characters.
+
+    Raises:
+        InvalidRequest: otherwise.
+    """
+    if author is None:
+        return None
+    if not isinstance(author, str) or not author.isprintable() or not author.strip():
+        raise InvalidRequest(
+            f"The author of ledger rows must be printable text on one line, found {author!r}."
+        )
+    if len(author) > AUTHOR_LENGTH:
+        raise InvalidRequest(
+            f"The author of ledger rows may have {AUTHOR_LENGTH} characters, found {len(author)}."
+        )
+    return author
 
 
 def _is_sha256(text: str) -> bool:

@@ -32,10 +32,17 @@ LEDGER = Table(
     Column("body", Text, nullable=False),
     Column("prev_hash", Text, nullable=False),
     Column("hash", Text, nullable=False),
+    Column("author", Text),
+    Column("signature", Text),
     Index("umbra_ledger_by_kind", "kind", "dataset", "seq"),
     Index("umbra_ledger_by_dataset", "dataset", "seq"),
     Index("umbra_ledger_by_reservation", "reservation", "seq"),
 )
+
+COLUMNS = tuple(column.name for column in LEDGER.columns)
+
+ADDED = ("author", "signature")
+"""The columns that a table of schema 1 lacks; they are the last ones and may be null."""
 
 _REFUSAL = "the privacy ledger is append-only"
 
@@ -92,12 +99,33 @@ def create(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+def add_columns(connection: Connection) -> None:
+    """Give a table of schema 1 the columns that it lacks, inside the connection's transaction."""
+    found = _columns(connection)
+    for name in ADDED:
+        # Rows of schema 1 may lie in a table of schema 2 already, if they were moved there.
+        if name not in found:
+            connection.exec_driver_sql(f"ALTER TABLE {LEDGER.name} ADD COLUMN {name} TEXT")
+
+
 def structural_problems(connection: Connection) -> list[str]:
     """Return what is wrong with the table around its rows: missing triggers, damaged indexes.
 
     A damaged index could hide a reservation from the query that adds up what is spent, although
     every row still bears its right hash.
     """
+    problems = []
+    columns = _columns(connection)
+    if columns not in (COLUMNS, COLUMNS[: -len(ADDED)]):
+        problems.append(f"the table has the columns {', '.join(columns)}, which no schema has")
+    return problems + _trigger_problems(connection)
+
+
+def _columns(connection: Connection) -> tuple[str, ...]:
+    return tuple(column["name"] for column in inspect(connection).get_columns(LEDGER.name))
+
+
+def _trigger_problems(connection: Connection) -> list[str]:
     if connection.dialect.name == "sqlite":
         return _sqlite_problems(connection)
     found = set(

@@ -1,22 +1,23 @@
 """The ledger: opening and creating it, transactions, streaming reads and verification."""
 
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import URL, Connection, select
+from sqlalchemy import URL
 
-from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
+from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.keys import key_id
-from privacy.ledger import schema
+from privacy.ledger import genesis, schema
 from privacy.ledger.chain import Finding, replay
-from privacy.ledger.engine import WRITES, clear_errors, connect, normalise
-from privacy.ledger.rows import SCHEMA_VERSION, Head, Kind, Row
+from privacy.ledger.engine import Database, normalise
+from privacy.ledger.migration import migrate, require_known
+from privacy.ledger.rows import SCHEMA_VERSION, Head, Kind, Row, checked_author
 from privacy.ledger.schema import LEDGER
-from privacy.ledger.view import Transaction, View
+from privacy.ledger.signatures import Signer, require_in_force
+from privacy.ledger.view import SELECT, Transaction, View, fetch
+from privacy.ledger.witness import Witness
 
 _PAGE = 1000
 
@@ -32,44 +33,99 @@ class Ledger:
         key_id: tells which fingerprint key the ledger belongs to; reveals nothing of the key.
     """
 
-    def __init__(self, url: URL, writable: bool) -> None:
-        self._engine = connect(url)
-        self._pid = os.getpid()
-        self._path = Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
-        self.where = str(self._path or url.render_as_string(hide_password=True))
+    def __init__(
+        self,
+        url: URL,
+        writable: bool,
+        author: str | None,
+        signer: Signer | None,
+        witness: Witness | None,
+    ) -> None:
+        self._database = Database(url)
+        self.where = self._database.where
         self._writable = writable
-        self._file: tuple[int, int] | None = None
+        self._author = checked_author(author)
+        self._signer = signer
+        self._witness = witness
         self._seen: Head | None = None
         self.ledger_id = ""
         self.key_id = ""
 
     @classmethod
-    def open(cls, url: str | Path, key: bytes | None = None) -> Self:
-        """Open the ledger at `url`; with the fingerprint key, create it where there is none.
+    def open(
+        cls,
+        url: str | Path,
+        key: bytes | None = None,
+        *,
+        signing_key: bytes | None = None,
+        author: str | None = None,
+        witness: Path | None = None,
+    ) -> Self:
+        """Open the ledger at `url`; with the fingerprint key, create or migrate it as needed.
 
         Args:
             url: path of a SQLite file or a PostgreSQL URL.
             key: from `load_or_create_key`. Without it the ledger can be read and verified, and
-                nothing can be appended.
+                nothing can be appended; one of an older schema is then read as it is.
+            signing_key: 32-byte Ed25519 seed; needed to append where the ledger is signed.
+            author: who is written beside every row: printable text, at most 128 characters.
+            witness: file outside the database that keeps the newest head seen here; made where
+                it is not there yet.
 
         Raises:
+            NoLedger: where there is none and none may be made.
             LedgerUnavailable: where it cannot be reached, read or created, or was written by a
                 newer version.
             InvalidRequest: where the key is not the one that the ledger was created with: under
                 another key every data set would look new and get a fresh budget.
-            IntegrityBroken: where its first row is damaged.
+            IntegrityBroken: where its first row is damaged, or it is not the ledger that the
+                witness saw, or an older copy of it.
         """
-        ledger = cls(normalise(url), writable=key is not None)
-        with clear_errors(ledger.where):
-            ledger._require_file(create=key is not None)
-            genesis = ledger._genesis()
-            if genesis is None and key is not None:
-                genesis = ledger._create(key_id(key))
-            ledger._file = _identity(ledger._path)
-        if genesis is None:
-            raise LedgerUnavailable(_no_ledger(ledger.where))
-        ledger._accept(genesis, key)
+        signer = None if signing_key is None else Signer.from_seed(signing_key)
+        seen = None if witness is None else Witness(Path(witness))
+        ledger = cls(normalise(url), key is not None, author, signer, seen)
+        if key is None:
+            first = genesis.find(ledger._database)
+        else:
+            first = genesis.find_or_create(ledger._database, key_id(key), ledger._author, seen)
+        ledger._database.hold_file()
+        ledger._accept(first, key)
         return ledger
+
+    @property
+    def public_key(self) -> str | None:
+        """The key, in hex, that rows are signed with by now; None where they are not.
+
+        Raises IntegrityBroken where the row that says so is damaged.
+        """
+        with self.reading() as view:
+            return view.terms().public_key
+
+    def start_signing(self, signing_key: bytes) -> str:
+        """Have all later rows signed by this key; return its public half, to be noted elsewhere.
+
+        From then on nobody can append without it, in no process. Where the ledger is signed
+        already, it must have been opened with the key in force, which hands over to the new one.
+        The same key again changes nothing.
+
+        Args:
+            signing_key: 32-byte Ed25519 seed, as `load_or_create_key` makes one.
+
+        Raises:
+            InvalidRequest: where the key in force is not here, or the new one was replaced before.
+            LedgerUnavailable: where the ledger cannot be written; repeat the call.
+            IntegrityBroken: where it was rolled back or its last row was altered.
+        """
+        new = Signer.from_seed(signing_key)
+        with self._appending() as transaction:
+            in_force = transaction.terms().public_key
+            if in_force != new.public_key:
+                if in_force is not None:
+                    require_in_force(self._signer, in_force, self.where)
+                    transaction.signer = self._signer
+                transaction.hand_over(new)
+        self._signer = new
+        return new.public_key
 
     def head(self) -> Head:
         """Return the newest row's number and hash, to be recorded outside the ledger."""
@@ -90,7 +146,7 @@ class Ledger:
         Each page is its own short transaction: rows never change, so together they are a
         consistent prefix, and a slow reader holds no lock.
         """
-        query = select(LEDGER).order_by(LEDGER.c.seq).limit(_PAGE)
+        query = SELECT.order_by(LEDGER.c.seq).limit(_PAGE)
         if kind is not None:
             query = query.where(LEDGER.c.kind == kind.value)
         if dataset is not None:
@@ -100,29 +156,37 @@ class Ledger:
         after: int | None = None
         while True:
             page_query = query if after is None else query.where(LEDGER.c.seq > after)
-            with self._connection(writes=False) as connection:
-                page = [Row(*found) for found in connection.execute(page_query)]
+            with self._database.begin(writes=False) as connection:
+                page = fetch(connection, page_query)
             yield from page
             if len(page) < _PAGE:
                 return
             after = page[-1].seq
 
-    def verify(self, heads: Iterable[Head] = ()) -> list[Finding]:
+    def verify(self, heads: Iterable[Head] = (), public_key: str | None = None) -> list[Finding]:
         """Replay the whole chain and check the table around it; an empty list is a sound ledger.
 
         Args:
-            heads: heads recorded outside the ledger. Only they can show that the newest rows were
-                cut off, or that somebody wrote the whole chain anew.
+            heads: heads recorded outside the ledger. Only they, and the witness if the ledger was
+                opened with one, can show that the newest rows were cut off.
+            public_key: a signing key noted outside, in hex. It, or a key that it handed over to,
+                must have signed the newest row: the chain cannot be written anew without it.
 
         Raises:
+            InvalidRequest: where `public_key` is not written as one.
             LedgerUnavailable: where it cannot be read at all. Damage is returned, not raised.
         """
-        findings: list[Finding] = []
+        heads, findings = list(heads), []
         try:
-            with self._connection(writes=False) as connection:
+            # Read before the rows, so that it cannot name one that came after they were read.
+            heads += self._witnessed()
+        except IntegrityBroken as error:
+            findings.append(Finding(None, str(error)))
+        try:
+            with self._database.begin(writes=False) as connection:
                 problems = schema.structural_problems(connection)
             findings += [Finding(None, problem) for problem in problems]
-            findings += replay(self.rows(), heads)
+            findings += replay(self.rows(), heads, public_key)
         except IntegrityBroken as error:
             findings.append(Finding(None, str(error)))
         return findings
@@ -143,7 +207,7 @@ class Ledger:
     @contextmanager
     def reading(self) -> Iterator[View]:
         """Give indexed look-ups on one consistent state of the ledger."""
-        with self._connection(writes=False) as connection:
+        with self._database.begin(writes=False) as connection:
             yield View(connection)
 
     @contextmanager
@@ -153,105 +217,66 @@ class Ledger:
         An exception inside rolls back and passes through.
 
         Raises:
-            InvalidRequest: where the ledger was opened without its key.
-            LedgerUnavailable: where it cannot be written. After a connection lost during the
-                commit the rows may be there: repeat the call with the same idempotency key.
+            InvalidRequest: where the ledger was opened without its key, or without the signing
+                key in force, or with a signing key while it is not signed.
+            LedgerUnavailable: where it cannot be written, or follows a newer schema by now. After
+                a connection lost during the commit the rows may be there: repeat the call with
+                the same idempotency key.
             IntegrityBroken: where it was rolled back or its last row was altered.
         """
-        if not self._writable:
-            raise InvalidRequest(f"The ledger at {self.where} was opened for reading only.")
-        with self._connection(writes=True) as connection:
-            transaction = Transaction(connection)
-            if self._seen is not None:
-                transaction.require_ancestor(self._seen)
+        with self._appending() as transaction:
+            terms = transaction.terms()
+            require_known(terms.schema, self.where)
+            require_in_force(self._signer, terms.public_key, self.where)
+            transaction.signer = self._signer
             yield transaction
-        if transaction.newest is not None:
-            self._seen = transaction.newest.head
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._database.engine.dispose()
 
     @contextmanager
-    def _connection(self, writes: bool) -> Iterator[Connection]:
-        with clear_errors(self.where):
-            # Appends to a file that was unlinked succeed and are lost; only the inode tells.
-            if self._file != _identity(self._path):
-                raise LedgerUnavailable(
-                    f"The ledger at {self.where} was deleted or replaced while it was open. "
-                    "Restore it, run `umbra audit`, then repeat the command."
-                )
-            with self._begun(writes) as connection:
-                yield connection
+    def _appending(self) -> Iterator[Transaction]:
+        """Hold the append lock; what is appended is not signed unless the caller sees to it."""
+        if not self._writable:
+            raise InvalidRequest(f"The ledger at {self.where} was opened for reading only.")
+        with self._database.begin(writes=True) as connection:
+            transaction = Transaction(connection, self.ledger_id, self._author)
+            before = transaction.newest
+            if self._seen is not None and (before is None or before.head != self._seen):
+                transaction.require_ancestor(self._seen)
+            yield transaction
+        if transaction.newest is not None and transaction.newest.head != self._seen:
+            self._saw(transaction.newest.head)
 
-    @contextmanager
-    def _begun(self, writes: bool) -> Iterator[Connection]:
-        # A connection that two processes inherited from one fork would corrupt both.
-        if os.getpid() != self._pid:
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
-        connection = self._engine.connect().execution_options(**{WRITES: writes})
-        with connection, connection.begin():
-            yield connection
+    def _saw(self, head: Head) -> None:
+        if self._witness is not None:
+            self._witness.record(self.ledger_id, head)
+        self._seen = head
 
-    def _require_file(self, create: bool) -> None:
-        if self._path is None:
-            return
-        if create:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        elif not self._path.exists():
-            raise LedgerUnavailable(_no_ledger(self.where))
+    def _witnessed(self) -> list[Head]:
+        head = None if self._witness is None else self._witness.head(self.ledger_id)
+        return [] if head is None else [head]
 
-    def _genesis(self) -> Row | None:
-        with self._begun(writes=False) as connection:
-            return self._first_row(connection) if schema.exists(connection) else None
-
-    def _first_row(self, connection: Connection) -> Row:
-        # Table and first row were made in one transaction: there is never one without the other.
-        row = View(connection).row(1)
-        if row is None:
-            raise IntegrityBroken(
-                f"The ledger at {self.where} has lost its first row. Restore a sound copy."
-            )
-        return row
-
-    def _create(self, identity: str) -> Row:
-        with self._begun(writes=True) as connection:
-            # Another process may have been faster while this one waited for the lock.
-            if schema.exists(connection):
-                return self._first_row(connection)
-            schema.create(connection)
-            body = {"schema": SCHEMA_VERSION, "ledger": secrets.token_hex(16), "key": identity}
-            return Transaction(connection).append(Kind.GENESIS, body, claim="genesis")
-
-    def _accept(self, genesis: Row, key: bytes | None) -> None:
-        content = genesis.content
-        if content.get("schema") != SCHEMA_VERSION:
-            raise LedgerUnavailable(
-                f"The ledger at {self.where} has schema version {content.get('schema')!r}, this "
-                f"version of Umbra reads {SCHEMA_VERSION}. Use the version that wrote it."
-            )
+    def _accept(self, first: Row, key: bytes | None) -> None:
+        content = first.content
+        with self.reading() as view:
+            version = require_known(view.terms(strict=False).schema, self.where)
         self.ledger_id, self.key_id = str(content.get("ledger")), str(content.get("key"))
-        if key is not None and key_id(key) != self.key_id:
+        if key is None:
+            return
+        if key_id(key) != self.key_id:
             raise InvalidRequest(
                 f"The ledger at {self.where} belongs to another fingerprint key (id "
                 f"{self.key_id}, this one has {key_id(key)}): under a new key the same data would "
                 "get a fresh budget. Put the ledger's own key file back."
             )
-
-
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    if path is None:
-        return None
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return (-1, -1)
-    return (status.st_dev, status.st_ino)
-
-
-def _no_ledger(where: str) -> str:
-    return (
-        f"There is no ledger at {where}. `umbra budget declare NAME --epsilon E --delta D` makes "
-        "one with its first budget."
-    )
+        for head in self._witnessed():
+            with self.reading() as view:
+                view.require_ancestor(head)
+            self._seen = head
+        if version < SCHEMA_VERSION:
+            with self._database.begin(writes=True) as connection:
+                migrate(connection, Transaction(connection, self.ledger_id, self._author))
+        if self._seen is None:
+            self._saw(self.head())

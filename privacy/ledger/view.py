@@ -1,17 +1,42 @@
 """What may be asked of the ledger inside one transaction, and how a row is appended."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, select, text
 
-from privacy.errors import IntegrityBroken
+from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger.canonical import canonical
 from privacy.ledger.chain import GENESIS_PREV_HASH, broken, row_hash
 from privacy.ledger.rows import Head, Kind, Row
-from privacy.ledger.schema import LEDGER
+from privacy.ledger.schema import ADDED, COLUMNS, LEDGER
+from privacy.ledger.signatures import Signer
+
+# Whatever columns there are: a reader must neither fail on a ledger of schema 1 nor miss the new
+# columns of one that another process migrates meanwhile.
+SELECT = select(text("*")).select_from(LEDGER)
+
+
+def fetch(connection: Connection, query: Select[Any]) -> list[Row]:
+    """Return the rows that `query`, made from `SELECT`, finds; unchecked."""
+    result = connection.execute(query)
+    names = COLUMNS if set(ADDED) <= set(result.keys()) else COLUMNS[: -len(ADDED)]
+    return [Row(*found) for found in result.columns(*names)]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the newest rows of their kinds put in force.
+
+    Attributes:
+        schema: the version that the ledger follows; any value in a damaged ledger.
+        public_key: of the key that signs, None where rows are not signed.
+    """
+
+    schema: object
+    public_key: str | None
 
 
 class View:
@@ -22,38 +47,69 @@ class View:
 
     def last_row(self) -> Row | None:
         """Return the row at the head, None while the ledger is being created."""
-        return self._one(select(LEDGER).order_by(LEDGER.c.seq.desc()).limit(1))
+        return self._one(SELECT.order_by(LEDGER.c.seq.desc()).limit(1))
 
     def row(self, seq: int) -> Row | None:
         """Return the row of that number."""
-        return self._one(select(LEDGER).where(LEDGER.c.seq == seq))
+        return self._one(SELECT.where(LEDGER.c.seq == seq))
 
     def by_claim(self, claim: str) -> Row | None:
         """Return the one row that bears this claim."""
-        return self._one(select(LEDGER).where(LEDGER.c.claim == claim))
+        return self._one(SELECT.where(LEDGER.c.claim == claim))
 
     def of(self, kind: Kind, dataset: str | None = None) -> list[Row]:
         """Return the rows of one kind, of one data set if given, oldest first."""
-        query = select(LEDGER).where(LEDGER.c.kind == kind.value).order_by(LEDGER.c.seq)
+        query = SELECT.where(LEDGER.c.kind == kind.value).order_by(LEDGER.c.seq)
         if dataset is not None:
             query = query.where(LEDGER.c.dataset == dataset)
-        return [_checked(Row(*found)) for found in self._connection.execute(query)]
+        return [_checked(row) for row in fetch(self._connection, query)]
 
     def first_of(self, reservation: str) -> Row | None:
         """Return the row that opened a reservation."""
-        query = select(LEDGER).where(LEDGER.c.reservation == reservation)
+        query = SELECT.where(LEDGER.c.reservation == reservation)
         return self._one(query.order_by(LEDGER.c.seq).limit(1))
 
     def last_of(self, reservation: str, kinds: Sequence[Kind]) -> Row | None:
         """Return a reservation's newest row of one of `kinds`."""
-        query = select(LEDGER).where(
+        query = SELECT.where(
             LEDGER.c.reservation == reservation, LEDGER.c.kind.in_([k.value for k in kinds])
         )
         return self._one(query.order_by(LEDGER.c.seq.desc()).limit(1))
 
+    def terms(self, strict: bool = True) -> Terms:
+        """Return the schema and the signing key in force.
+
+        Args:
+            strict: raise IntegrityBroken at a damaged row; otherwise pass over it, for a reader
+                who verifies and is to hear of all the damage.
+        """
+        kinds = (Kind.GENESIS.value, Kind.MIGRATE.value, Kind.SIGNER.value)
+        version, public_key = None, None
+        query = SELECT.where(LEDGER.c.kind.in_(kinds)).order_by(LEDGER.c.seq)
+        for row in fetch(self._connection, query):
+            if not strict and broken(row):
+                continue
+            body = _checked(row).content
+            version = body.get("schema", version)
+            public_key = body.get("public_key", public_key)
+        return Terms(version, public_key)
+
+    def require_ancestor(self, head: Head) -> None:
+        """Check that the ledger still holds what was seen of it before.
+
+        Raises:
+            IntegrityBroken: where it was rolled back to an older copy or replaced.
+        """
+        row = self.row(head.seq)
+        if row is None or row.hash != head.hash:
+            raise IntegrityBroken(
+                f"The ledger no longer holds row {head.seq} as it was seen before: it was rolled "
+                "back or replaced. Restore the newest copy, then run `umbra audit`."
+            )
+
     def _one(self, query: Select[Any]) -> Row | None:
-        found = self._connection.execute(query).first()
-        return None if found is None else _checked(Row(*found))
+        found = fetch(self._connection, query)
+        return _checked(found[0]) if found else None
 
 
 class Transaction(View):
@@ -61,10 +117,20 @@ class Transaction(View):
 
     Attributes:
         newest: the last row, those appended here included; None while the ledger is created.
+        signer: signs every row that is appended; None where rows are not signed.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        ledger_id: str,
+        author: str | None = None,
+        signer: Signer | None = None,
+    ) -> None:
         super().__init__(connection)
+        self._ledger_id = ledger_id
+        self._author = author
+        self.signer = signer
         self.newest = self.last_row()
 
     def append(
@@ -80,27 +146,33 @@ class Transaction(View):
         if self.newest is not None:
             seq, previous = self.newest.seq + 1, self.newest.hash
         created_at = datetime.now(UTC).isoformat(timespec="microseconds")
-        text = canonical(dict(body))
-        row = Row(seq, kind.value, created_at, dataset, reservation, claim, text, previous, "")
+        content = canonical(dict(body))
+        columns = (seq, kind.value, created_at, dataset, reservation, claim, content, previous)
+        row = Row(*columns, hash="", author=self._author)
         row = replace(row, hash=row_hash(row))
+        if self.signer is not None:
+            row = replace(row, signature=self.signer.sign(self._ledger_id, row.hash))
         self._connection.execute(LEDGER.insert(), [vars(row)])
         self.newest = row
         return row
 
-    def require_ancestor(self, head: Head) -> None:
-        """Check that the ledger still holds what this process saw of it before.
+    def hand_over(self, new: Signer) -> Row:
+        """Append the row that puts a signing key in force, and sign by it from then on.
 
         Raises:
-            IntegrityBroken: where it was rolled back to an older copy or replaced.
+            InvalidRequest: where the key was in force before and replaced.
         """
-        row = self.newest
-        if row is None or row.seq != head.seq:
-            row = self.row(head.seq)
-        if row is None or row.hash != head.hash:
-            raise IntegrityBroken(
-                f"The ledger no longer holds row {head.seq} as this process saw it: it was rolled "
-                "back or replaced. Restore the newest copy, then run `umbra audit`."
+        claim = f"signer:{new.public_key}"
+        if self.by_claim(claim) is not None:
+            raise InvalidRequest(
+                f"The signing key {new.public_key} was in force before and was replaced: whoever "
+                "replaced it may have had to. Use a new one."
             )
+        previous = GENESIS_PREV_HASH if self.newest is None else self.newest.hash
+        self.signer = self.signer or new
+        row = self.append(Kind.SIGNER, new.body(self._ledger_id, previous), claim=claim)
+        self.signer = new
+        return row
 
 
 def _checked(row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -46,8 +47,9 @@ def test_every_row_moves_and_the_new_place_goes_on(program, tmp_path):
 
 
 def test_a_broken_ledger_does_not_move(program, tmp_path):
-    old = Ledger.open(tmp_path / "old.db", KEY)
-    with old._engine.begin() as connection:
-        connection.exec_driver_sql("DROP TRIGGER umbra_ledger_no_update")
+    Ledger.open(tmp_path / "old.db", KEY).close()
+    connection = sqlite3.connect(tmp_path / "old.db")
+    connection.execute("DROP TRIGGER umbra_ledger_no_update")
+    connection.close()
     assert move(program, tmp_path / "old.db", tmp_path / "new.db").returncode != 0
     assert not (tmp_path / "new.db").exists()

@@ -1,17 +1,23 @@
 import os
 import pwd
 import shutil
+import sqlite3
 import subprocess
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from privacy.budget import Budget, Component
+from privacy.fingerprint import Content
 from privacy.ledger import Ledger
 from privacy.mechanism import Gaussian
 
 KEY = bytes(range(32))
+SIGNING_KEYS = bytes([1]) * 32, bytes([2]) * 32
+SCHEMA_1 = Path(__file__).with_name("schema_1")
 
 
 @pytest.fixture
@@ -20,36 +26,74 @@ def key():
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    opened = Ledger.open(tmp_path / "ledger.db", KEY)
-    yield opened
-    opened.close()
+def signing_keys():
+    """The key that `filled` was signed with first, and the one that followed it."""
+    return SIGNING_KEYS
 
 
 @pytest.fixture
-def filled(ledger):
-    """A ledger of 50 rows with every kind in it."""
+def old_sqlite(tmp_path):
+    """The path of a ledger of schema 1 with 11 rows."""
+    path = tmp_path / "ledger.db"
+    connection = sqlite3.connect(path)
+    for name in ("sqlite.sql", "rows.sql"):
+        connection.executescript((SCHEMA_1 / name).read_text(encoding="utf-8"))
+    connection.close()
+    return path
+
+
+@pytest.fixture
+def filled(old_sqlite, tmp_path):
+    """A ledger of 50 rows with every kind in it: begun in schema 1, migrated, authored, signed."""
+    path, first, second = old_sqlite, *SIGNING_KEYS
+    ledger = Ledger.open(path, KEY, author="officer@desk", witness=tmp_path / "witness")
     budget = Budget(ledger)
-    budget.declare("digits", 10.0, 1e-5)
+    for name in ("faces", "faces-2"):
+        budget.declare(name, 10.0, 1e-5)
+    budget.accept_overlap("faces", "faces-2")
+    ledger.start_signing(first)
     plan = [Component("train", Gaussian(60.0, 200)), Component("warm", Gaussian(20.0))]
-    reservation = budget.reserve(
-        "run-1",
-        "digits",
-        "print-1",
-        1500,
-        "one image",
-        records_per_unit=1,
-        plan=plan,
-        void=False,
-        idempotency_key="reserve-1",
-    )
-    budget.charge(reservation.id, "warm", 1, 1, "warm")
-    for i in range(43):
-        budget.charge(reservation.id, "train", 2, 1, f"charge-{i}")
+    reservation = reserve(budget, "run-1", plan, dataset="faces")
+    attempt = budget.begin_attempt(reservation.id, "start-1")
+    budget.charge(reservation.id, "warm", 1, attempt, "warm")
+    for i in range(14):
+        budget.charge(reservation.id, "train", 2, attempt, f"charge-{i}")
+    ledger.start_signing(second)
+    attempt = budget.begin_attempt(reservation.id, "start-2")
+    for i in range(11):
+        budget.charge(reservation.id, "train", 2, attempt, f"again-{i}")
     budget.settle(reservation.id)
+    budget.close("faces")
     budget.record_export(reservation.id, "ab" * 32, "60000 images")
     assert ledger.head().seq == 50
-    return ledger
+    yield ledger
+    ledger.close()
+
+
+def reserve(budget, key, plan, dataset="digits"):
+    """Ask for a plan on the one content that the tests know of a data set."""
+    content = Content(f"print-of-{dataset}", 1500, (f"{len(dataset):016x}",))
+    return budget.reserve(
+        f"run-{key}", dataset, content, "one image", records_per_unit=1,
+        plan=plan, void=False, idempotency_key=str(key),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ask():
+    """`ask(budget, key, plan)` reserves a plan for the data set "digits"."""
+    return reserve
+
+
+@pytest.fixture
+def again():
+    """Open a ledger as another process would: it has the path or the URL, and nothing else."""
+
+    def run(ledger, **options):
+        url = ledger._database.engine.url.render_as_string(hide_password=False)
+        return Ledger.open(url, KEY, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -65,19 +109,43 @@ def postgres_server():
     folder = Path(tempfile.mkdtemp(prefix="umbra-pg-"))
     user = _unprivileged(folder)
     data = folder / "data"
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=100"
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
 
     def as_user(*command):
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         done = subprocess.run(command, user=user, cwd=folder, check=False, **streams)
-        if done.returncode:
-            pytest.skip(f"PostgreSQL does not start here: {done.stderr.decode()[-300:]}")
+        return done.stderr.decode()[-300:] if done.returncode else None
 
-    as_user(initdb, "-D", data, "-U", "umbra", "-A", "trust", "-E", "UTF8", "--no-sync")
-    as_user(pg_ctl, "-D", data, "-o", options, "-w", "-l", folder / "log", "start")
-    yield f"postgresql://umbra@/postgres?host={folder}"
-    as_user(pg_ctl, "-D", data, "-m", "immediate", "stop")
+    def control(*command):
+        return as_user(pg_ctl, "-D", data, "-w", "-l", folder / "log", *command)
+
+    failure = as_user(initdb, "-D", data, "-U", "umbra", "-A", "trust", "-E", "UTF8", "--no-sync")
+    failure = failure or control("-o", options, "start")
+    if failure:
+        pytest.skip(f"PostgreSQL does not start here: {failure}")
+    yield PostgresServer(f"postgresql://umbra@/postgres?host={folder}", control)
+    control("-m", "immediate", "stop")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server; `control` runs pg_ctl on it and returns what went wrong."""
+
+    url: str
+    control: Callable[..., str | None]
+
+    def sql(self, *statements):
+        """Run statements as another session does, each committed by itself."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def restart(self, mode):
+        """Stop and start it again; "immediate" is a crash, after which it recovers."""
+        assert self.control("-m", mode, "restart") is None
 
 
 def _unprivileged(folder):
@@ -95,15 +163,32 @@ def _unprivileged(folder):
 
 
 @pytest.fixture
-def postgres(postgres_server):
-    """A new ledger on PostgreSQL."""
-    import psycopg
+def empty_postgres(postgres_server):
+    """The server without a ledger."""
+    postgres_server.sql("DROP TABLE IF EXISTS umbra_ledger")
+    return postgres_server
 
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS umbra_ledger")
-    opened = Ledger.open(postgres_server, KEY)
+
+@pytest.fixture
+def postgres(empty_postgres):
+    """A new ledger on PostgreSQL."""
+    opened = Ledger.open(empty_postgres.url, KEY)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def old_postgres(empty_postgres):
+    """The URL of a ledger of schema 1 with 11 rows."""
+    for name in ("postgresql.sql", "rows.sql"):
+        empty_postgres.sql((SCHEMA_1 / name).read_text(encoding="utf-8"))
+    return empty_postgres.url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_old(request):
+    """Path or URL of a ledger of schema 1 with 11 rows."""
+    return request.getfixturevalue(f"old_{request.param}")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -113,19 +198,27 @@ def any_ledger(request):
 
 @pytest.fixture
 def in_processes():
-    """Run `work(i)` in n forked processes at once; returns their exit codes."""
+    """Run `work(i)` in n forked processes; returns their exit codes.
+
+    They are let go together once all of them are there, so that forking takes no part in the race.
+    """
 
     def run(n, work):
+        gate, opener = os.pipe()
         children = []
         for i in range(n):
             child = os.fork()
             if child == 0:
                 code = 99
                 try:
+                    os.close(opener)
+                    os.read(gate, 1)
                     code = work(i)
                 finally:
                     os._exit(code)
             children.append(child)
+        os.close(opener)
+        os.close(gate)
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
     return run

@@ -1,12 +1,7 @@
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 
 import pytest
-from sqlalchemy import event
 
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Head, Kind, Ledger
@@ -24,7 +19,7 @@ def test_the_first_row_says_what_the_ledger_is(any_ledger):
     (genesis,) = any_ledger.rows()
     assert genesis.kind == "genesis"
     assert genesis.content == {
-        "schema": 1, "ledger": any_ledger.ledger_id, "key": any_ledger.key_id
+        "schema": 2, "ledger": any_ledger.ledger_id, "key": any_ledger.key_id
     }  # fmt: skip
     assert any_ledger.head() == Head(1, genesis.hash)
 
@@ -57,7 +52,10 @@ def test_rows_can_be_chosen_and_paged(any_ledger, monkeypatch):
     ],
 )
 def test_the_database_refuses_update_and_delete(any_ledger, statement):
-    with any_ledger._engine.connect() as connection, pytest.raises(Exception, match="append-only"):
+    with (
+        any_ledger._database.engine.connect() as connection,
+        pytest.raises(Exception, match="append-only"),
+    ):
         connection.exec_driver_sql(statement)
     assert any_ledger.verify() == []
 
@@ -69,7 +67,8 @@ def test_sqlite_refuses_replace_and_gaps(ledger, tmp_path, seq):
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute(
             "INSERT OR REPLACE INTO umbra_ledger SELECT ?, kind, created_at, dataset, "
-            "reservation, claim, body, prev_hash, hash FROM umbra_ledger WHERE seq = 1",
+            "reservation, claim, body, prev_hash, hash, author, signature FROM umbra_ledger "
+            "WHERE seq = 1",
             (seq,),
         )
     connection.close()
@@ -77,9 +76,12 @@ def test_sqlite_refuses_replace_and_gaps(ledger, tmp_path, seq):
 
 
 def test_postgres_refuses_truncate_and_reports_missing_triggers(postgres):
-    with postgres._engine.connect() as connection, pytest.raises(Exception, match="append-only"):
+    with (
+        postgres._database.engine.connect() as connection,
+        pytest.raises(Exception, match="append-only"),
+    ):
         connection.exec_driver_sql("TRUNCATE umbra_ledger")
-    with postgres._engine.begin() as connection:
+    with postgres._database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE umbra_ledger DISABLE TRIGGER USER")
     assert len(postgres.verify()) == 2
 
@@ -122,10 +124,11 @@ def test_reading_makes_no_ledger(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path, key, monkeypatch):
-    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 2)
+    monkeypatch.setattr("privacy.ledger.genesis.SCHEMA_VERSION", 3)
+    monkeypatch.setattr("privacy.ledger.migration.SCHEMA_VERSION", 3)
     Ledger.open(tmp_path / "ledger.db", key)
     monkeypatch.undo()
-    with pytest.raises(LedgerUnavailable, match="schema version 2"):
+    with pytest.raises(LedgerUnavailable, match="schema version 3"):
         Ledger.open(tmp_path / "ledger.db", key)
 
 
@@ -149,82 +152,9 @@ def test_a_folder_that_cannot_be_made(tmp_path, key):
         Ledger.open(tmp_path / "file" / "ledger.db", key)
 
 
-def test_a_full_disk_leaves_no_half_row(ledger):
-    @event.listens_for(ledger._engine, "begin")
-    def _no_room(connection):
-        connection.exec_driver_sql("PRAGMA max_page_count=1")
-
-    with pytest.raises(LedgerUnavailable, match="full"):
-        append(ledger, 50, text="x" * 2000)
-    event.remove(ledger._engine, "begin", _no_room)
-    assert ledger.head().seq == 1
-    assert ledger.verify() == []
-
-
-def test_a_file_size_limit_leaves_no_half_row(ledger, tmp_path, key, in_processes):
-    """The kernel refuses the write itself, in the middle of a transaction."""
-    import resource
-
-    def work(_):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        own = Ledger.open(tmp_path / "ledger.db", key)
-        try:
-            append(own, 500, text="x" * 2000)
-        except LedgerUnavailable:
-            return 0
-        return 1
-
-    assert in_processes(1, work) == [0]
-    assert ledger.head().seq == 1
-    assert ledger.verify() == []
-
-
-def test_a_read_only_file_is_said(ledger, tmp_path, key):
-    """As another account where the tests run as root, whom permissions do not stop."""
-    ledger.close()
-    (tmp_path / "ledger.db").chmod(0o444)
-    tmp_path.chmod(0o555)
-    code = (
-        "import sys, os\n"
-        "from privacy.ledger import Ledger, Kind\n"
-        "from privacy.errors import LedgerUnavailable\n"
-        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "try:\n"
-        "    with Ledger.open('ledger.db', bytes(range(32))).transaction() as t:\n"
-        "        t.append(Kind.DECLARE, {})\n"
-        "except LedgerUnavailable as error: print(error)\n"
-    )
-    path = os.pathsep.join(p for p in sys.path if p)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    finally:
-        tmp_path.chmod(0o755)
-    assert "Without it nothing private may run" in done.stdout, done.stderr
-    assert ledger.head().seq == 1
-
-
-def test_a_deleted_file_stops_the_run(ledger, tmp_path, key):
-    append(ledger)
-    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
-        (tmp_path / name).unlink(missing_ok=True)
-    with pytest.raises(LedgerUnavailable, match="deleted or replaced"):
-        append(ledger)
-    Ledger.open(tmp_path / "ledger.db", key)
-    with pytest.raises(LedgerUnavailable, match="deleted or replaced"):
-        append(ledger)
-
-
 def test_a_rollback_under_a_running_process_is_seen(any_ledger):
     append(any_ledger, 3)
-    with any_ledger._engine.connect() as connection:
+    with any_ledger._database.engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("DROP TRIGGER umbra_ledger_no_delete")
         else:
@@ -236,7 +166,7 @@ def test_a_rollback_under_a_running_process_is_seen(any_ledger):
 
 
 def test_commits_are_synced(ledger):
-    with ledger._engine.connect() as connection:
+    with ledger._database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 

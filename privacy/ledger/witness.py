@@ -1,0 +1,85 @@
+"""The newest head that an installation saw, in a file outside the database."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
+from privacy.ledger.rows import Head
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One line, `LEDGER_ID SEQ:HASH`: an older copy put in the ledger's place does not fit it.
+
+    It is written after the commit, so it never names a row that the ledger does not hold. It may
+    well name an older one: after a crash between commit and writing, or where two writers end in
+    the other order than they committed. An older head is still an ancestor of every later one, so
+    that is never a false alarm; a rollback is then seen unless it goes back no further than there.
+
+    Attributes:
+        path: the file; made with the first head.
+    """
+
+    path: Path
+
+    def head(self, ledger_id: str) -> Head | None:
+        """Return the head that the ledger must still hold; None where nothing was seen yet.
+
+        Raises:
+            IntegrityBroken: where the file is damaged, or another ledger was seen.
+            LedgerUnavailable: where it cannot be read.
+        """
+        try:
+            line = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            seen, head = line.decode("ascii").removesuffix("\n").split(" ")
+            parsed = Head.parse(head)
+        except (ValueError, InvalidRequest) as error:
+            raise IntegrityBroken(
+                f"{self.path} must hold the id and the newest head of the ledger, found "
+                f"{len(line)} other bytes. Run `umbra audit`; where it finds nothing broken, and "
+                "the ledger is not an older copy, delete the file."
+            ) from error
+        if seen != ledger_id:
+            raise IntegrityBroken(
+                f"This installation used the ledger {seen} (so says {self.path}), and found "
+                f"{ledger_id}: under another ledger every budget would be whole again. Put the "
+                "ledger back; if the change is meant, move that file away."
+            )
+        return parsed
+
+    def exists(self) -> bool:
+        """Return whether a ledger was seen here before, readable or not."""
+        return os.path.lexists(self.path)
+
+    def record(self, ledger_id: str, head: Head) -> None:
+        """Write the newest head, replacing the older one at once.
+
+        It is not synced: a power cut may bring back an older head, which is an ancestor as said
+        above, and a charge must not wait for the disk twice.
+
+        Raises:
+            LedgerUnavailable: where it cannot be written. The rows are in the ledger already.
+        """
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        try:
+            try:
+                temporary.write_bytes(f"{ledger_id} {head}\n".encode("ascii"))
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> LedgerUnavailable:
+        return LedgerUnavailable(
+            f"{self.path}, which keeps the ledger's newest head, cannot be read or written: "
+            f"{error.strerror or error}. Without it an older copy of the ledger would not be "
+            "noticed. Make it readable and writable, then repeat the command."
+        )
