@@ -2,13 +2,69 @@
 
 import hashlib
 import hmac
+import re
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from privacy.errors import DataError
+from privacy.bottom_k import DIGEST_DIGITS, SKETCH_SIZE, shared_records, sketch
+from privacy.errors import DataError, InvalidRequest
 from privacy.keys import require_key
+from privacy.mechanism import step_count
+
+__all__ = ["Content", "content_of", "fingerprint", "shared_records"]
 
 _LANE_BYTES = 256  # 2048 bits
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a budget knows of the records that it pays for; nothing can be told from it unkeyed.
+
+    Attributes:
+        fingerprint: the same for the same records in any order.
+        records: N.
+        sketch: keyed digests of a few images, by which overlap with other contents is estimated;
+            see `privacy.bottom_k`.
+
+    Raises:
+        InvalidRequest: where these cannot be of any data set.
+    """
+
+    fingerprint: str
+    records: int
+    sketch: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fingerprint, str) or not re.fullmatch(
+            r"[!-~]{1,128}", self.fingerprint
+        ):
+            raise InvalidRequest("A fingerprint must be 1 to 128 printable ASCII characters.")
+        object.__setattr__(self, "records", step_count("records", self.records))
+        digests = self.sketch
+        if not isinstance(digests, tuple) or not all(
+            isinstance(digest, str) and re.fullmatch(rf"[0-9a-f]{{{DIGEST_DIGITS}}}", digest)
+            for digest in digests
+        ):
+            raise InvalidRequest(
+                f"A sketch must be a tuple of digests of {DIGEST_DIGITS} lower-case hex digits."
+            )
+        ascending = all(a < b for a, b in pairwise(digests))
+        if not ascending or not 1 <= len(digests) <= min(SKETCH_SIZE, self.records):
+            raise InvalidRequest(
+                f"A sketch of {self.records} records must be 1 to "
+                f"{min(SKETCH_SIZE, self.records)} different digests in ascending order, found "
+                f"{len(digests)}" + ("." if ascending else ", repeated or out of order.")
+            )
+
+
+def content_of(images: np.ndarray, labels: np.ndarray, key: bytes) -> Content:
+    """Return what a budget has to know of a data set, or of a part of one.
+
+    Args and errors are those of `fingerprint`.
+    """
+    return Content(fingerprint(images, labels, key), len(images), sketch(images, key))
 
 
 def fingerprint(images: np.ndarray, labels: np.ndarray, key: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Audits: the ledger is replayed and every ε is computed again by code that admitted nothing."""
+"""Audits: ledgers replayed and every ε computed again, mechanisms and trainings attacked."""
 
 from privacy.audit.ledger import audit_ledger
 from privacy.audit.results import DatasetAudit, LedgerAudit, ReservationAudit

@@ -1,9 +1,11 @@
 """The audit of a ledger: its chain, its meaning, and every ε again."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
-from privacy.audit.recompute import epsilons, unit_guarantee
-from privacy.audit.replay import DatasetReplay, Replay, ReservationReplay
+from privacy.audit.datasets import audit_dataset, few_enough_for_prv
+from privacy.audit.notes import notes
+from privacy.audit.replay import Replay, ReservationReplay
 from privacy.audit.results import DatasetAudit, LedgerAudit, ReservationAudit
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger import Finding, Head, Ledger
@@ -17,25 +19,28 @@ def audit_ledger(
     recorded_heads: Iterable[Head] = (),
     run_id: str | None = None,
     reservation_id: str | None = None,
+    public_key: str | None = None,
 ) -> LedgerAudit:
     """Replay the whole ledger and compute every ε again from raw parameters.
 
-    Checked: the hash chain and the table around it; heads recorded outside; that every row
-    follows the rules of its kind; that no reservation charged more than it reserved or after its
-    settlement; that exports lie within what was charged; and that Opacus' RDP code finds no data
-    set committed above its declared budget.
+    Checked: the hash chain, its signatures and the table around it; heads recorded outside; that
+    every row follows the rules of its kind; that no reservation charged more than it reserved,
+    after its settlement or by an attempt that was overtaken; that no content has two names and no
+    record lies in two parts; that exports lie within what was charged; and that Opacus' RDP code
+    finds no part of a data set committed above the declared budget.
 
     Args:
         ledger: opened with or without its key.
         recorded_heads: heads from checkpoints and exports; they show truncation.
         run_id: report only this run's reservations and their data sets. All rows are checked.
         reservation_id: the same for one reservation.
+        public_key: the key that the ledger must be signed by, in hex, as known from elsewhere.
 
     Raises:
         InvalidRequest: where the run or reservation asked for is not in the ledger.
         LedgerUnavailable: where the ledger cannot be read at all.
     """
-    findings = ledger.verify(recorded_heads)
+    findings = ledger.verify(recorded_heads, public_key)
     replay, head = Replay(), None
     try:
         for row in ledger.rows():
@@ -54,10 +59,15 @@ def audit_ledger(
         )
     narrowed = run_id is not None or reservation_id is not None
     paying = {reservation.dataset for reservation in chosen.values()}
+    parts = replay.contents.parts()
+    drawing: dict[str, list[ReservationReplay]] = defaultdict(list)
+    for reservation in replay.reservations.values():
+        drawing[reservation.dataset].append(reservation)
+    audited = [name for name in replay.datasets if not narrowed or name in paying]
+    with_prv = few_enough_for_prv(r for name in audited for r in drawing[name])
     datasets = tuple(
-        _dataset(name, dataset, replay)
-        for name, dataset in replay.datasets.items()
-        if not narrowed or name in paying
+        audit_dataset(name, replay.datasets[name], parts[name], drawing[name], with_prv)
+        for name in audited
     )
     findings += replay.findings
     findings += [finding for dataset in datasets for finding in _over_budget(dataset)]
@@ -66,43 +76,22 @@ def audit_ledger(
         head=head,
         rows=replay.rows,
         findings=tuple(findings),
-        notes=(*replay.notes, *_notes(chosen, datasets)),
+        notes=(*replay.notes, *notes(replay, chosen.values(), datasets)),
         datasets=datasets,
         reservations=tuple(_reservation(*item) for item in chosen.items()),
     )
 
 
-def _dataset(name: str, dataset: DatasetReplay, replay: Replay) -> DatasetAudit:
-    drawing = [r for r in replay.reservations.values() if r.dataset == name]
-    k = max((r.records_per_unit for r in drawing), default=1)
-    spent = [mechanism for r in drawing for mechanism in r.paid(in_full=False)]
-    committed = [mechanism for r in drawing for mechanism in r.paid(in_full=True)]
-    now = epsilons(spent, dataset.delta)
-    at_most = now if spent == committed else epsilons(committed, dataset.delta)
-    unit_epsilon, unit_delta = unit_guarantee(now.rdp, dataset.delta, k)
-    return DatasetAudit(
-        name=name,
-        epsilon=dataset.epsilon,
-        delta=dataset.delta,
-        records=dataset.records,
-        unit=", ".join(sorted({r.unit for r in drawing})),
-        records_per_unit=k,
-        spent=now,
-        committed=at_most,
-        unit_epsilon=unit_epsilon,
-        unit_delta=unit_delta,
-    )
-
-
 def _over_budget(dataset: DatasetAudit) -> list[Finding]:
-    if dataset.committed.rdp <= dataset.epsilon + _TOLERANCE:
-        return []
     return [
         Finding(
             None,
-            f"{dataset.name!r} is committed to ε={dataset.committed.rdp} at δ={dataset.delta:g}, "
-            f"declared was ε={dataset.epsilon:g}: more was granted than there was",
+            f"{dataset.name!r} (part {part.name!r}) is committed to ε={part.committed.rdp} at "
+            f"δ={dataset.delta:g}, declared was ε={dataset.epsilon:g}: more was granted than "
+            "there was",
         )
+        for part in dataset.partitions
+        if part.committed.rdp > dataset.epsilon + _TOLERANCE
     ]
 
 
@@ -111,27 +100,12 @@ def _reservation(identity: str, replayed: ReservationReplay) -> ReservationAudit
         id=identity,
         run_id=replayed.run_id,
         dataset=replayed.dataset,
+        partition=replayed.partition,
+        author=replayed.author,
         void=replayed.void,
         settled=replayed.settled,
         reserved={name: m.steps for name, m in replayed.mechanisms.items()},
         charged=dict(replayed.charged),
-        attempts=len(replayed.attempts),
+        attempts=replayed.attempts,
         exports=tuple(replayed.exports),
     )
-
-
-def _notes(
-    reservations: dict[str, ReservationReplay], datasets: tuple[DatasetAudit, ...]
-) -> list[str]:
-    notes = [
-        f"Run {r.run_id} was seeded: it is void and promises no privacy."
-        for r in reservations.values()
-        if r.void
-    ]
-    notes += [
-        f"{d.name!r}: a unit owns up to {d.records_per_unit} records and is promised "
-        f"ε={d.unit_epsilon:.4f}, δ={d.unit_delta:.3g} by group privacy."
-        for d in datasets
-        if d.records_per_unit > 1
-    ]
-    return notes

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from privacy.audit.contents import ContentsReplay
+from privacy.audit.rules import BrokenRule, require, whole
 from privacy.errors import InvalidRequest
 from privacy.ledger import Finding, Kind, Row
 from privacy.mechanism import Mechanism, from_record, positive_number
 
-
-class _Broken(Exception):
-    """A row breaks a rule."""
+UNBOUND = "(not bound)"
 
 
 @dataclass
@@ -23,22 +23,31 @@ class DatasetReplay:
 
     epsilon: float
     delta: float
-    fingerprint: str | None = None
-    records: int | None = None
+    closed: bool = False
 
 
 @dataclass
 class ReservationReplay:
-    """A reservation while its rows go by."""
+    """A reservation while its rows go by.
+
+    Attributes:
+        partition: the part of the data set that pays, UNBOUND where its content was never bound.
+        author: who reserved, as that process said.
+        attempt: the newest attempt.
+        attempts: how many there were.
+    """
 
     run_id: str
     dataset: str
+    partition: str
+    author: str | None
     void: bool
     unit: str
     records_per_unit: int
     mechanisms: dict[str, Mechanism]
     charged: dict[str, int]
-    attempts: list[int] = field(default_factory=list)
+    attempt: int = 0
+    attempts: int = 0
     settled: bool = False
     exports: list[str] = field(default_factory=list)
 
@@ -59,15 +68,22 @@ class Replay:
     def __init__(self) -> None:
         self.rows = 0
         self.datasets: dict[str, DatasetReplay] = {}
+        self.contents = ContentsReplay()
         self.reservations: dict[str, ReservationReplay] = {}
         self.findings: list[Finding] = []
         self.notes: list[str] = []
-        self._names: dict[str, str] = {}
+        self._schema = 1
         self._rules = {
             Kind.GENESIS.value: self._genesis,
+            Kind.MIGRATE.value: self._migrate,
+            Kind.SIGNER.value: self._signer,
             Kind.DECLARE.value: self._declare,
+            Kind.CLOSE.value: self._close,
+            Kind.OVERLAP.value: self._overlap,
             Kind.BIND.value: self._bind,
+            Kind.PARTITION.value: self._partition,
             Kind.RESERVE.value: self._reserve,
+            Kind.ATTEMPT.value: self._attempt,
             Kind.CHARGE.value: self._charge,
             Kind.SETTLE.value: self._settle,
             Kind.EXPORT.value: self._export,
@@ -79,107 +95,139 @@ class Replay:
         rule = self._rules.get(row.kind)
         try:
             if rule is None:
-                raise _Broken(f"it has an unknown kind, {row.kind!r}")
+                raise BrokenRule(f"it has an unknown kind, {row.kind!r}")
             rule(row, row.content)
-        except _Broken as broken:
+        except BrokenRule as broken:
             self.findings.append(Finding(row.seq, str(broken)))
         except (KeyError, TypeError, ValueError, AttributeError, InvalidRequest) as error:
             self.findings.append(Finding(row.seq, f"its body cannot be understood: {error!r}"))
 
     def _genesis(self, row: Row, body: Mapping[str, Any]) -> None:
-        _require(row.seq == 1, "a ledger begins only once")
+        require(row.seq == 1, "a ledger begins only once")
+        self._schema = whole(body["schema"])
+
+    def _migrate(self, row: Row, body: Mapping[str, Any]) -> None:
+        require(whole(body["schema"]) > self._schema, "it goes back to an older schema")
+        self._schema = body["schema"]
+
+    def _signer(self, row: Row, body: Mapping[str, Any]) -> None:
+        # The signatures are checked with the chain.
+        require(len(bytes.fromhex(body["public_key"])) == 32, "it names no Ed25519 key")
 
     def _declare(self, row: Row, body: Mapping[str, Any]) -> None:
         name = str(row.dataset)
-        _require(name not in self.datasets, f"{name!r} was given a second budget")
+        require(name not in self.datasets, f"{name!r} was given a second budget")
         epsilon = positive_number("epsilon", body["epsilon"])
         delta = positive_number("delta", body["delta"])
-        _require(delta < 1, "δ is not below 1")
+        require(delta < 1, "δ is not below 1")
         self.datasets[name] = DatasetReplay(epsilon, delta)
 
+    def _close(self, row: Row, body: Mapping[str, Any]) -> None:
+        self._dataset(row.dataset).closed = True
+
+    def _overlap(self, row: Row, body: Mapping[str, Any]) -> None:
+        other = str(body["other"])
+        self._dataset(row.dataset)
+        self._dataset(other)
+        require(other != row.dataset, "a data set overlaps with itself")
+        self.contents.accept(row, other)
+
     def _bind(self, row: Row, body: Mapping[str, Any]) -> None:
-        name, fingerprint = str(row.dataset), body["fingerprint"]
-        owner = self._names.setdefault(fingerprint, name)
-        _require(owner == name, f"{name!r} is the content of {owner!r} under another name")
-        _require(name in self.datasets, f"{name!r} was never declared")
-        dataset = self.datasets[name]
-        _require(dataset.fingerprint is None, f"{name!r} was bound to other content before")
-        dataset.fingerprint, dataset.records = fingerprint, _whole(body["records"])
+        self._dataset(row.dataset)
+        self.contents.bind(str(row.dataset), body)
+        require(self._schema == 1, "content was bound without a sketch to compare it by")
+
+    def _partition(self, row: Row, body: Mapping[str, Any]) -> None:
+        self._dataset(row.dataset)
+        require(isinstance(body["partition"], str), "it names no part")
+        self.contents.bind(str(row.dataset), body)
 
     def _reserve(self, row: Row, body: Mapping[str, Any]) -> None:
         identity = str(row.reservation)
-        _require(identity not in self.reservations, "the reservation's id was used before")
+        require(identity not in self.reservations, "the reservation's id was used before")
         mechanisms = {part["name"]: from_record(part["mechanism"]) for part in body["plan"]}
-        _require(len(mechanisms) == len(body["plan"]) > 0, "its plan is empty or repeats a name")
+        require(len(mechanisms) == len(body["plan"]) > 0, "its plan is empty or repeats a name")
+        part = self.contents.part_of(str(body["fingerprint"]), row.dataset)
         # Known from here on, whatever else is wrong: what it charged was spent.
         self.reservations[identity] = ReservationReplay(
             run_id=str(body["run"]),
             dataset=str(row.dataset),
+            partition=UNBOUND if part is None else part.name,
+            author=row.author,
             void=body["void"] is not False,
             unit=str(body["unit"]),
-            records_per_unit=_whole(body["records_per_unit"]),
+            records_per_unit=whole(body["records_per_unit"]),
             mechanisms=mechanisms,
             charged=dict.fromkeys(mechanisms, 0),
         )
-        dataset = self.datasets.get(str(row.dataset))
-        if dataset is None:
-            raise _Broken(f"it draws on {row.dataset!r}, which was never declared")
-        _require(body["fingerprint"] == dataset.fingerprint, "its content is not what was bound")
-        _require(body["records"] == dataset.records, "its N is not what was bound")
-        _require(dataset.delta * _whole(body["records"]) < 1, "δ is not below 1/N")
+        dataset = self._dataset(row.dataset)
+        if part is None:
+            raise BrokenRule("its content is not what was bound")
+        require(body["records"] == part.records, "its N is not what was bound")
+        require(dataset.delta * part.records < 1, "δ is not below 1/N")
+        require(not dataset.closed, f"it draws on {row.dataset!r}, which was closed before")
+
+    def _attempt(self, row: Row, body: Mapping[str, Any]) -> None:
+        reservation = self._reservation(row)
+        require(not reservation.settled, "an attempt began after the settlement")
+        attempt = whole(body["attempt"])
+        expected = reservation.attempt + 1
+        reservation.attempt = max(attempt, reservation.attempt)
+        reservation.attempts += 1
+        require(attempt == expected, f"attempt {attempt} began where {expected} was the next")
 
     def _charge(self, row: Row, body: Mapping[str, Any]) -> None:
         reservation = self._reservation(row)
-        component, steps, attempt = body["component"], _whole(body["steps"]), body["attempt"]
-        _require(component in reservation.charged, f"the plan has no component {component!r}")
+        component, steps, attempt = body["component"], whole(body["steps"]), whole(body["attempt"])
+        require(component in reservation.charged, f"the plan has no component {component!r}")
         reservation.charged[component] += steps
-        previous = reservation.attempts[-1] if reservation.attempts else 1
-        _require(_whole(attempt) >= previous, "an older attempt charged after a newer one")
-        if attempt not in reservation.attempts:
-            reservation.attempts.append(attempt)
-        _require(not reservation.settled, "steps were charged after the settlement")
+        self._require_newest(reservation, attempt)
+        require(not reservation.settled, "steps were charged after the settlement")
         allowed = reservation.mechanisms[component].steps
-        _require(
+        require(
             reservation.charged[component] <= allowed,
             f"{reservation.charged[component]} steps of {component!r} are charged, {allowed} "
             "were reserved",
         )
-        _require(body["charged"] == reservation.charged, "its running totals do not add up")
+        require(body["charged"] == reservation.charged, "its running totals do not add up")
+
+    def _require_newest(self, reservation: ReservationReplay, attempt: int) -> None:
+        require(attempt >= reservation.attempt, "an older attempt charged after a newer one")
+        # Schema 1 had no rows for attempts: there one began with its first charge.
+        begun = attempt == reservation.attempt or self._schema == 1
+        reservation.attempts += attempt != reservation.attempt
+        reservation.attempt = attempt
+        require(begun, f"attempt {attempt} charged and was never begun")
 
     def _settle(self, row: Row, body: Mapping[str, Any]) -> None:
         reservation = self._reservation(row)
-        _require(not reservation.settled, "the reservation was settled before")
+        require(not reservation.settled, "the reservation was settled before")
         reservation.settled = True
-        _require(body["charged"] == reservation.charged, "its totals are not what was charged")
+        require(body["charged"] == reservation.charged, "its totals are not what was charged")
 
     def _export(self, row: Row, body: Mapping[str, Any]) -> None:
         reservation = self._reservation(row)
         reservation.exports.append(str(body["manifest"]))
-        _require(body["run"] == reservation.run_id, "it names another run than its reservation")
-        _require(any(reservation.charged.values()), "an export left before anything was charged")
+        require(body["run"] == reservation.run_id, "it names another run than its reservation")
+        require(any(reservation.charged.values()), "an export left before anything was charged")
         for name, steps in body["used"].items():
-            _require(
+            require(
                 steps <= reservation.charged.get(name, 0),
                 f"the export used {steps} steps of {name!r}, fewer were charged",
             )
-        _require(body["void"] == reservation.void, "it hides whether the run was seeded")
+        require(body["void"] == reservation.void, "it hides whether the run was seeded")
         if reservation.void:
             self.notes.append(f"Row {row.seq}: the product of a void run was exported as void.")
+
+    def _dataset(self, name: str | None) -> DatasetReplay:
+        dataset = self.datasets.get(str(name))
+        if dataset is None:
+            raise BrokenRule(f"it draws on {name!r}, which was never declared")
+        return dataset
 
     def _reservation(self, row: Row) -> ReservationReplay:
         reservation = self.reservations.get(str(row.reservation))
         if reservation is None:
-            raise _Broken(f"it belongs to reservation {row.reservation!r}, which does not exist")
-        _require(row.dataset == reservation.dataset, "it names another data set's budget")
+            raise BrokenRule(f"it belongs to reservation {row.reservation!r}, which does not exist")
+        require(row.dataset == reservation.dataset, "it names another data set's budget")
         return reservation
-
-
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise _Broken(problem)
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise _Broken(f"a whole number of at least 1 was expected, found {value!r}")
-    return value

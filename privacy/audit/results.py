@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from privacy.accounting.guarantee import Guarantee
 from privacy.ledger import Finding, Head
 
 
@@ -15,7 +16,8 @@ class Epsilons:
     Attributes:
         rdp: Rényi DP computed by Opacus.
         pld: privacy loss distributions of dp-accounting; None where it could not resolve them.
-        prv: upper bound of prv-accountant; None where it could not resolve δ.
+        prv: upper bound of prv-accountant; None where it could not resolve δ, or where so many
+            different mechanisms are audited at once that it would take minutes.
     """
 
     rdp: float
@@ -24,32 +26,53 @@ class Epsilons:
 
 
 @dataclass(frozen=True)
+class PartitionAudit:
+    """What one part of a data set spent, recomputed.
+
+    Attributes:
+        name: the part's name.
+        records: N of the part, None where a reservation draws on content that was never bound.
+        spent: of what was charged.
+        committed: of what was charged and what open reservations may still charge.
+    """
+
+    name: str
+    records: int | None
+    spent: Epsilons
+    committed: Epsilons
+
+
+@dataclass(frozen=True)
 class DatasetAudit:
     """One data set's budget, recomputed.
+
+    Its parts share no record, so the ε of the data set is the largest of its parts.
 
     Attributes:
         name: the declared name.
         epsilon: declared.
         delta: declared.
-        records: N, None before the first reservation.
+        closed: whether nothing more is admitted.
         unit: what is protected; the units of all reservations, where they differ.
         records_per_unit: the most of all reservations.
-        spent: of what was charged.
-        committed: of what was charged and what open reservations may still charge.
-        unit_epsilon: k·ε of `spent.rdp`: what a unit that owns k records is promised.
-        unit_delta: k·e^{(k−1)ε}·δ, at most 1.
+        spent: of what was charged: the largest of the parts.
+        committed: of that and what open reservations may still charge: the largest of the parts.
+        partitions: the parts, each by itself.
+        guarantees: what the spent ε means under other relations: to one who may replace a record,
+            and to a unit that owns `records_per_unit` records where that is more than one; none
+            before anything was spent.
     """
 
     name: str
     epsilon: float
     delta: float
-    records: int | None
+    closed: bool
     unit: str
     records_per_unit: int
     spent: Epsilons
     committed: Epsilons
-    unit_epsilon: float
-    unit_delta: float
+    partitions: tuple[PartitionAudit, ...]
+    guarantees: tuple[Guarantee, ...]
 
 
 @dataclass(frozen=True)
@@ -60,17 +83,21 @@ class ReservationAudit:
         id: the reservation.
         run_id: the run it was made for.
         dataset: the declared name that pays.
+        partition: the part of it that pays.
+        author: who reserved, as that process said; None where it said nothing.
         void: a seeded run, which promises no privacy.
         settled: whether it can still charge.
         reserved: steps of each component that were admitted.
         charged: steps of each component that were charged, added up from the charge rows.
-        attempts: starts of the run that charged something.
+        attempts: starts of the run; in ledgers of schema 1, those that charged something.
         exports: SHA-256 of the manifests that left under it.
     """
 
     id: str
     run_id: str
     dataset: str
+    partition: str
+    author: str | None
     void: bool
     settled: bool
     reserved: dict[str, int]

@@ -2,6 +2,7 @@
 
 import numbers
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from privacy.errors import InvalidRequest
@@ -16,7 +17,7 @@ def name(value: Any, what: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequest(
             f"{what} must be 1 to 128 letters, digits or any of . _ / - and begin with a letter "
-            f"or a digit, found {value!r}."
+            f"or a digit, found {_shown(value)}."
         )
     return value
 
@@ -40,7 +41,7 @@ def count(value: Any, what: str, least: int = 1) -> int:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= MAX_STEPS:
         raise InvalidRequest(
-            f"{what} must be a whole number from {least} to 2**53, found {value!r}."
+            f"{what} must be a whole number from {least} to 2**53, found {_shown(value)}."
         )
     return int(value)
 
@@ -48,8 +49,20 @@ def count(value: Any, what: str, least: int = 1) -> int:
 def flag(value: Any, what: str) -> bool:
     """Return a bool. Raises InvalidRequest on anything else."""
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{what} must be true or false, found {value!r}.")
+        raise InvalidRequest(f"{what} must be true or false, found {_shown(value)}.")
     return value
+
+
+def steps_by_component(value: Any, what: str) -> dict[str, int]:
+    """Return steps of at least 0 by component. Raises InvalidRequest on anything else."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{what} must be numbers by component, found {type(value).__name__}.")
+    return {
+        name(component, "A component's name"): count(
+            steps, f"{what} of {_shown(component)}", least=0
+        )
+        for component, steps in value.items()
+    }
 
 
 def probability_like(value: Any, what: str) -> float:
@@ -58,3 +71,10 @@ def probability_like(value: Any, what: str) -> float:
     if number >= 1.0:
         raise InvalidRequest(f"{what} must be below 1, found {number!r}.")
     return number
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:_LONGEST]
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return "a number of thousands of digits"

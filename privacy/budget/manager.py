@@ -1,30 +1,31 @@
 """The budget manager: every decision is one transaction on the ledger."""
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privacy.accounting import rdp
 from privacy.budget import checks, rules
+from privacy.budget.binding import TRAIN, bind, require_part
+from privacy.budget.declarations import Declarations
 from privacy.budget.records import (
     RELATION,
     Component,
-    Odometer,
     Receipt,
     Reservation,
     Settlement,
     checked_plan,
 )
-from privacy.budget.spending import odometer, read_state
-from privacy.errors import BudgetRefused, InvalidRequest
-from privacy.ledger import Head, Kind, Ledger, Row
-from privacy.mechanism import positive_number
+from privacy.budget.spending import read_state, spending
+from privacy.errors import InvalidRequest
+from privacy.fingerprint import Content
+from privacy.ledger import Head, Kind
 
 ADMITS = "rdp"
 """The accountant that admits, written into every reservation."""
 
 
-class Budget:
+class Budget(Declarations):
     """The budgets of all data sets of one ledger.
 
     The object keeps no state of its own: any number of processes may hold one on the same ledger.
@@ -32,46 +33,14 @@ class Budget:
     have been lost on its way: repeat the call with the same idempotency key.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
-        """Give a data set its whole budget, once and for ever.
-
-        Args:
-            name: the data set's name in specs.
-            epsilon: the most that all runs on it together may spend.
-            delta: the one δ of the data set; must be below 1/N when something is reserved.
-
-        Raises:
-            InvalidRequest: on a name or number that makes no sense.
-            BudgetRefused: where the name has another budget already. The same again is fine.
-        """
-        checks.name(name, "A data set's name")
-        body = {
-            "epsilon": positive_number("epsilon", epsilon),
-            "delta": checks.probability_like(delta, "delta"),
-        }
-        with self.ledger.transaction() as t:
-            row = t.by_claim(f"declare:{name}")
-            if row is None:
-                row = t.append(Kind.DECLARE, body, dataset=name, claim=f"declare:{name}")
-            elif row.content != body:
-                old = row.content
-                raise BudgetRefused(
-                    f"{name!r} was declared with ε={old['epsilon']:g}, δ={old['delta']:g}, and a "
-                    "declared budget does not change. Use it as it is."
-                )
-            return odometer(t, row)
-
     def reserve(
         self,
         run_id: str,
         dataset: str,
-        fingerprint: str,
-        records: int,
+        content: Content,
         unit: str,
         *,
+        partition: str = TRAIN,
         records_per_unit: int,
         plan: Sequence[Component],
         void: bool,
@@ -80,14 +49,15 @@ class Budget:
     ) -> Reservation:
         """Set a plan's whole cost aside if some RDP order admits it beside all that was admitted.
 
-        Open reservations count in full, settled ones by what they charged.
+        Open reservations count in full, settled ones by what they charged, and only those of the
+        same part: see `privacy.budget.spending`.
 
         Args:
             run_id: the run that will charge.
             dataset: the declared name.
-            fingerprint: from `privacy.fingerprint`, of the very records that will be used.
-            records: N.
+            content: from `privacy.fingerprint.content_of`, of the very records that will be used.
             unit: what is protected, in words.
+            partition: the part of the data set that these records are; parts share no record.
             records_per_unit: the most records one unit owns; budgets are per record, the audit
                 reports the guarantee for a unit.
             plan: components with their steps.
@@ -97,32 +67,71 @@ class Budget:
 
         Raises:
             InvalidRequest: on values that make no sense, or a key used for another request.
-            BudgetRefused: where the name is undeclared, the content belongs to another name, the
-                name to other content, δ ≥ 1/N, or the budget does not admit the plan.
+            BudgetRefused: where the name is undeclared or closed, the content is a copy or near
+                copy of another data set or part, the part stands for other content or shares
+                records with another, δ ≥ 1/N, or the budget does not admit the plan.
             IntegrityBroken: where the ledger does not verify.
         """
+        if not isinstance(content, Content):
+            raise InvalidRequest(
+                f"A data set's content comes from content_of, found {type(content).__name__}."
+            )
+        parts = checked_plan(plan)
         body = {
             "run": checks.name(run_id, "A run id"),
-            "fingerprint": checks.line(fingerprint, "A fingerprint"),
-            "records": checks.count(records, "records"),
+            "fingerprint": content.fingerprint,
+            "records": content.records,
             "unit": checks.line(unit, "A privacy unit"),
             "records_per_unit": checks.count(records_per_unit, "records_per_unit"),
             "relation": RELATION,
             "void": checks.flag(void, "void"),
             "accountant": ADMITS,
             "spec": None if spec_sha256 is None else checks.sha256(spec_sha256, "spec_sha256"),
-            "plan": [part.to_record() for part in checked_plan(plan)],
+            "plan": [part.to_record() for part in parts],
         }
         claim = f"reserve:{checks.line(idempotency_key, 'An idempotency key')}"
         checks.name(dataset, "A data set's name")
-        rdp.curve([part.mechanism for part in plan])  # cached, and costly: not under the lock
+        checks.name(partition, "A partition's name")
+        rdp.curve([part.mechanism for part in parts])  # cached, and costly: not under the lock
         self.ledger.require_sound()
         with self.ledger.transaction() as t:
             row = rules.repeated(t, claim, body, dataset)
-            if row is None:
-                rules.admit(t, dataset, body, plan)
-                row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
+            if row is not None:
+                require_part(t, dataset, partition, content)
+                return Reservation.from_row(row)
+            declaration = rules.declared(t, dataset)
+            rules.require_delta(declaration, content.records)
+            bind(t, dataset, partition, content)
+            before = spending(t, dataset)[partition]
+            rules.admit(t, declaration, before, parts)
+            row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
             return Reservation.from_row(row)
+
+    def begin_attempt(self, reservation_id: str, idempotency_key: str) -> int:
+        """Begin a start of the run and return its number: 1, 2, 3, …
+
+        From then on no older attempt can charge, whether it still runs or not: masks and noise of
+        two attempts that charge in turn could be mixed up.
+
+        Args:
+            reservation_id: from `reserve`.
+            idempotency_key: the same key again returns the same number. Draw it at random.
+
+        Raises:
+            InvalidRequest: on values that make no sense or an unknown reservation.
+            BudgetRefused: where the reservation is settled.
+        """
+        checks.line(idempotency_key, "An idempotency key")
+        with self.ledger.transaction() as t:
+            opening = rules.opening(t, reservation_id)
+            claim = f"attempt:{reservation_id}:{idempotency_key}"
+            row = t.by_claim(claim)
+            if row is None:
+                state = read_state(t, opening)
+                rules.require_open(reservation_id, state)
+                body = {"attempt": state.attempt + 1}
+                row = t.append(Kind.ATTEMPT, body, opening.dataset, reservation_id, claim)
+            return int(row.content["attempt"])
 
     def charge(
         self,
@@ -138,15 +147,15 @@ class Budget:
             reservation_id: from `reserve`.
             component: its name in the plan.
             steps: how many.
-            attempt: from `next_attempt`, one for each start of the run; an attempt that a newer
-                one has overtaken cannot charge any more.
+            attempt: from `begin_attempt`, one for each start of the run; only the newest can
+                charge.
             idempotency_key: the same key again returns the first receipt and charges once. Draw
                 it at random before the call and use it for repeats of this call only: a key made
                 of step numbers would let a restarted run take charged steps a second time.
 
         Raises:
             InvalidRequest: on values that make no sense, an unknown reservation or component, an
-                attempt older than the newest, or a key used for another request.
+                attempt that was not begun or is not the newest, or a key used for another request.
             BudgetRefused: where the reservation is settled.
             StepsExhausted: where fewer steps are left than asked.
         """
@@ -221,6 +230,8 @@ class Budget:
         checks.flag(void_allowed, "void_allowed")
         if "/" in description or "\\" in description:
             raise InvalidRequest("An export's description must not hold a path.")
+        if used is not None:
+            used = checks.steps_by_component(used, "The steps used")
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
             charged = read_state(t, opening).charged
@@ -233,43 +244,10 @@ class Budget:
                 "void": reservation.void,
             }
             if used is not None:
-                body["used"] = dict(used)
+                body["used"] = used
             claim = f"export:{reservation_id}:{manifest_sha256}"
             row = rules.repeated(t, claim, body, opening.dataset)
             if row is None:
                 body.setdefault("used", charged)
                 row = t.append(Kind.EXPORT, body, opening.dataset, reservation_id, claim)
             return row.head
-
-    def reservation(self, reservation_id: str) -> Reservation:
-        """Return a reservation. Raises InvalidRequest where it is unknown."""
-        with self.ledger.reading() as view:
-            return Reservation.from_row(rules.opening(view, reservation_id))
-
-    def next_attempt(self, reservation_id: str) -> int:
-        """Return the number for a new start of the run: one above every attempt that charged."""
-        with self.ledger.reading() as view:
-            rules.opening(view, reservation_id)
-            newest = view.last_of(reservation_id, (Kind.CHARGE,))
-            return 1 if newest is None else int(newest.content["attempt"]) + 1
-
-    def charged_steps(self, reservation_id: str) -> dict[str, int]:
-        """Return the steps charged so far, for every component of the plan."""
-        with self.ledger.reading() as view:
-            return read_state(view, rules.opening(view, reservation_id)).charged
-
-    def odometer(self, name: str) -> Odometer:
-        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
-        with self.ledger.reading() as view:
-            return odometer(view, rules.declared(view, name))
-
-    def show(self) -> tuple[Odometer, ...]:
-        """Return the odometers of all declared data sets, in the order of their declaration."""
-        with self.ledger.reading() as view:
-            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
-
-    def history(self, name: str) -> Iterator[Row]:
-        """Yield every row about a data set, oldest first. Raises BudgetRefused where undeclared."""
-        with self.ledger.reading() as view:
-            rules.declared(view, name)
-        return self.ledger.rows(dataset=name)

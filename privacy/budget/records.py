@@ -7,7 +7,7 @@ from typing import Any, Self
 from privacy.budget import checks
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Head, Row
-from privacy.mechanism import Gaussian, Mechanism, SubsampledGaussian, from_record
+from privacy.mechanism import MECHANISMS, Mechanism, from_record
 
 RELATION = "add/remove with zero-out"
 """The neighbouring relation: one record is replaced by one without effect, so N is public."""
@@ -29,7 +29,8 @@ class Component:
 
     def __post_init__(self) -> None:
         checks.name(self.name, "A component's name")
-        if not isinstance(self.mechanism, SubsampledGaussian | Gaussian):
+        # The very types: a subclass could record other parameters than it is accounted with.
+        if type(self.mechanism) not in MECHANISMS.values():
             raise InvalidRequest(
                 f"Component {self.name!r} needs a mechanism, found {type(self.mechanism).__name__}."
             )
@@ -129,16 +130,22 @@ class Settlement:
 class Odometer:
     """What a data set's budget was and where it stands; RDP, recomputed from rows.
 
+    The parts of a data set share no record, so each may spend the whole budget (see
+    `privacy.budget.spending`). What is said here holds for the part that is furthest.
+
     Attributes:
         name: the declared name.
         epsilon: declared.
         delta: declared; every ε here is at this δ.
-        spent: ε of all charged steps, rounded up.
-        committed: ε once all open reservations are charged in full, rounded up.
+        spent: ε of all charged steps, rounded up; of the part that spent most.
+        committed: ε once all open reservations are charged in full, rounded up; of the part that
+            is committed to most.
         reserved: committed − spent: what settling the open reservations may give back at most.
         left: ε − committed, rounded down. ε does not add up exactly: a plan that costs a little
             more than this may still be admitted.
         open_reservations: how many are not settled.
+        partitions: ε of all charged steps of each part that was ever used, by its name.
+        closed: whether nothing more is admitted.
     """
 
     name: str
@@ -149,6 +156,27 @@ class Odometer:
     reserved: float
     left: float
     open_reservations: int
+    partitions: dict[str, float]
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a plan would cost on one part of a data set, were it asked for now; RDP.
+
+    Attributes:
+        asked: ε of the plan alone, rounded up.
+        committed: ε that the part is committed to without it, rounded up.
+        together: ε of both, rounded up: less than their sum, for ε does not add up exactly.
+        left: declared ε − committed, rounded down.
+        admitted: whether a reservation would be admitted.
+    """
+
+    asked: float
+    committed: float
+    together: float
+    left: float
+    admitted: bool
 
 
 def plan_from(records: Sequence[Mapping[str, Any]]) -> tuple[Component, ...]:
@@ -157,11 +185,15 @@ def plan_from(records: Sequence[Mapping[str, Any]]) -> tuple[Component, ...]:
 
 
 def checked_plan(plan: Sequence[Component]) -> tuple[Component, ...]:
-    """Return the plan as a tuple. Raises InvalidRequest where it is empty or repeats a name."""
-    components = tuple(plan)
+    """Return the plan as it will be read back from the ledger.
+
+    Raises InvalidRequest where it is empty, repeats a name, or holds what its own constructors
+    would refuse: an object that came through pickle was never checked by them.
+    """
+    components = tuple(plan) if isinstance(plan, Sequence) else ()
     if not components or not all(isinstance(part, Component) for part in components):
         raise InvalidRequest("A plan is one or more components, found something else.")
     names = [part.name for part in components]
     if len(set(names)) != len(names):
         raise InvalidRequest(f"The components of a plan need different names, found {names}.")
-    return components
+    return plan_from([part.to_record() for part in components])

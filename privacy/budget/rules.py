@@ -6,8 +6,8 @@ from typing import Any
 from privacy.accounting import rdp
 from privacy.accounting.filter import RDPFilter
 from privacy.budget import checks
-from privacy.budget.records import Component, Reservation, StepsExhausted
-from privacy.budget.spending import State, epsilon_of, left_of, spending
+from privacy.budget.records import Component, Quote, Reservation, StepsExhausted
+from privacy.budget.spending import Spending, State, epsilon_of, is_closed, left_of
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
 
@@ -55,36 +55,64 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
     return row
 
 
-def admit(t: Transaction, dataset: str, body: Mapping[str, Any], plan: Sequence[Component]) -> None:
-    """Check a new reservation against all rules and bind the content to the name.
-
-    Raises:
-        InvalidRequest: where N differs from what the name was bound with.
-        BudgetRefused: where a rule or the budget does not admit it.
-    """
-    declaration = declared(t, dataset)
-    _bind(t, dataset, str(body["fingerprint"]), int(body["records"]))
+def weigh(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
+    """Return what a plan costs beside what one part of a data set spent and promised before."""
     limits = declaration.content
-    epsilon, delta = limits["epsilon"], limits["delta"]
-    if not delta * body["records"] < 1:
-        raise BudgetRefused(
-            f"{dataset!r} was declared with δ={delta:g}, but δ must be below 1/N = "
-            f"{1 / body['records']:.3g}: a larger one allows a record to be published whole."
-        )
-    budget = RDPFilter(epsilon, delta)
-    before = spending(t, dataset)
+    budget = RDPFilter(limits["epsilon"], limits["delta"])
+    closed = is_closed(view, str(declaration.dataset))
     asked = tuple(part.mechanism for part in plan)
     together = before.committed + asked
-    if budget.admits(rdp.curve(together)):
-        return
     committed = epsilon_of(budget, before.committed)
+    return Quote(
+        asked=epsilon_of(budget, asked),
+        committed=committed,
+        together=epsilon_of(budget, together),
+        left=left_of(limits["epsilon"], committed),
+        admitted=budget.admits(rdp.curve(together)) and not closed,
+    )
+
+
+def admit(t: Transaction, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
+    """Refuse a plan that the budget has no room for beside all that was admitted.
+
+    Raises:
+        BudgetRefused: where no order of the filter admits it, or the data set is closed.
+    """
+    dataset, limits = str(declaration.dataset), declaration.content
+    if is_closed(t, dataset):
+        raise BudgetRefused(
+            f"The budget of {dataset!r} was closed: nothing more is admitted. What was reserved "
+            "before may still be charged."
+        )
+    quote = weigh(t, declaration, before, plan)
+    if quote.admitted:
+        return
     runs = ", ".join(before.open_runs)
     raise BudgetRefused(
-        f"The budget of {dataset!r} does not admit this plan: it asks ε={epsilon_of(budget, asked)}"
-        f" at δ={delta:g}, {left_of(epsilon, committed)} is left of ε={epsilon:g}; together with "
-        f"what is committed it would be {epsilon_of(budget, together)}. Ask for fewer steps or "
-        "more noise" + (f", or settle the open reservations of: {runs}." if runs else ".")
+        f"The budget of {dataset!r} does not admit this plan: it asks ε={quote.asked} at "
+        f"δ={limits['delta']:g}, {quote.left} is left of ε={limits['epsilon']:g}; together with "
+        f"what is committed it would be {quote.together}. Ask for fewer steps or more noise"
+        + (f", or settle the open reservations of: {runs}." if runs else ".")
     )
+
+
+def require_delta(declaration: Row, records: int) -> None:
+    """Refuse a part of so many records that δ would be 1/N or more. Raises BudgetRefused."""
+    delta = declaration.content["delta"]
+    if not delta * records < 1:
+        raise BudgetRefused(
+            f"{declaration.dataset!r} was declared with δ={delta:g}, but δ must be below 1/N = "
+            f"{1 / records:.3g}: a larger one allows a record to be published whole."
+        )
+
+
+def require_open(reservation_id: str, state: State) -> None:
+    """Refuse to go on with a settled reservation. Raises BudgetRefused."""
+    if state.settled:
+        raise BudgetRefused(
+            f"Reservation {reservation_id} is settled: nothing more can be charged to it. Submit "
+            "a new run."
+        )
 
 
 def require_chargeable(
@@ -94,18 +122,19 @@ def require_chargeable(
 
     Raises:
         BudgetRefused: where it is settled.
-        InvalidRequest: where a newer attempt has charged.
+        InvalidRequest: where the attempt was not begun, or a newer one was.
         StepsExhausted: where fewer steps are left.
     """
-    if state.settled:
-        raise BudgetRefused(
-            f"Reservation {reservation_id} is settled: nothing more can be charged to it. Submit "
-            "a new run."
-        )
+    require_open(reservation_id, state)
     if attempt < state.attempt:
         raise InvalidRequest(
             f"Attempt {attempt} of reservation {reservation_id} was overtaken by attempt "
             f"{state.attempt}: this process must stop."
+        )
+    if attempt > state.attempt:
+        raise InvalidRequest(
+            f"Attempt {attempt} of reservation {reservation_id} was not begun: a start of the run "
+            "begins one before it charges."
         )
     (reserved,) = (p.mechanism.steps for p in state.plan if p.name == component)
     left = reserved - state.charged[component]
@@ -135,7 +164,7 @@ def require_covered(
         )
     for name, steps in (used or {}).items():
         reservation.component(name)
-        if checks.count(steps, f"The steps used of {name!r}", least=0) > charged[name]:
+        if steps > charged[name]:
             raise BudgetRefused(
                 f"The export used {steps} steps of {name!r}, reservation {reservation.id} has "
                 f"charged {charged[name]}: it has not been paid for."
@@ -144,27 +173,4 @@ def require_covered(
         raise BudgetRefused(
             f"Run {reservation.run_id} was seeded: whoever knows the seed can take the noise off, "
             "so it promises no privacy. Export it only as void."
-        )
-
-
-def _bind(t: Transaction, dataset: str, fingerprint: str, records: int) -> None:
-    owner = t.by_claim(f"bind:{fingerprint}")
-    if owner is not None and owner.dataset != dataset:
-        raise BudgetRefused(
-            f"This is the content of the data set {owner.dataset!r} under another name. A renamed "
-            f"or copied data set has no budget of its own: use the name {owner.dataset!r}."
-        )
-    bound = t.of(Kind.BIND, dataset)
-    if owner is None and bound:
-        raise BudgetRefused(
-            f"The name {dataset!r} stands for other content than this since it was first used. "
-            "Give the changed data set a name and a budget of its own."
-        )
-    if owner is None:
-        body = {"fingerprint": fingerprint, "records": records}
-        t.append(Kind.BIND, body, dataset=dataset, claim=f"bind:{fingerprint}")
-    elif owner.content["records"] != records:
-        raise InvalidRequest(
-            f"The data set {dataset!r} was bound with N={owner.content['records']} records, found "
-            f"N={records} for the same content."
         )

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.bottom_k import SKETCH_SIZE, sketch
 from privacy.errors import DataError, InvalidRequest
-from privacy.fingerprint import fingerprint
+from privacy.fingerprint import Content, content_of, fingerprint
 
 KEY = bytes(range(32))
 
@@ -101,3 +102,23 @@ def test_other_arrays_are_refused(images, labels):
 def test_a_wrong_key_is_refused():
     with pytest.raises(InvalidRequest, match="32 bytes"):
         fingerprint(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int64), b"short")
+
+
+def test_a_content_is_all_three():
+    images, labels = draw(np.random.default_rng(0), 300)
+    found = content_of(images, labels, KEY)
+    assert found == Content(fingerprint(images, labels, KEY), 300, sketch(images, KEY))
+    assert len(found.sketch) == SKETCH_SIZE
+
+
+def test_a_relabelled_content_has_the_same_sketch_and_another_fingerprint():
+    images, labels = draw(np.random.default_rng(0), 30)
+    one, other = content_of(images, labels, KEY), content_of(images, labels + 1, KEY)
+    assert one.sketch == other.sketch
+    assert one.fingerprint != other.fingerprint
+
+
+def test_a_content_of_repeated_images_has_fewer_digests_than_records():
+    images, labels = draw(np.random.default_rng(0), 3)
+    found = content_of(images.repeat(4, 0), labels.repeat(4), KEY)
+    assert (found.records, len(found.sketch)) == (12, 3)
