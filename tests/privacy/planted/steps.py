@@ -1,0 +1,300 @@
+"""Bugs of the private step, each in the place of the part that it is a bug of.
+
+All of them are found by the audit of the mechanism, under every gradient engine.
+"""
+
+import dataclasses
+import sys
+from functools import lru_cache
+from unittest import mock
+
+import numpy as np
+import torch
+
+from privacy.audit.mechanism import StepPath, audit_mechanism
+from privacy.audit.mechanism.toy import toy_size
+from privacy.dp_sgd import DPSGD, PrivateGradient
+from privacy.gradients import ENGINES
+from privacy.keystream import KeyStream
+from privacy.noise import SecureGaussian
+from privacy.poisson import PoissonSampler
+from tests.privacy.planted.bug import Bug
+
+ACCOUNTED = DPSGD(records=1000, sampling_probability=0.25, noise_multiplier=1.3, clip_norm=0.7)
+TRIALS = 80
+TOYS = toy_size(ACCOUNTED.sampling_probability)
+
+DEFAULT = StepPath().engine.name
+
+LEVELS = "a record adds C / (q N) or nothing"
+SENSITIVITY = "a record moves the gradient by at most C / (q N)"
+NOT_FINITE = "a record that is not finite adds nothing"
+VARIANCE = "noise has the variance that is accounted for"
+EMPTY = "an empty batch is noised like any other"
+FRESH = "noise is fresh"
+INDEPENDENT = "noise is independent"
+SIZES = "batch sizes are binomial"
+STEPS = "two steps have different masks"
+ATTEMPTS = "two attempts have different masks"
+STARTS = "two starts have different masks"
+RECORDS = "two records have different masks"
+WORKERS = "batches do not depend on the workers"
+
+
+# Gradients.
+
+
+class WrongEngine:
+    """An engine around the one that ships."""
+
+    def __init__(self, shipped):
+        self.name, self.shipped = shipped.name, shipped
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        return self.shipped.sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+
+
+class ClipPerView(WrongEngine):
+    """Every view is a record of its own to the engine, as if a batch had been repeated K times."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        views = tuple(part.flatten(0, 1)[:, None] for part in records)
+        return super().sum_of_clipped(model, loss, views, clip_norm, micro_batch)
+
+
+class OneLayerUnclipped(WrongEngine):
+    """The first layer is left out of clipping."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        clipped = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+        whole = super().sum_of_clipped(model, loss, records, 1e9, micro_batch)
+        first = next(iter(clipped.sums))
+        return dataclasses.replace(clipped, sums={**clipped.sums, first: whole.sums[first]})
+
+
+class ClipPerLayer(WrongEngine):
+    """Every layer is clipped to C by itself, so that all of them together exceed it."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        result = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+        layers = len(result.sums)
+        return dataclasses.replace(
+            result, sums={name: total * layers**0.5 for name, total in result.sums.items()}
+        )
+
+
+class NoGuardAgainstNaN(WrongEngine):
+    """Records with a factor of zero are multiplied by it: 0 times NaN is NaN."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        def wrong(vectors, factors):
+            return torch.tensordot(factors, vectors.to(torch.float64), dims=1)
+
+        module = sys.modules[type(self.shipped).__module__]
+        with mock.patch.object(module, "sum_clipped", wrong):
+            return super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+
+
+class PrivateMean(WrongEngine):
+    """Gradients are clipped to the batch's own mean norm and scaled back to C."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        norms = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch).norms
+        mean = float(norms[norms.isfinite()].mean()) if norms.isfinite().any() else clip_norm
+        result = super().sum_of_clipped(model, loss, records, mean, micro_batch)
+        return dataclasses.replace(
+            result, sums={name: total * (clip_norm / mean) for name, total in result.sums.items()}
+        )
+
+
+# Noise.
+
+
+class Silent(SecureGaussian):
+    """Noise that is forgotten."""
+
+    def gaussian(self, shape, std):
+        return super().gaussian(shape, std) * 0
+
+
+class NoiseOnEveryRank(PrivateGradient):
+    """Every worker takes itself for the first."""
+
+    def __init__(self, dpsgd, sampler, noise, engine, collective, micro_batch):
+        first = mock.Mock(rank=0, size=collective.size, sum=collective.sum)
+        super().__init__(dpsgd, sampler, noise, engine, first, micro_batch)
+
+
+class NoiseOverWorkers(PrivateGradient):
+    """One worker adds its share of the noise and the others do not."""
+
+    def __init__(self, dpsgd, sampler, noise, engine, collective, micro_batch):
+        super().__init__(dpsgd, sampler, noise, engine, collective, micro_batch)
+        sigma = dpsgd.noise_multiplier / collective.size
+        self.dpsgd = dataclasses.replace(dpsgd, noise_multiplier=sigma)
+
+
+class SigmaOfTheWrongStep(PrivateGradient):
+    """Only the first step has the sigma that is accounted for; the next has that of another."""
+
+    def __call__(self, step, *args):
+        accounted = self.dpsgd
+        sigma = accounted.noise_multiplier * (1.0 if step == 0 else 0.8)
+        self.dpsgd = dataclasses.replace(accounted, noise_multiplier=sigma)
+        try:
+            return super().__call__(step, *args)
+        finally:
+            self.dpsgd = accounted
+
+
+class SameForEveryLayer(SecureGaussian):
+    """A stream that begins again with every tensor."""
+
+    def gaussian(self, shape, std):
+        if not hasattr(self, "_first"):
+            self._first = super().gaussian(shape, 1.0)
+        return self._first * std
+
+
+class SameForEveryStart(SecureGaussian):
+    """A stream whose key is the same in every process."""
+
+    def __init__(self):
+        super().__init__()
+        self._stream = KeyStream(bytes(32))
+
+
+# Batches.
+
+
+class SameOnEveryRank(PoissonSampler):
+    """A worker's records are numbered from zero: equal seeds on all ranks."""
+
+    def mask(self, step, record_ids):
+        return super().mask(step, np.arange(len(record_ids)))
+
+
+class SameInEveryStep(PoissonSampler):
+    def mask(self, step, record_ids):
+        return super().mask(0, record_ids)
+
+
+class SameInEveryAttempt(PoissonSampler):
+    def mask(self, step, record_ids):
+        first = PoissonSampler(self.key, 1, self.sampling_probability)
+        return first.mask(step, record_ids)
+
+
+class Shuffled(PoissonSampler):
+    """Batches of one size out of a permutation of all records."""
+
+    def mask(self, step, record_ids):
+        seed = [*self.key, self.attempt, step]
+        order = np.random.default_rng(seed).permutation(TOYS)
+        return np.isin(record_ids, order[: round(self.sampling_probability * TOYS)])
+
+
+class RealBatchAsDivisor(PrivateGradient):
+    def __call__(self, step, model, loss, record_ids, gather):
+        mean = super().__call__(step, model, loss, record_ids, gather)
+        batch = whole_batch(self, step, record_ids)
+        return {name: g * (self.dpsgd.expected_batch / max(batch, 1)) for name, g in mean.items()}
+
+
+class EmptyBatchSkipped(PrivateGradient):
+    def __call__(self, step, model, loss, record_ids, gather):
+        mean = super().__call__(step, model, loss, record_ids, gather)
+        if whole_batch(self, step, record_ids):
+            return mean
+        return {name: torch.zeros_like(g) for name, g in mean.items()}
+
+
+def whole_batch(step_of, step, record_ids):
+    """Count the batch over all workers."""
+    mine = torch.tensor(float(step_of._sampler.mask(step, record_ids).sum()))
+    return int(step_of._collective.sum({"batch": mine})["batch"])
+
+
+class AccumulatedTwice(PrivateGradient):
+    def _sum_of_clipped(self, *args):
+        return {name: 2 * total for name, total in super()._sum_of_clipped(*args).items()}
+
+
+class AccumulatorNotCleared(PrivateGradient):
+    """What was summed for one step is still there in the next."""
+
+    def _sum_of_clipped(self, *args):
+        sums = super()._sum_of_clipped(*args)
+        left = getattr(self, "_left", {})
+        self._left = {name: total + left.get(name, 0) for name, total in sums.items()}
+        return self._left
+
+
+def part(**parts):
+    return lambda path: dataclasses.replace(path, **parts)
+
+
+def wrong_engine(wrapper):
+    return lambda path: dataclasses.replace(path, engine=wrapper(path.engine))
+
+
+# What is wrong in the computation of gradients is planted under every engine.
+OF_GRADIENTS = [
+    ("clip per view", wrong_engine(ClipPerView), (LEVELS, SENSITIVITY)),
+    ("no clip of one layer", wrong_engine(OneLayerUnclipped), (LEVELS, SENSITIVITY)),
+    ("clip per layer", wrong_engine(ClipPerLayer), (LEVELS, SENSITIVITY)),
+    ("NaN record taints the sum", wrong_engine(NoGuardAgainstNaN), (NOT_FINITE,)),
+    ("private mean used for scaling: gradients", wrong_engine(PrivateMean), (LEVELS, SENSITIVITY)),
+    ("double accumulation", part(step=AccumulatedTwice), (LEVELS, SENSITIVITY)),
+    ("double accumulation: not cleared", part(step=AccumulatorNotCleared), (LEVELS,)),
+]
+
+OF_STEPS = [
+    ("noise missing", part(noise=Silent), (VARIANCE, EMPTY, FRESH)),
+    ("noise on every rank", part(step=NoiseOnEveryRank), (VARIANCE, EMPTY)),
+    ("noise divided by the world size", part(step=NoiseOverWorkers), (VARIANCE, EMPTY)),
+    ("sigma of the wrong step", part(step=SigmaOfTheWrongStep), (VARIANCE,)),
+    ("equal seeds: noise of two layers", part(noise=SameForEveryLayer), (FRESH, INDEPENDENT)),
+    ("equal seeds: noise of two starts", part(noise=SameForEveryStart), (FRESH, INDEPENDENT)),
+    ("equal seeds: masks of two starts", part(key=lambda: bytes(32)), (STARTS,)),
+    ("equal seeds: masks of two ranks", part(sampler=SameOnEveryRank), (RECORDS, WORKERS)),
+    ("equal seeds: masks of two steps", part(sampler=SameInEveryStep), (STEPS,)),
+    ("equal seeds: masks of two attempts", part(sampler=SameInEveryAttempt), (ATTEMPTS,)),
+    ("shuffled instead of Poisson", part(sampler=Shuffled), (SIZES,)),
+    ("real batch size as divisor", part(step=RealBatchAsDivisor), (LEVELS, EMPTY)),
+    ("empty batch skipped", part(step=EmptyBatchSkipped), (EMPTY,)),
+]
+
+
+def findings(path):
+    """Audit a path and return the names of the checks that it failed."""
+    audit = audit_mechanism(ACCOUNTED, views=2, trials=TRIALS, path=path)
+    failed = {check.name for check in audit.checks if not check.passed}
+    above = {"lower bound" for bound in audit.bounds if bound.lower.epsilon > bound.claim}
+    assert audit.broken == bool(failed | above)
+    return failed | above
+
+
+@lru_cache
+def shipped_findings(engine):
+    return findings(StepPath(engine=ENGINES[engine]))
+
+
+def planted_findings(plant, engine):
+    return findings(plant(StepPath(engine=ENGINES[engine])))
+
+
+PLANTED = [
+    *((engine, bug) for engine in ENGINES for bug in OF_GRADIENTS),
+    *((DEFAULT, bug) for bug in OF_STEPS),
+]
+
+BUGS = [
+    Bug(
+        f"{name} ({engine})",
+        lambda folder, plant=plant, engine=engine: planted_findings(plant, engine),
+        lambda folder, engine=engine: shipped_findings(engine),
+        caught_by,
+    )
+    for engine, (name, plant, caught_by) in PLANTED
+]
