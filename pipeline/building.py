@@ -1,4 +1,4 @@
-"""From a spec's words to the objects of `synth`: the network under its denoiser, and the sampler.
+"""From a spec's words to the objects of `synth`: network, denoiser, training and sampler.
 
 Training, sampling and the model kept in MLflow all build through here, so they cannot disagree.
 """
@@ -9,9 +9,16 @@ from pipeline.spec import Spec
 from pipeline.spec.model import Model
 from pipeline.spec.section import Section
 from pipeline.spec.synthesize import Synthesize
+from privacy.budget import Reservation
+from privacy.dp_sgd import DPSGD
+from privacy.mechanism import SubsampledGaussian
 from synth.denoisers import Denoiser, denoiser_config
 from synth.networks import UNet, UNetConfig
 from synth.samplers import Denoise, Sampler, guided, sampler
+from synth.training import PRIVATE, Training
+from synth.warmup import Warmup
+
+_MICRO_BATCH = 64
 
 
 class ImageFacts(Section):
@@ -90,3 +97,31 @@ def build_sampler(spec: Spec | Recipe) -> Sampler:
 def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:
     """The handle a sampler takes: the denoiser under the spec's guidance w."""
     return guided(denoiser, spec.synthesize.guidance, null=len(spec.data.classes))
+
+
+def build_training(spec: Spec, reservation: Reservation) -> Training:
+    """Return the settings of `synth.training`: what was reserved, as the spec wants it trained.
+
+    The mechanism is the reservation's: another version of a library might calibrate another σ
+    from the same spec, and then a resumed run would be charged for one and take steps with another.
+    """
+    train, mechanism = spec.train, reservation.component(PRIVATE).mechanism
+    assert isinstance(mechanism, SubsampledGaussian)  # noqa: S101
+    return Training(
+        dpsgd=DPSGD(
+            reservation.records,
+            mechanism.sampling_probability,
+            mechanism.noise_multiplier,
+            spec.privacy.clip_norm,
+        ),
+        steps=mechanism.steps,
+        views=train.views,
+        learning_rate=train.learning_rate,
+        ema=train.ema,
+        label_dropout=spec.model.label_dropout,
+        classes=len(spec.data.classes),
+        charge_block=train.charge_block,
+        checkpoint_every=train.checkpoint_every,
+        micro_batch=train.micro_batch or _MICRO_BATCH,
+        warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
+    )

@@ -4,14 +4,15 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import monotonic
 
 from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
-from pipeline.heads import record_head
+from pipeline.heads import record_head, require_history
 from pipeline.home import Home
 from pipeline.ingest import INGEST, ingest
+from pipeline.ledger_access import LedgerAccess, open_budget
 from pipeline.plan import Plan, plan
 from pipeline.progress import Progress
 from pipeline.run_directory import RunDirectory
@@ -20,9 +21,7 @@ from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
 from privacy.budget import Budget, Settlement
-from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
-from privacy.keys import load_or_create_key
-from privacy.ledger import Ledger
+from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 
 TRAIN = "train"
 GIVEN_UP = "given up: what was never charged went back to the budget"
@@ -49,7 +48,8 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
         # Once reserved, a budget is bound to a run that can only wait for a larger machine.
         require_room(spec.resources, this_machine())
     home.ensure()
-    key, budget = open_ledger(home)
+    access = LedgerAccess.of(home)
+    budget = Budget(access.open())
     declared = budget.odometer(spec.data.name)
     if declared.delta != spec.privacy.delta:
         raise BudgetRefused(
@@ -59,36 +59,12 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
         )
     run = home.new_run(spec)
     try:
-        ingest(run, spec, planned, key, budget)
+        ingest(run, spec, planned, access.key, budget)
     except BaseException:
         if run.state().reservation_id is None:
             shutil.rmtree(run.path)
         raise
     return run
-
-
-def open_ledger(home: Home) -> tuple[bytes, Budget]:
-    """Return the home's key and its budgets, creating key and ledger where there are none.
-
-    Raises:
-        LedgerUnavailable: it cannot be reached or written.
-        InvalidRequest: the key is not the ledger's.
-    """
-    if not home.key_path.exists():
-        _refuse_lost_key(home)
-    key = load_or_create_key(home.key_path)
-    return key, Budget(Ledger.open(home.ledger_url, key))
-
-
-def _refuse_lost_key(home: Home) -> None:
-    """A new key beside an old ledger would only stand in the way of the right one."""
-    with suppress(LedgerUnavailable):
-        ledger = Ledger.open(home.ledger_url)
-        raise InvalidRequest(
-            f"{home.key_path} is missing, and the ledger at {ledger.where} was made with it (key "
-            f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the "
-            "ledger cannot be recognised."
-        )
 
 
 def execute(
@@ -107,21 +83,24 @@ def execute(
     Raises:
         UmbraError: a stage failed, in words for a person.
         InvalidRequest: another process works on the run, or it is done already.
+        IntegrityBroken: the ledger no longer holds what the run saw of it: it was rolled back.
     """
     with run.lock():
         if run.state().status == "done":
             raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
         spec = run.spec()
         planned = plan(spec, trial=False)
-        key, budget = open_ledger(home)
+        access = LedgerAccess.of(home)
+        budget = Budget(access.open())
         with _terminable(), _told(run):
             run.begin()
+            require_history(run, budget.ledger)
             if not run.state().is_done(INGEST):
-                ingest(run, spec, planned, key, budget)
+                ingest(run, spec, planned, access.key, budget)
             with cluster(address, spec.resources.object_store_gib) as there:
                 if address is None and not run.state().is_done(TRAIN):
                     require_room(spec.resources, there)
-                _run_stages(run, home, spec, planned, budget, progress)
+                _run_stages(run, home, spec, planned, access, progress)
     return run.state()
 
 
@@ -152,6 +131,9 @@ def cancel(run: RunDirectory) -> bool:
 def give_up(run: RunDirectory, home: Home) -> Settlement:
     """Settle a run that will not be resumed: what was never charged goes back to the budget.
 
+    Returns the settlement of the training; what was reserved for measures on the holdout is given
+    back with it.
+
     Raises:
         InvalidRequest: another process works on the run, or it is done, or never reserved.
         LedgerUnavailable: the ledger cannot be reached; nothing was given back.
@@ -162,7 +144,9 @@ def give_up(run: RunDirectory, home: Home) -> Settlement:
             raise InvalidRequest(
                 f"run {run.run_id} is {state.status} and holds nothing to give back"
             )
-        _, budget = open_ledger(home)
+        budget = open_budget(home)
+        if state.holdout_reservation_id is not None:
+            record_head(run, budget.settle(state.holdout_reservation_id).head)
         settlement = budget.settle(state.reservation_id)
         record_head(run, settlement.head)
         run.update(status="cancelled", process=None, message=GIVEN_UP)
@@ -174,13 +158,14 @@ def _run_stages(
     home: Home,
     spec: Spec,
     planned: Plan,
-    budget: Budget,
+    access: LedgerAccess,
     progress: Progress,
 ) -> None:
     # Ray and torch take seconds to import: `umbra status` must not wait for them.
     from pipeline.cluster.budget_actor import budget_manager
     from pipeline.stages import STAGES, Context
 
+    budget = Budget(access.open())
     tracked = _track(run, home, spec, planned, budget)
     context = Context(
         home=home,
@@ -188,7 +173,7 @@ def _run_stages(
         spec=spec,
         plan=planned,
         budget=budget,
-        manager=budget_manager(home.ledger_url, load_or_create_key(home.key_path)),
+        manager=budget_manager(access),
         tracked=tracked,
         progress=progress,
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.heads import record_head
 from pipeline.metrics import flat, released
+from pipeline.paid_metrics import paid_metrics
 from pipeline.promise import promise
 from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec
@@ -47,6 +48,10 @@ def export_run(
             f"{form} export",
             void_allowed=allow_void,
         )
+        if state.holdout_reservation_id is not None and paid_metrics(run) is not None:
+            head = budget.record_export(
+                state.holdout_reservation_id, made.manifest_sha256, f"figures on the {form} card"
+            )
         record_head(run, head)
     return Exported(target, made.manifest_sha256)
 
@@ -73,7 +78,17 @@ def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
 
 
 def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
-    """Return what was measured against public images, if anything."""
+    """Return what was measured against public images, or was paid for, if anything."""
     results = released(run)
     metrics = flat(results) if results else {}
-    return tuple((name, f"{value:.4f}") for name, value in metrics.items() if ".class." not in name)
+    measures = [(n, f"{value:.4f}") for n, value in metrics.items() if ".class." not in n]
+    paid = paid_metrics(run)
+    if paid is not None:
+        measures += [
+            (
+                f"{name}.accuracy (private holdout, noisy, ε = {paid.epsilon:g} of its own)",
+                f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f} at {paid.confidence:.0%})",
+            )
+            for name, found in paid.classifiers.items()
+        ]
+    return tuple(measures)

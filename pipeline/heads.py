@@ -4,7 +4,7 @@ import os
 
 from pipeline.run_directory import RunDirectory
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from privacy.ledger import Head
+from privacy.ledger import Head, Ledger
 from synth.checkpoint import newest
 
 _HEADS = "ledger-heads"
@@ -42,3 +42,24 @@ def recorded_heads(run: RunDirectory) -> list[Head]:
         ) from error
     found = newest(run.internal / "checkpoints").checkpoint
     return [*heads, Head.parse(found.ledger_head)] if found and found.ledger_head else heads
+
+
+def require_history(run: RunDirectory, ledger: Ledger) -> None:
+    """Refuse to go on where the ledger no longer holds a row that this run has seen.
+
+    An older copy put in the ledger's place would not know what was charged since, and the same
+    budget would be spent a second time.
+
+    Raises:
+        IntegrityBroken: a row is gone or another one stands there, or the record is damaged.
+        LedgerUnavailable: the ledger cannot be reached.
+    """
+    with ledger.reading() as view:
+        for head in recorded_heads(run):
+            row = view.row(head.seq)
+            if row is None or row.hash != head.hash:
+                raise IntegrityBroken(
+                    f"the ledger at {ledger.where} no longer holds row {head.seq} as run "
+                    f"{run.run_id} saw it: it was rolled back or replaced. Put the newest copy "
+                    "back, then run `umbra audit`."
+                )

@@ -1,8 +1,10 @@
 """UMBRA_HOME: where the ledger, the key, MLflow's files and the runs live."""
 
 import difflib
+import getpass
 import os
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +22,14 @@ class Home:
     """The folder of everything that outlives a run. Nothing is created until it is needed.
 
     `ledger_url` and `mlflow_uri` point into the folder unless the environment names a
-    server; they may hold a password, so they are kept out of the representation.
+    server; they may hold a password, so they are kept out of the representation. `author` is who
+    the ledger's rows say did it.
     """
 
     path: Path
     ledger_url: str
     mlflow_uri: str
+    author: str
 
     def __repr__(self) -> str:
         return f"Home({str(self.path)!r})"
@@ -34,13 +38,15 @@ class Home:
     def locate(cls, env: Mapping[str, str] = os.environ) -> "Home":
         """The home that UMBRA_HOME names (`~/.umbra` by default); creates nothing.
 
-        UMBRA_LEDGER_URL and MLFLOW_TRACKING_URI replace the SQLite files in it.
+        UMBRA_LEDGER_URL and MLFLOW_TRACKING_URI replace the SQLite files in it, UMBRA_AUTHOR the
+        name of the user and the machine.
         """
         path = Path(env.get("UMBRA_HOME") or "~/.umbra").expanduser().absolute()
         return cls(
             path=path,
             ledger_url=env.get("UMBRA_LEDGER_URL") or f"sqlite:///{path / 'ledger.db'}",
             mlflow_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path / 'mlflow.db'}",
+            author=env.get("UMBRA_AUTHOR") or f"{_user()}@{socket.gethostname()}",
         )
 
     @property
@@ -52,6 +58,16 @@ class Home:
     def key_path(self) -> Path:
         """The key of the fingerprints (mode 0600)."""
         return self.path / "key"
+
+    @property
+    def signing_key_path(self) -> Path:
+        """The Ed25519 seed that signs the ledger's rows, where they are signed (mode 0600)."""
+        return self.path / "signing.key"
+
+    @property
+    def witness_path(self) -> Path:
+        """The newest head of the ledger that was seen here: an older copy of it is told by this."""
+        return self.path / "ledger.head"
 
     @property
     def runs_path(self) -> Path:
@@ -118,6 +134,13 @@ class Home:
         close = difflib.get_close_matches(run_id, runs, n=_CLOSEST, cutoff=0.3)
         hint = f"The closest are: {', '.join(close)}." if close else "`umbra runs` lists them all."
         raise InvalidRequest(f"there is no run {run_id!r} in {self.runs_path}. {hint}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"  # a container may run under a number without a name
 
 
 def _by_time(path: Path) -> tuple[str, str]:

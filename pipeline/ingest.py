@@ -8,17 +8,15 @@ from time import monotonic
 
 from pipeline.heads import record_head
 from pipeline.plan import Plan
+from pipeline.reserved_content import HOLDOUT, TRAIN, ReservedContent
 from pipeline.run_directory import RunDirectory
+from pipeline.sources import ImageSet
 from pipeline.spec import Spec
-from privacy.budget import Budget
+from privacy.budget import Budget, Reservation
 from privacy.errors import DataError
-from privacy.fingerprint import fingerprint
-from privacy.keys import load_or_create_key
-from synth.atomic import write_bytes
+from privacy.fingerprint import content_of, shared_records
 
 INGEST = "ingest"
-RUN_KEY = "run.key"
-CONTENT = "content"
 
 
 def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget) -> None:
@@ -44,16 +42,14 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
             f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
             "The declared number enters the accounting: correct it in the spec."
         )
-    # Workers open the source again; under the run's own key they can tell whether it is still the
-    # same without being trusted with the home's key.
-    run_key = load_or_create_key(run.internal / RUN_KEY)
-    content = fingerprint(loaded.images, loaded.labels, run_key)
-    write_bytes(run.internal / CONTENT, content.encode())
+    ReservedContent.keep(run, TRAIN, loaded)
+    holdout = _paying_holdout(spec, loaded, key)
+    if holdout is not None:
+        ReservedContent.keep(run, HOLDOUT, holdout)
     reservation = budget.reserve(
         run.run_id,
         data.name,
-        fingerprint(loaded.images, loaded.labels, key),
-        data.records,
+        content_of(loaded.images, loaded.labels, key),
         spec.privacy.unit,
         records_per_unit=spec.privacy.records_per_unit,
         plan=plan.components,
@@ -61,11 +57,53 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         idempotency_key=run.run_id,
         spec_sha256=spec.sha256(),
     )
+    reserved = [reservation]
     try:
-        record_head(run, reservation.head)
-        run.update(reservation_id=reservation.id)
+        if holdout is not None:
+            reserved.append(_reserve_holdout(run, spec, plan, holdout, key, budget))
+        for each in reserved:
+            record_head(run, each.head)
+        names = ("reservation_id", "holdout_reservation_id")
+        run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
     except BaseException:
         # A run that cannot remember what it reserved can neither charge it nor give it back.
-        budget.settle(reservation.id)
+        for each in reserved:
+            budget.settle(each.id)
         raise
     run.finish_stage(INGEST, monotonic() - begun)
+
+
+def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
+    """Return the holdout where figures against it are to be paid for, shown to be disjoint.
+
+    Raises:
+        DataError: it cannot be loaded, or shares an image with the training set.
+    """
+    data, evaluate = spec.data, spec.evaluate
+    if data.holdout is None or evaluate is None or evaluate.release is None:
+        return None
+    holdout = data.holdout.source.load(data.size, data.channels, data.classes)
+    if shared_records(train.images, holdout.images, key):
+        raise DataError(
+            "data.holdout shares images with the training set, so the two cannot be paid for side "
+            "by side: a record in both would be spent on twice. Take the shared images out of one "
+            "of them, or leave out evaluate.release."
+        )
+    return holdout
+
+
+def _reserve_holdout(
+    run: RunDirectory, spec: Spec, plan: Plan, holdout: ImageSet, key: bytes, budget: Budget
+) -> Reservation:
+    return budget.reserve(
+        run.run_id,
+        spec.data.name,
+        content_of(holdout.images, holdout.labels, key),
+        spec.privacy.unit,
+        partition=HOLDOUT,
+        records_per_unit=spec.privacy.records_per_unit,
+        plan=plan.holdout_components,
+        void=False,  # no seed reaches this noise
+        idempotency_key=f"{run.run_id}/{HOLDOUT}",
+        spec_sha256=spec.sha256(),
+    )

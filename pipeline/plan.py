@@ -16,9 +16,10 @@ from privacy.accounting.calibrate import noise_multiplier
 from privacy.accounting.rounding import round_up
 from privacy.budget import Component
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian, Mechanism, SubsampledGaussian
+from privacy.mechanism import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 
 WARMUP, DP_SGD = "warmup", "dp-sgd"
+ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Plan:
         noise_multiplier: σ_DP of DP-SGD.
         clip_norm: C.
         components: what is charged, in order: "warmup" where there is one, then "dp-sgd".
+        holdout_components: what is charged to the holdout's part for figures against it:
+            "accuracy" and "class-counts"; empty where none are released by a mechanism.
         epsilon: what that comes to.
         void: whether a seed makes the guarantee void.
         cost: operations, memory and time.
@@ -76,6 +79,7 @@ class Plan:
     noise_multiplier: float
     clip_norm: float
     components: tuple[Component, ...]
+    holdout_components: tuple[Component, ...]
     epsilon: Epsilons
     void: bool
     cost: Cost
@@ -87,6 +91,7 @@ class Plan:
         return {
             **plain,
             "components": [component.to_record() for component in self.components],
+            "holdout_components": [part.to_record() for part in self.holdout_components],
             "admission": "rdp",
             "epsilon": self.epsilon.to_dict(),
             "cost": self.cost.to_dict(),
@@ -141,6 +146,7 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
         noise_multiplier=sigma,
         clip_norm=spec.privacy.clip_norm,
         components=components,
+        holdout_components=_holdout_components(spec),
         epsilon=epsilon,
         void=spec.privacy.seed is not None,
         cost=estimate(spec, schedule.steps * expected_batch * spec.train.views, trial=trial),
@@ -166,6 +172,17 @@ def _components(spec: Spec) -> tuple[float, tuple[Component, ...]]:
     )
     sgd = SubsampledGaussian(schedule.sampling_probability, sigma, schedule.steps)
     return sigma, (*fixed, Component(DP_SGD, sgd))
+
+
+def _holdout_components(spec: Spec) -> tuple[Component, ...]:
+    """Every query has an equal share of ε; a count changes by at most one with a record."""
+    evaluate = spec.evaluate
+    if evaluate is None or evaluate.release is None:
+        return ()
+    scale = evaluate.releases / evaluate.release_epsilon
+    counts = (Component(CLASS_COUNTS, DiscreteLaplace(scale)),)
+    accuracy = Component(ACCURACY, DiscreteLaplace(scale, len(evaluate.classifiers)))
+    return (accuracy, *(counts if evaluate.release_class_counts else ()))
 
 
 def _refuse_costly_warmup(spec: Spec, release: Mechanism) -> None:
@@ -203,6 +220,12 @@ def _notes(spec: Spec, epsilon: Epsilons) -> tuple[str, ...]:
         notes.append(
             f"σ was calibrated under {privacy.calibration.upper()}, but the ledger admits by "
             f"RDP: the budget of {spec.data.name} needs room for ε = {round_up(epsilon.rdp)}."
+        )
+    if spec.evaluate is not None and spec.evaluate.release is not None:
+        notes.append(
+            f"figures against the private holdout are released for ε = "
+            f"{round_up(spec.evaluate.release_epsilon)} of the holdout's own part of the budget of "
+            f"{spec.data.name}; its images must not be among the training images."
         )
     if privacy.seed is not None:
         notes.append(

@@ -1,12 +1,13 @@
 """What a run promises, from the ledger's rows: the content of an export's `privacy.json`."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 from privacy.accounting import accountant
+from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.accounting.rounding import round_up
-from privacy.audit.recompute import unit_guarantee
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.errors import InvalidRequest
 from privacy.mechanism import Mechanism
@@ -51,15 +52,18 @@ def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
     delta = budget.odometer(reservation.dataset).delta
     mechanisms = charged_mechanisms(budget, reservation)
     bounds = epsilons(mechanisms.values(), delta) if mechanisms else {}
+    k = reservation.records_per_unit
+    beside = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
     return {
         "run": reservation.run_id,
         "dataset": reservation.dataset,
         "records": reservation.records,
-        "unit": _unit(reservation, bounds, delta),
-        "records_per_unit": reservation.records_per_unit,
+        "unit": _unit(reservation),
+        "records_per_unit": k,
         "neighbouring_relation": RELATION,
         "delta": delta,
         "epsilon": bounds,
+        "guarantees": [asdict(each) for each in beside],
         "mechanisms": [
             {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
         ],
@@ -70,15 +74,23 @@ def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
     }
 
 
-def _unit(reservation: Reservation, bounds: dict[str, float], delta: float) -> str:
-    """Return what ε and δ are about, and what an owner of several records is promised instead."""
+def guarantees(
+    mechanisms: Iterable[Mechanism], delta: float, records_per_unit: int
+) -> list[Guarantee]:
+    """Return what the mechanisms promise under other relations than add/remove of one record.
+
+    Replacement of a record and, where a unit has several, add/remove of as many.
+    """
+    charged = list(mechanisms)
+    if not charged:
+        return []
+    several = [group(charged, delta, records_per_unit)] if records_per_unit > 1 else []
+    return [replace_one(charged, delta), *several]
+
+
+def _unit(reservation: Reservation) -> str:
+    """Return what ε and δ are about; what an owner of several records has is a guarantee."""
     k = reservation.records_per_unit
-    if k == 1 or not bounds:
+    if k == 1:
         return f"one {reservation.unit}"
-    if reservation.void:
-        return f"one record (one {reservation.unit} has up to {k})"
-    epsilon, unit_delta = unit_guarantee(bounds["rdp"], delta, k)
-    return (
-        f"one record; one {reservation.unit} has up to {k} and is promised "
-        f"ε = {round_up(epsilon)}, δ = {unit_delta:.17g} by group privacy"
-    )
+    return f"one record (one {reservation.unit} has up to {k})"

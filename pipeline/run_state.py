@@ -24,6 +24,8 @@ class RunState(BaseModel):
 
     `stage` is the stage that runs or that failed; `stages` are those that are done.
     `attempt` counts how often the run was begun; masks and noise are drawn afresh for each.
+    `holdout_reservation_id` is what pays for measures against a private holdout, where they are
+    released.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,6 +37,7 @@ class RunState(BaseModel):
     stages: tuple[StageRecord, ...] = ()
     attempt: Annotated[int, Field(ge=0)] = 0
     reservation_id: str | None = None
+    holdout_reservation_id: str | None = None
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
     mlflow_stage_run_ids: dict[str, str] = Field(default_factory=dict)

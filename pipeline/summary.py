@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.auditing import audit_run
 from pipeline.home import Home
 from pipeline.metrics import CEILING, METRICS, SYNTHETIC, likeness, released
+from pipeline.paid_metrics import PaidMetrics, paid_metrics
 from pipeline.promise import promise
 from pipeline.run_directory import RunDirectory
 from privacy.budget import Budget
@@ -20,6 +21,7 @@ class Summary:
         classifiers: (name, accuracy when trained on synthetic images, the same on real or None).
         scores: (name, value) of the metrics on features.
         withheld: why there are no metrics, empty where there are.
+        paid: noisy figures against a private holdout that were paid for, if any.
         privacy: what was spent, and the audit's verdict.
         places: where the report, the data and MLflow are.
     """
@@ -28,6 +30,7 @@ class Summary:
     classifiers: tuple[tuple[str, float, float | None], ...]
     scores: tuple[tuple[str, float], ...]
     withheld: str
+    paid: PaidMetrics | None
     privacy: dict[str, Any]
     places: dict[str, str]
 
@@ -46,6 +49,7 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
         classifiers=classifiers,
         scores=scores,
         withheld=withheld,
+        paid=paid_metrics(run),
         privacy=_privacy(run, budget),
         places={
             "report": str(run.release / "report.html"),

@@ -13,6 +13,7 @@ from pipeline.cli.audit import audit
 from pipeline.cli.budget import budget
 from pipeline.cli.cancel import cancel
 from pipeline.cli.export import export
+from pipeline.cli.ledger import ledger
 from pipeline.cli.logs import logs
 from pipeline.cli.output import printable, show_help, silence_output
 from pipeline.cli.plan import plan
@@ -39,7 +40,7 @@ def cli(context: click.Context) -> None:
 
 
 for _command in (
-    plan, submit, runs, status, logs, resume, cancel, export, budget, audit, report
+    plan, submit, runs, status, logs, resume, cancel, export, budget, ledger, audit, report
 ):  # fmt: skip
     cli.add_command(_command)
 

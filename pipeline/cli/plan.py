@@ -1,12 +1,18 @@
 """`umbra plan`: what a spec would cost, before anything is done."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from pipeline.cli.output import emit, json_option, pairs, table
+from pipeline.home import Home
 from pipeline.progress import duration
+
+if TYPE_CHECKING:
+    from privacy.budget import Quote
 
 _GIGA = 1e9
 
@@ -17,13 +23,15 @@ _GIGA = 1e9
 def plan(spec: Path, as_json: bool) -> None:
     """Show what SPEC would cost: noise, steps, ε under RDP, PRV and PLD, size and time.
 
-    Touches no data and no budget.
+    Says whether the budget of its data set admits it. Opens no data and changes nothing.
     """
     from pipeline.plan import plan as make_plan
+    from pipeline.quoting import quotes
     from pipeline.spec import load_spec
 
     made = make_plan(load_spec(spec))
-    facts = made.to_dict()
+    quoted = quotes(made, Home.locate())
+    facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
 
     def show(console: Console) -> None:
         cost = made.cost
@@ -48,12 +56,27 @@ def plan(spec: Path, as_json: bool) -> None:
         )
         rows = [(name.upper(), bound) for name, bound in facts["epsilon"].items()]
         console.print(table(f"ε at δ = {made.delta:g}", ["accountant", "ε at most"], rows, [1]))
-        for component in made.components:
+        for component in (*made.components, *made.holdout_components):
             console.print(f"charged as {component.name}: {component.mechanism}")
+        _show_budget(console, made.dataset, quoted)
         for note in made.notes:
             console.print(f"Note: {note}")
 
     emit(facts, as_json, show)
+
+
+def _show_budget(console: Console, dataset: str, quoted: "dict[str, Quote]") -> None:
+    if not quoted:
+        console.print(
+            f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D"
+        )
+        return
+    columns = ["part", "ε asked", "committed", "together", "left", "admitted now"]
+    rows = [
+        (part, q.asked, q.committed, q.together, q.left, "yes" if q.admitted else "NO")
+        for part, q in quoted.items()
+    ]
+    console.print(table(f"Budget of {dataset}", columns, rows, range(1, 5)))
 
 
 def _work(flops: float, seconds: float | None) -> str:

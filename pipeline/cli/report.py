@@ -13,14 +13,14 @@ from privacy.errors import InvalidRequest
 @json_option
 def report(run_id: str, as_json: bool) -> None:
     """Write the report of RUN anew, with the budget and the audit as they are now."""
-    from pipeline.engine import open_ledger
+    from pipeline.ledger_access import open_budget
     from pipeline.stages.report import PAGE, write_report
 
     home = Home.locate()
     run = home.run(run_id)
     if not run.state().is_done("synthesize"):
         raise InvalidRequest(f"run {run.run_id} has no images yet: there is nothing to report on")
-    _, budget = open_ledger(home)
+    budget = open_budget(home)
     write_report(run, budget)
     path = run.release / PAGE
 

@@ -17,6 +17,7 @@ from pipeline.run_directory import RunDirectory
 from privacy.errors import UmbraError
 
 if TYPE_CHECKING:
+    from pipeline.paid_metrics import PaidMetrics
     from pipeline.summary import Summary
 
 _SECONDS = 0.2
@@ -24,12 +25,13 @@ _SECONDS = 0.2
 
 def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) -> None:
     """Execute `run` in this process with progress on stderr, and print its summary."""
-    from pipeline.engine import execute, open_ledger
+    from pipeline.engine import execute
+    from pipeline.ledger_access import open_budget
     from pipeline.summary import summarise
 
     with _progress(run, quiet=as_json) as progress:
         execute(run, home, progress, address)
-    _, budget = open_ledger(home)
+    budget = open_budget(home)
     summary = summarise(run, home, budget)
     emit(summary.to_dict(), as_json, lambda console: _show(console, summary))
 
@@ -78,7 +80,23 @@ def _show(console: Console, summary: "Summary") -> None:
         console.print(table("Accuracy on the real holdout", columns, rows, [1, 2]))
         scores = [(name, f"{value:.4g}") for name, value in summary.scores]
         console.print(table("Likeness to the real holdout", ["metric", "value"], scores, [1]))
+    elif summary.paid:
+        _show_paid(console, summary.paid)
     elif summary.withheld:
         console.print(f"{summary.withheld}\n")
     console.print(pairs("Privacy", summary.privacy))
     console.print(pairs("Where", summary.places))
+
+
+def _show_paid(console: Console, paid: "PaidMetrics") -> None:
+    rows = [
+        (
+            name,
+            f"{100 * result.value:.1f} %",
+            f"{100 * result.low:.1f} to {100 * result.high:.1f} %",
+        )
+        for name, result in paid.classifiers.items()
+    ]
+    columns = ["classifier", "accuracy, noisy", f"{100 * paid.confidence:.0f} % interval"]
+    title = f"Accuracy on the private holdout, released for ε = {paid.epsilon:.4g}"
+    console.print(table(title, columns, rows, [1, 2]))

@@ -4,13 +4,13 @@ The actor is only a front: the authority is the database transaction behind it, 
 two clusters even, cannot grant more than there is.
 """
 
-import hashlib
 from functools import cached_property
 from typing import Any
 
 import ray
 
 from pipeline.cluster.calls import answer
+from pipeline.ledger_access import LedgerAccess
 from privacy.budget import Budget, Receipt, Settlement
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
@@ -21,17 +21,16 @@ _NAME = "umbra-budget"
 class BudgetManager:
     """Answers every process of the cluster from one ledger."""
 
-    def __init__(self, ledger_url: str, key: bytes) -> None:
-        self._opening = ledger_url, key
+    def __init__(self, access: LedgerAccess) -> None:
+        self._access = access
 
     @cached_property
     def _budget(self) -> Budget:
         # Opened by the first call and not with the actor, or what is wrong with the ledger would
         # arrive as the death of a process; and first without the key, which alone would make a new
         # ledger where another machine has a file of that name.
-        url, key = self._opening
-        Ledger.open(url)
-        return Budget(Ledger.open(url, key))
+        Ledger.open(self._access.url).close()
+        return Budget(self._access.open())
 
     def charge(
         self, reservation_id: str, component: str, steps: int, attempt: int, key: str
@@ -43,9 +42,9 @@ class BudgetManager:
         """See `Budget.settle`."""
         return self._budget.settle(reservation_id)
 
-    def next_attempt(self, reservation_id: str) -> int:
-        """See `Budget.next_attempt`."""
-        return self._budget.next_attempt(reservation_id)
+    def begin_attempt(self, reservation_id: str, key: str) -> int:
+        """See `Budget.begin_attempt`."""
+        return self._budget.begin_attempt(reservation_id, key)
 
     def remaining(self, reservation_id: str, component: str) -> int:
         """Return how many reserved steps of a component were never charged."""
@@ -53,22 +52,28 @@ class BudgetManager:
         return reserved - self._budget.charged_steps(reservation_id)[component]
 
 
-def budget_manager(ledger_url: str, key: bytes) -> Any:
+def budget_manager(access: LedgerAccess) -> Any:
     """Return the cluster's budget manager, starting it if there is none.
 
-    Clusters may serve several ledgers: the actor's name holds a digest of the URL. Calls are made
-    again if the manager dies: reading may be repeated, and a charge has its own key.
+    Clusters may serve several ledgers and people, and signing keys change: the actor's name holds
+    a digest of its access. Calls are made again if the manager dies: reading may be repeated, and
+    whatever appends has a key of its own.
     """
-    name = f"{_NAME}-{hashlib.sha256(ledger_url.encode()).hexdigest()[:12]}"
+    access = access.anywhere()
     actor = ray.remote(BudgetManager)
     return actor.options(
-        name=name,
+        name=f"{_NAME}-{access.digest()}",
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
-    ).remote(ledger_url, key)
+    ).remote(access)
+
+
+def begin_attempt(manager: Any, reservation_id: str) -> int:
+    """Begin a new attempt at a reservation and return its number."""
+    return int(answer(manager.begin_attempt.remote(reservation_id, os_key().hex())))
 
 
 class ActorMeter:

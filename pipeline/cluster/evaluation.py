@@ -14,6 +14,7 @@ from eval.frechet import feature_moments, frechet
 from eval.precision_recall import precision_recall
 from pipeline.cluster.calls import answer, contained
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
+from pipeline.reserved_content import ReservedContent
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.evaluate import Evaluate
@@ -21,7 +22,11 @@ from synth.shards import read_shards
 
 
 def evaluate(
-    spec: Spec, release: Path, traces: Path, on_task: Callable[[], None]
+    spec: Spec,
+    release: Path,
+    traces: Path,
+    on_task: Callable[[], None],
+    holdout: ReservedContent | None = None,
 ) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
 
@@ -30,6 +35,7 @@ def evaluate(
         release: folder with the synthetic images.
         traces: folder for the traces of unforeseen errors (internal).
         on_task: called whenever one of the metrics is done.
+        holdout: what the holdout has to be, where a budget was reserved for it.
 
     Returns:
         {"synthetic": {classifier: result}, "ceiling": {classifier: result}, "features": {...}},
@@ -43,11 +49,11 @@ def evaluate(
     kinds = (SYNTHETIC, CEILING)
     names = _wanted(spec).classifiers
     tasks = {
-        task.remote(traces, _classify, spec, release, kind, name): (kind, name)
+        task.remote(traces, _classify, spec, release, holdout, kind, name): (kind, name)
         for name in names
         for kind in kinds
     }
-    features = task.remote(traces, _compare_features, spec, release)
+    features = task.remote(traces, _compare_features, spec, release, holdout)
     results: dict[str, Any] = {kind: {} for kind in kinds}
     waiting = [features, *tasks]
     while waiting:
@@ -70,11 +76,13 @@ def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -
         return measure(*of)
 
 
-def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]:
+def _classify(
+    spec: Spec, release: Path, holdout: ReservedContent | None, kind: str, name: str
+) -> dict[str, Any]:
     torch.set_num_threads(1)
     evaluate = _wanted(spec)
     train = _synthetic(release) if kind == SYNTHETIC else _load(spec, spec.data.source)
-    test = _holdout(spec)
+    test = _holdout(spec, holdout)
     result = train_and_test(
         name,
         train.images,
@@ -89,12 +97,12 @@ def _classify(spec: Spec, release: Path, kind: str, name: str) -> dict[str, Any]
     return result.to_dict()
 
 
-def _compare_features(spec: Spec, release: Path) -> dict[str, Any]:
+def _compare_features(spec: Spec, release: Path, holdout: ReservedContent | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     wanted = _wanted(spec)
     path = None if wanted.features == "builtin" else wanted.features
     extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    real, synthetic = _holdout(spec).images, _synthetic(release).images
+    real, synthetic = _holdout(spec, holdout).images, _synthetic(release).images
     distance = frechet(
         extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
     )
@@ -116,9 +124,10 @@ def _wanted(spec: Spec) -> Evaluate:
     return spec.evaluate
 
 
-def _holdout(spec: Spec) -> ImageSet:
+def _holdout(spec: Spec, reserved: ReservedContent | None) -> ImageSet:
     assert spec.data.holdout is not None  # noqa: S101 - a spec with `evaluate` has one
-    return _load(spec, spec.data.holdout.source)
+    loaded = _load(spec, spec.data.holdout.source)
+    return loaded if reserved is None else reserved.checked(loaded)
 
 
 def _synthetic(release: Path) -> ImageSet:

@@ -5,7 +5,7 @@ what was spent: each start of the workers is a new attempt that charges for itse
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import save as to_safetensors
 
 from pipeline.building import build_denoiser
-from pipeline.cluster.budget_actor import ActorMeter
+from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, answer, contained
 from pipeline.cluster.capacity import per_worker
 from pipeline.cluster.first_error import first_error, raise_told
 from pipeline.cluster.workers_group import NoGroup, workers_group
+from pipeline.reserved_content import ReservedContent
 from pipeline.spec import Spec
 from privacy.collective import Collective
-from privacy.errors import DataError, UmbraError
-from privacy.fingerprint import fingerprint
+from privacy.errors import UmbraError
 from synth.atomic import write_bytes
 from synth.attempt import Attempt
 from synth.checkpoint import newest
@@ -41,8 +41,7 @@ class TrainingJob:
         spec: the run's spec.
         training: the public settings that the plan gave.
         reservation_id: what steps are charged to.
-        run_key: the run's secret, for masks and for `content`.
-        content: fingerprint under `run_key` of the records that were reserved for.
+        content: the records that were reserved for; its key, the run's secret, keys the masks too.
         checkpoints: folder for checkpoints (internal).
         traces: folder for the traces of unforeseen errors (internal).
         weights: file for the moving average's weights (released).
@@ -51,8 +50,7 @@ class TrainingJob:
     spec: Spec
     training: Training
     reservation_id: str
-    run_key: bytes = field(repr=False)
-    content: str
+    content: ReservedContent
     checkpoints: Path
     traces: Path
     weights: Path
@@ -145,8 +143,8 @@ def _train_here(
     job: TrainingJob, manager: Any, board: Any, collective: Collective, device: torch.device
 ) -> None:
     first = collective.rank == 0
-    number = answer(manager.next_attempt.remote(job.reservation_id)) if first else 0
-    attempt = Attempt.start(number, job.run_key, job.spec.privacy.seed, collective)
+    number = begin_attempt(manager, job.reservation_id) if first else 0
+    attempt = Attempt.start(number, job.content.key, job.spec.privacy.seed, collective)
     trainer = Trainer(
         job.training,
         build_denoiser(job.spec).to(device),
@@ -181,10 +179,5 @@ def _ignore(phase: str, done: int, total: int) -> None:
 def _load(job: TrainingJob, device: torch.device) -> Records:
     """Load the records again where they are used, and hold them against what was reserved."""
     data = job.spec.data
-    loaded = data.source.load(data.size, data.channels, data.classes)
-    if fingerprint(loaded.images, loaded.labels, job.run_key) != job.content:
-        raise DataError(
-            f"the data set {data.name!r} is not the one that the budget was reserved for: it "
-            "changed since this run was submitted. Restore it, or submit a new run."
-        )
+    loaded = job.content.checked(data.source.load(data.size, data.channels, data.classes))
     return Records.from_uint8(loaded.images, loaded.labels, device)

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.auditing import Audit as RunAudit
 from pipeline.metrics import CEILING, FEATURES, METRICS, SYNTHETIC
-from pipeline.promise import charged_mechanisms, epsilons
+from pipeline.paid_metrics import paid_metrics
+from pipeline.promise import charged_mechanisms, epsilons, guarantees
 from pipeline.report.facts import (
     Audit,
     Check,
@@ -33,7 +34,6 @@ from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.accounting import accountant
 from privacy.accounting.rounding import round_up
-from privacy.audit.recompute import unit_guarantee
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.ledger import Kind
 from privacy.mechanism import Mechanism
@@ -77,6 +77,7 @@ def collect(run: RunDirectory, budget: Budget, audit: RunAudit) -> ReportFacts:
         guarantee=_guarantee(budget, reservation),
         components=_components(budget, reservation),
         evaluation=_evaluation(run, spec),
+        paid=paid_metrics(run),
         audit=_audit(audit),
         provenance=_provenance(run, budget),
     )
@@ -156,18 +157,14 @@ def _curve(budget: Budget, reservation: Reservation, delta: float) -> tuple[list
 
 def _guarantee(budget: Budget, reservation: Reservation) -> Guarantee:
     k = reservation.records_per_unit
-    group: dict[str, float] = {}
-    if k > 1:
-        delta = budget.odometer(reservation.dataset).delta
-        mechanisms = list(charged_mechanisms(budget, reservation).values())
-        epsilon, group_delta = unit_guarantee(epsilons(mechanisms, delta)["rdp"], delta, k)
-        group = {"group_epsilon": epsilon, "group_delta": group_delta}
+    delta = budget.odometer(reservation.dataset).delta
+    charged = charged_mechanisms(budget, reservation).values()
     return Guarantee(
         unit=reservation.unit,
         relation=RELATION,
         records=reservation.records,
         records_per_unit=k,
-        **group,
+        others=tuple(guarantees(charged, delta, k)),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.paid_metrics import PaidMetrics
+from privacy.accounting.guarantee import Guarantee as OtherGuarantee
 from privacy.errors import InvalidRequest
 
 
@@ -99,17 +101,16 @@ class Guarantee:
         unit: the privacy unit in the singular, such as "image" or "patient".
         relation: the neighbouring relation, such as "add/remove with zero-out".
         records: N, which the relation lets be public.
-        records_per_unit: k; above one the group figures are given.
-        group_epsilon: kε, None at k = 1.
-        group_delta: k·e^{(k−1)ε}·δ, None at k = 1.
+        records_per_unit: k.
+        others: what is promised under other relations, at the same δ: to one who may replace a
+            record and, where k is above one, to a unit.
     """
 
     unit: str
     relation: str
     records: int
     records_per_unit: int = 1
-    group_epsilon: float | None = None
-    group_delta: float | None = None
+    others: tuple[OtherGuarantee, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class Provenance:
 class ReportFacts:
     """Everything on the page. `evaluation` is None when its reference is private or it was not run.
 
-    `withheld` is then the sentence shown in its place.
+    `withheld` is then the sentence shown in its place, and `paid` what was released by a charged
+    mechanism instead, if anything.
     """
 
     run: Run
@@ -203,9 +205,10 @@ class ReportFacts:
     evaluation: Evaluation | None
     audit: Audit
     provenance: Provenance
+    paid: PaidMetrics | None = None
     withheld: str = (
-        "The reference images are private, so nothing measured against them leaves the run. The "
-        "figures stay in its internal folder."
+        "The reference images are private, so nothing measured against them leaves the run "
+        "unless it is paid for. The figures stay in its internal folder."
     )
 
     def __post_init__(self) -> None:

@@ -46,10 +46,13 @@ class Spec(Section):
         return self
 
     def canonical_json(self) -> str:
-        """One line of JSON, keys sorted, defaults written out."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        """One line of JSON, keys sorted, defaults left out.
+
+        A later version may know further fields: with their defaults left out, the spec of an old
+        run still has the hash that it was submitted under.
+        """
+        chosen = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of `canonical_json()`."""
@@ -105,6 +108,12 @@ def _synthesis_findings(spec: Spec) -> Iterator[FieldError]:
 
 
 def _evaluation_findings(spec: Spec) -> Iterator[FieldError]:
-    if spec.evaluate is not None and spec.data.holdout is None:
+    evaluate, holdout = spec.evaluate, spec.data.holdout
+    if evaluate is None:
+        return
+    if holdout is None:
         expected = "data.holdout with real images to test on (or no section evaluate)"
         yield FieldError(("evaluate",), expected, "no data.holdout")
+    elif evaluate.release is not None and holdout.public:
+        expected = "no release, for figures against a public holdout are released as they are"
+        yield FieldError(("evaluate", "release"), expected, f"{evaluate.release!r}")

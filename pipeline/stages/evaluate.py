@@ -2,18 +2,28 @@
 
 Figures against private images stay in `internal/`. Against a public reference they are released;
 the ceiling needs the training images themselves, so it is released only where those are public.
+Against a private reference noisy counts are released where the spec pays for them.
 """
 
+from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
+from pipeline.cluster.calls import answer
 from pipeline.cluster.evaluation import evaluate
 from pipeline.metrics import METRICS, flat, releasable
+from pipeline.paid_metrics import DP_METRICS, PaidMetrics, release
+from pipeline.reserved_content import HOLDOUT, ReservedContent
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from synth.atomic import write_json
 
+FORFEITED = (
+    "the figures on the holdout were charged for and lost in a crash: they are not released, for "
+    "the same charge pays for no second draw"
+)
+
 
 class Evaluate:
-    """Leaves `metrics.json` in `release/` or `internal/`, as the reference allows."""
+    """Leaves `metrics.json` in `release/` or `internal/`, and `dp-metrics.json` if paid for."""
 
     name = "evaluate"
 
@@ -22,11 +32,34 @@ class Evaluate:
         spec, run = context.spec, context.run
         if spec.evaluate is None:
             return
+        paying = run.state().holdout_reservation_id
+        holdout = ReservedContent.of(run, spec.data.name, HOLDOUT) if paying else None
         tasks = 2 * len(spec.evaluate.classifiers) + 1
         with context.progress.stage("evaluate", tasks) as stage:
-            results = evaluate(spec, run.release, run.internal / TRACES, stage.advance)
+            internal = run.internal / TRACES
+            results = evaluate(spec, run.release, internal, stage.advance, holdout)
         write_json(run.internal / METRICS, results)
         released = releasable(spec, results)
         if released:
             write_json(run.release / METRICS, released)
             tracked.metrics(Release.evaluation(flat(released), reference="public"))
+        if paying and not (run.release / DP_METRICS).exists():
+            paid = _pay(context, paying, results)
+            if paid is None:
+                run.update(message=FORFEITED)
+                return
+            write_json(run.release / DP_METRICS, paid.to_dict())
+            tracked.metrics(Release.paid(paid.flat()))
+
+
+def _pay(context: Context, reservation_id: str, results: dict[str, object]) -> PaidMetrics | None:
+    """Charge the holdout's reservation, then draw; None where it was charged by a lost attempt."""
+    lost = any(context.budget.charged_steps(reservation_id).values())
+    reservation = context.budget.reservation(reservation_id)
+    if not lost:
+        attempt = begin_attempt(context.manager, reservation_id)
+        meter = ActorMeter(context.manager, reservation_id, attempt)
+        for part in reservation.plan:
+            meter.charge(part.name, part.mechanism.steps)
+    answer(context.manager.settle.remote(reservation_id))
+    return None if lost else release(results, reservation)

@@ -2,29 +2,23 @@
 
 from pathlib import Path
 
+from pipeline.building import build_training
 from pipeline.cluster.calls import answer
 from pipeline.cluster.progress_board import progress_board, shown
 from pipeline.cluster.training import TrainingJob, train
-from pipeline.ingest import CONTENT, RUN_KEY
 from pipeline.promise import charged_mechanisms, epsilons
-from pipeline.spec import Spec
+from pipeline.reserved_content import TRAIN, ReservedContent
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from privacy.budget import Reservation
-from privacy.dp_sgd import DPSGD
 from privacy.errors import IntegrityBroken
-from privacy.keys import load_or_create_key
-from privacy.mechanism import SubsampledGaussian
 from synth.checkpoint import newest
-from synth.training import PRIVATE, Training
-from synth.warmup import Warmup
+from synth.training import PRIVATE
 
 CHECKPOINTS = "checkpoints"
 MODEL = Path("model")
 WEIGHTS = MODEL / "weights.safetensors"
-_MICRO_BATCH = 64
 
 
 class Train:
@@ -38,13 +32,12 @@ class Train:
         if note := _skipped(run.internal / CHECKPOINTS):
             run.update(message=note)
         reservation = context.budget.reservation(context.reservation_id)
-        training = training_of(spec, reservation)
+        training = build_training(spec, reservation)
         job = TrainingJob(
             spec=spec,
             training=training,
             reservation_id=context.reservation_id,
-            run_key=load_or_create_key(run.internal / RUN_KEY),
-            content=(run.internal / CONTENT).read_text(),
+            content=ReservedContent.of(run, spec.data.name, TRAIN),
             checkpoints=run.internal / CHECKPOINTS,
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
@@ -76,34 +69,6 @@ def _skipped(checkpoints: Path) -> str:
             "never charged; or submit a new run"
         )
     return "; ".join(search.skipped)
-
-
-def training_of(spec: Spec, reservation: Reservation) -> Training:
-    """Return the settings of `synth.training`: what was reserved, as the spec wants it trained.
-
-    The mechanism is the reservation's: another version of a library might calibrate another σ
-    from the same spec, and then a resumed run would be charged for one and take steps with another.
-    """
-    train, mechanism = spec.train, reservation.component(PRIVATE).mechanism
-    assert isinstance(mechanism, SubsampledGaussian)  # noqa: S101
-    return Training(
-        dpsgd=DPSGD(
-            reservation.records,
-            mechanism.sampling_probability,
-            mechanism.noise_multiplier,
-            spec.privacy.clip_norm,
-        ),
-        steps=mechanism.steps,
-        views=train.views,
-        learning_rate=train.learning_rate,
-        ema=train.ema,
-        label_dropout=spec.model.label_dropout,
-        classes=len(spec.data.classes),
-        charge_block=train.charge_block,
-        checkpoint_every=train.checkpoint_every,
-        micro_batch=train.micro_batch or _MICRO_BATCH,
-        warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
-    )
 
 
 def _spent(context: Context) -> dict[str, float]:

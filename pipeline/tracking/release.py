@@ -28,6 +28,9 @@ _EVALUATION_PATTERN = re.compile(
     rf"(?:{_WORD}\.(?:accuracy|ceiling|class\.\d+)"
     rf"|fid|frechet_{_WORD}|precision|recall|density|coverage)"
 )
+_PAID_PATTERN = re.compile(
+    rf"(?:{_WORD}\.accuracy(?:_low|_high)?|class\.\d+\.count(?:_low|_high)?|epsilon)"
+)
 _STAGE_PATTERN = re.compile(_WORD)
 PUBLIC = "public"
 
@@ -36,8 +39,8 @@ PUBLIC = "public"
 class Release:
     """Numbers that may be shown to anyone, by full metric name; made by the factories only.
 
-    The factories add the section's prefix (`plan.`, `spent.`, `eval.`, `time.`) and refuse names
-    outside its list. Error texts quote names, never values.
+    The factories add the section's prefix (`plan.`, `spent.`, `eval.`, `dp.`, `time.`) and refuse
+    names outside its list. Error texts quote names, never values.
     """
 
     values: Mapping[str, float]
@@ -94,6 +97,16 @@ class Release:
             )
         return cls(_prefixed("eval", values))
 
+    @classmethod
+    def paid(cls, values: Mapping[str, float]) -> Self:
+        """Noisy figures against a private reference, released by a charged mechanism.
+
+        Args:
+            values: `<classifier>.accuracy`, `class.<k>.count`, both also with `_low` and `_high`
+                for the interval, and `epsilon`, which paid for all of them.
+        """
+        return cls(_prefixed("dp", values))
+
 
 def _prefixed(section: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{section}.{name}": value for name, value in values.items()}
@@ -104,14 +117,8 @@ def _is_public(name: str) -> bool:
     if name == "rows":
         return True
     section, _, rest = name.partition(".")
-    match section:
-        case "plan":
-            return rest in PLAN_NAMES
-        case "spent":
-            return rest in SPENT_NAMES
-        case "time":
-            return _STAGE_PATTERN.fullmatch(rest) is not None
-        case "eval":
-            return _EVALUATION_PATTERN.fullmatch(rest) is not None
-        case _:
-            return False
+    names = {"plan": PLAN_NAMES, "spent": SPENT_NAMES}
+    patterns = {"time": _STAGE_PATTERN, "eval": _EVALUATION_PATTERN, "dp": _PAID_PATTERN}
+    if section in patterns:
+        return patterns[section].fullmatch(rest) is not None
+    return rest in names.get(section, ())

@@ -8,9 +8,11 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from privacy.bottom_k import DIGEST_DIGITS
 from privacy.budget import Budget, Component
+from privacy.fingerprint import Content
 from privacy.keys import load_or_create_key
-from privacy.keystream import KEY_BYTES, os_key
+from privacy.keystream import os_key
 from privacy.ledger import Ledger
 from privacy.mechanism import SubsampledGaussian
 from privacy.noise import SecureGaussian, privatize
@@ -81,15 +83,15 @@ def charger(folder: Path, q: float, records: int) -> Callable[[], object]:
     reservation = budget.reserve(
         "bench",
         "bench",
-        bytes(KEY_BYTES).hex(),
-        records,
+        Content("bench", records, ("0" * DIGEST_DIGITS,)),
         "image",
         records_per_unit=1,
         plan=[Component(_COMPONENT, SubsampledGaussian(q, 10.0, _STEPS))],
         void=False,
         idempotency_key="bench",
     )
-    return lambda: budget.charge(reservation.id, _COMPONENT, 1, 1, uuid4().hex)
+    attempt = budget.begin_attempt(reservation.id, "bench")
+    return lambda: budget.charge(reservation.id, _COMPONENT, 1, attempt, uuid4().hex)
 
 
 def committer(folder: Path) -> Callable[[], object]:

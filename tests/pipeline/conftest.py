@@ -11,12 +11,12 @@ import pytest
 from pipeline.exporting import export_run
 from pipeline.home import Home
 from pipeline.ingest import ingest
+from pipeline.ledger_access import LedgerAccess
 from pipeline.metrics import METRICS, releasable
 from pipeline.plan import plan
 from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget
-from privacy.keys import load_or_create_key
 from privacy.ledger import Ledger
 from synth.manifest import Manifest
 from synth.shards import plan_shards, write_shard
@@ -62,12 +62,16 @@ class House:
     home: Home
 
     @property
+    def access(self) -> LedgerAccess:
+        return LedgerAccess.of(self.home)
+
+    @property
     def key(self) -> bytes:
-        return load_or_create_key(self.home.key_path)
+        return self.access.key
 
     @property
     def budget(self) -> Budget:
-        return Budget(Ledger.open(self.home.ledger_url, self.key))
+        return Budget(self.access.open())
 
     def kinds(self) -> list[str]:
         """The kinds of the ledger's rows."""
@@ -79,13 +83,20 @@ class House:
         ingest(run, spec, plan(spec, trial=False), self.key, self.budget)
         return run
 
+    def charge(self, run: RunDirectory, component: str, steps: int) -> None:
+        """Charge some steps, as a first attempt that died would have."""
+        reserved = run.state().reservation_id
+        attempt = self.budget.begin_attempt(reserved, "attempt-1")
+        self.budget.charge(reserved, component, steps, attempt, "first")
+
     def finish(self, run: RunDirectory) -> RunDirectory:
         """Charge, settle and make random images and made-up metrics, as the stages would."""
         spec, reserved = run.spec(), run.state().reservation_id
         run.begin()
         budget = self.budget
+        attempt = budget.begin_attempt(reserved, "attempt-1")
         for part in budget.reservation(reserved).plan:
-            budget.charge(reserved, part.name, part.mechanism.steps, 1, f"all-{part.name}")
+            budget.charge(reserved, part.name, part.mechanism.steps, attempt, f"all-{part.name}")
         budget.settle(reserved)
         run.finish_stage("train", 3.0)
         _write_images(run, spec)

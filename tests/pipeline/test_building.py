@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.building import Recipe, build_denoiser, build_guided, build_sampler
+from pipeline.building import (
+    Recipe,
+    build_denoiser,
+    build_guided,
+    build_sampler,
+    build_training,
+)
 from pipeline.spec import Spec
 from synth.denoisers import EDM, VE, VP, V
 from synth.samplers import DDIM, Churn, StochasticDDIM
@@ -90,3 +96,13 @@ def test_recipe_builds_the_same_after_a_trip_through_json() -> None:
     state, other = build_denoiser(recipe).state_dict(), build_denoiser(spec).state_dict()
     assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in other.items()}
     assert "source" not in Recipe.of(spec).model_dump_json()
+
+
+def test_what_is_trained_is_what_was_reserved(house, blots_spec):
+    """Not what the spec would calibrate to under this version of the accountants."""
+    run = house.reserve(blots_spec())
+    reservation = house.budget.reservation(run.state().reservation_id)
+    mechanism = reservation.component("dp-sgd").mechanism
+    training = build_training(run.spec(), reservation)
+    assert training.dpsgd.mechanism(training.steps) == mechanism
+    assert (training.dpsgd.records, training.steps, training.views) == (40, 4, 2)

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from pipeline.home import Home
-from pipeline.ingest import RUN_KEY
+from pipeline.reserved_content import RUN_KEY
 from privacy.budget import Budget
 from privacy.ledger import Kind, Ledger
 from synth.checkpoint import newest
@@ -319,7 +319,7 @@ def test_the_report_is_one_page(run):
 
 def test_released_files_hold_no_secret(run):
     """Neither the run's key nor the fingerprint leaves internal/."""
-    secrets = [(run.internal / RUN_KEY).read_bytes(), (run.internal / "content").read_bytes()]
+    secrets = [(run.internal / RUN_KEY).read_bytes(), (run.internal / "train-content").read_bytes()]
     secrets += [secret.hex().encode() for secret in secrets]
     for path in run.release.rglob("*"):
         data = path.read_bytes() if path.is_file() else b""

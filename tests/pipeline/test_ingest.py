@@ -11,7 +11,7 @@ from privacy.fingerprint import fingerprint
 
 def test_it_reserves_for_exactly_these_records(house, blots_spec):
     run = house.reserve(blots_spec())
-    assert house.kinds() == ["genesis", "declare", "bind", "reserve"]
+    assert house.kinds() == ["genesis", "declare", "partition", "reserve"]
     (row,) = house.budget.ledger.rows(reservation=run.state().reservation_id)
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
     assert row.content["fingerprint"] == fingerprint(loaded.images, loaded.labels, house.key)
@@ -26,7 +26,7 @@ def test_workers_can_tell_the_data_without_the_homes_key(house, blots_spec):
     run_key = (run.internal / "run.key").read_bytes()
     assert run_key != house.key
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
-    content = (run.internal / "content").read_text()
+    content = (run.internal / "train-content").read_text()
     assert content == fingerprint(loaded.images, loaded.labels, run_key)
 
 

@@ -11,7 +11,7 @@ def test_it_counts_what_was_charged_not_what_was_planned(house, blots_spec):
     budget, reserved = house.budget, run.state().reservation_id
     nothing = promise(budget, reserved)
     assert nothing["epsilon"] == {} and nothing["mechanisms"] == []
-    budget.charge(reserved, "dp-sgd", 3, 1, "first")
+    house.charge(run, "dp-sgd", 3)
     said = promise(budget, reserved)
     (mechanism,) = charged_mechanisms(budget, budget.reservation(reserved)).values()
     assert mechanism.steps == 3
@@ -23,7 +23,7 @@ def test_it_counts_what_was_charged_not_what_was_planned(house, blots_spec):
 def test_it_names_the_rows_it_rests_on(house, blots_spec):
     run = house.reserve(blots_spec())
     budget, reserved = house.budget, run.state().reservation_id
-    budget.charge(reserved, "dp-sgd", 3, 1, "first")
+    house.charge(run, "dp-sgd", 3)
     said = promise(budget, reserved)
     assert said["head_hash"] == str(budget.ledger.head())
     assert said["ledger_id"] == budget.ledger.ledger_id
@@ -41,12 +41,22 @@ def test_a_unit_of_several_records_is_not_promised_what_one_record_is(house, blo
     unit = "  delta: 1e-3\n  unit: patient\n  records_per_unit: 2"
     run = house.reserve(blots_spec(("  delta: 1e-3", unit)))
     budget, reserved = house.budget, run.state().reservation_id
-    budget.charge(reserved, "dp-sgd", 1, 1, "first")
+    house.charge(run, "dp-sgd", 1)
     said = promise(budget, reserved)
     assert said["records_per_unit"] == 2
-    assert said["unit"].startswith("one record; one patient has up to 2 and is promised ε = ")
-    stated = float(said["unit"].split("ε = ")[1].split(",")[0])
-    assert stated == pytest.approx(2 * said["epsilon"]["rdp"], abs=1e-3)
+    assert said["unit"] == "one record (one patient has up to 2)"
+    replaced, owned = said["guarantees"]
+    assert (replaced["relation"], replaced["records"]) == ("replace one record", 1)
+    assert (owned["relation"], owned["records"]) == ("add or remove up to 2 records", 2)
+    for each in (replaced, owned):
+        assert each["delta"] == said["delta"] and each["method"]
+        assert said["epsilon"]["pld"] < each["epsilon"]
+
+
+def test_a_void_run_promises_nothing_beside(house, blots_spec):
+    run = house.reserve(blots_spec(("  delta: 1e-3", "  delta: 1e-3\n  seed: 3")))
+    house.charge(run, "dp-sgd", 1)
+    assert promise(house.budget, run.state().reservation_id)["guarantees"] == []
 
 
 def test_bounds_are_rounded_up():

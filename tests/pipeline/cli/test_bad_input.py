@@ -190,7 +190,7 @@ def test_other_data_under_the_same_name(umbra, finished, no_ray, write_spec, npz
     before = house.kinds()
     result = umbra("submit", write_spec(npz(IMAGES, LABELS)))
     assert result.code == 3
-    assert "'blots' stands for other content" in result.err
+    assert "'blots' (part 'train') stands for other content" in result.err
     assert house.kinds() == before
 
 
@@ -248,7 +248,7 @@ def test_a_disk_that_fills_up_at_ingest(refused, write_spec, monkeypatch):
     def full(path, data):
         raise UmbraError(f"cannot write {path}: the disk is full")
 
-    monkeypatch.setattr("pipeline.ingest.write_bytes", full)
+    monkeypatch.setattr("pipeline.reserved_content.write_bytes", full)
     refused(write_spec(), 1, "the disk is full")
 
 

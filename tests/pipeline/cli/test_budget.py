@@ -1,5 +1,7 @@
 import pytest
 
+from privacy.errors import BudgetRefused
+
 
 def test_declare_and_show(umbra):
     result = umbra("budget", "declare", "digits", "--epsilon", "10", "--delta", "1e-4", "--json")
@@ -12,6 +14,8 @@ def test_declare_and_show(umbra):
         "reserved": 0.0,
         "left": 10.0,
         "open_reservations": 0,
+        "partitions": {},
+        "closed": False,
     }
     assert (result.code, result.json, result.err) == (0, [expected], "")
     assert umbra("budget", "show", "--json").json == [expected]
@@ -81,3 +85,31 @@ def test_a_budget_does_not_change(umbra, house):
     same = umbra("budget", "declare", "blots", "--epsilon", "8.5", "--delta", "1e-3")
     assert same.code == 0
     assert house.kinds().count("declare") == 1
+
+
+def test_history_tells_who_did_what_and_when(umbra, finished):
+    house, run = finished
+    rows = umbra("budget", "history", "blots", "--json").json
+    assert [row["kind"] for row in rows] == [
+        *("declare", "partition", "reserve", "attempt", "charge", "settle"),
+    ]
+    assert {row["author"] for row in rows} == {house.home.author}
+    shown = umbra("budget", "history", "blots").out
+    assert run.run_id in shown and house.home.author in shown and "charged 4 steps" in shown
+    assert umbra("budget", "history", "nobody").code == 3
+
+
+def test_a_closed_budget_admits_nothing_more(umbra, house, blots_spec):
+    result = umbra("budget", "close", "blots", "--json")
+    assert result.code == 0 and result.json[0]["closed"] is True
+    assert "closed" in umbra("budget", "show").out
+    with pytest.raises(BudgetRefused, match="closed"):
+        house.reserve(blots_spec())
+
+
+def test_an_officer_accepts_an_overlap(umbra, house):
+    house.budget.declare("more", 1.0, 1e-5)
+    result = umbra("budget", "accept-overlap", "more", "blots", "--json")
+    assert result.code == 0 and [each["name"] for each in result.json] == ["more", "blots"]
+    assert umbra("budget", "accept-overlap", "more", "nobody").code == 3
+    assert umbra("budget", "accept-overlap", "more", "more").code == 2

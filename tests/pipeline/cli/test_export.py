@@ -33,7 +33,7 @@ def test_for_a_person(umbra, finished, tmp_path):
     [
         (lambda out: (out.mkdir(), (out / "x").touch()), [], "is not empty"),
         (lambda out: out.touch(), [], "is not a folder"),
-        (lambda out: None, ["--format", "gif"], "one of parquet, images, webdataset, npz was expected"),
+        (lambda out: None, ["--format", "gif"], "one of parquet, images, webdataset, npz was"),
     ],
 )
 def test_refused(umbra, finished, tmp_path, prepare, arguments, told):

@@ -92,7 +92,7 @@ def test_giving_up_keeps_what_was_charged(umbra, house, blots_spec):
     run = house.reserve(blots_spec())
     reserved = run.state().reservation_id
     part = house.budget.reservation(reserved).plan[-1]
-    house.budget.charge(reserved, part.name, 1, 1, "one")
+    house.charge(run, part.name, 1)
     said = umbra("cancel", "--give-up", run.run_id, "--json").json["refunded"]
     assert said[part.name] == part.mechanism.steps - 1
     assert house.budget.odometer("blots").spent > 0

@@ -1,7 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
-from pipeline.cluster.budget_actor import ActorMeter, BudgetManager, budget_manager
-from pipeline.cluster.calls import answer
+from pipeline.cluster.budget_actor import (
+    ActorMeter,
+    BudgetManager,
+    begin_attempt,
+    budget_manager,
+)
+from pipeline.ledger_access import LedgerAccess
 from privacy.budget import StepsExhausted
 from privacy.errors import LedgerUnavailable
 
@@ -18,36 +25,53 @@ def reserved(house, blots_spec):
 
 @pytest.fixture
 def manager(embedded, house):
-    return budget_manager(house.home.ledger_url, house.key)
+    return budget_manager(house.access)
 
 
 def test_a_meter_charges_the_ledger_through_the_manager(house, reserved, manager):
-    meter = ActorMeter(manager, reserved, 1)
+    meter = ActorMeter(manager, reserved, begin_attempt(manager, reserved))
     head = meter.charge(COMPONENT, 3)
     assert head == str(house.budget.ledger.head())
     assert house.budget.charged_steps(reserved) == {COMPONENT: 3}
     assert meter.remaining(COMPONENT) == STEPS - 3
-    assert answer(manager.next_attempt.remote(reserved)) == 2
+    assert begin_attempt(manager, reserved) == 2
 
 
 def test_a_refusal_arrives_as_it_was_raised(reserved, manager):
     with pytest.raises(StepsExhausted) as refused:
-        ActorMeter(manager, reserved, 1).charge(COMPONENT, STEPS + 1)
+        attempt = begin_attempt(manager, reserved)
+        ActorMeter(manager, reserved, attempt).charge(COMPONENT, STEPS + 1)
     assert refused.value.exit_code == 3
 
 
 def test_one_manager_serves_a_ledger(manager, house):
-    again = budget_manager(house.home.ledger_url, house.key)
+    again = budget_manager(house.access)
     assert again._actor_id == manager._actor_id
 
 
 def test_a_ledger_that_is_gone_is_told_as_such(embedded, tmp_path, house):
-    lost = budget_manager(f"sqlite:///{tmp_path / 'lost.db'}", house.key)
+    lost = budget_manager(replace(house.access, url=f"sqlite:///{tmp_path / 'lost.db'}"))
     with pytest.raises(LedgerUnavailable):
-        answer(lost.next_attempt.remote("r-1"))
+        begin_attempt(lost, "r-1")
     assert not (tmp_path / "lost.db").exists()
 
 
-def test_a_key_does_not_show_in_the_manager():
-    manager = BudgetManager("sqlite:///ledger.db", b"k" * 32)
-    assert "kkkk" not in repr(manager)
+def test_secrets_do_not_show_in_the_manager():
+    access = LedgerAccess("postgresql://me:swordfish@db/umbra", b"k" * 32, "me", b"s" * 32)
+    shown = repr(access) + repr(BudgetManager(access)) + access.digest()
+    assert not any(secret in shown for secret in ("kkkk", "ssss", "swordfish"))
+
+
+def test_a_manager_of_another_access_is_another_manager(house):
+    access = house.access
+    others = [
+        replace(access, author="somebody else"),
+        replace(access, signing_key=b"s" * 32),
+        replace(access, url="sqlite:///other.db"),
+    ]
+    assert len({each.digest() for each in (access, *others)}) == 4
+
+
+def test_only_a_ledger_on_this_machine_takes_the_witness_along(house):
+    assert house.access.anywhere().witness == house.home.witness_path
+    assert replace(house.access, url="postgresql://db/umbra").anywhere().witness is None

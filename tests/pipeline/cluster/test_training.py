@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import pipeline.cluster.training as subject
-from pipeline.building import build_denoiser
+from pipeline.building import build_denoiser, build_training
 from pipeline.cluster.budget_actor import budget_manager
 from pipeline.cluster.progress_board import progress_board
 from pipeline.cluster.training import TrainingJob, train
-from pipeline.ingest import CONTENT, RUN_KEY
-from pipeline.stages.train import training_of
+from pipeline.reserved_content import TRAIN, ReservedContent
 from privacy.errors import BudgetRefused, DataError, UmbraError
-from privacy.keys import load_or_create_key
 from synth.checkpoint import newest
 
 STEPS = 4
@@ -32,10 +30,9 @@ def prepare(house, blots_spec):
         spec, reserved = run.spec(), run.state().reservation_id
         return TrainingJob(
             spec=spec,
-            training=training_of(spec, house.budget.reservation(reserved)),
+            training=build_training(spec, house.budget.reservation(reserved)),
             reservation_id=reserved,
-            run_key=load_or_create_key(run.internal / RUN_KEY),
-            content=(run.internal / CONTENT).read_text(),
+            content=ReservedContent.of(run, "blots", TRAIN),
             checkpoints=run.internal / "checkpoints",
             traces=run.internal / "traces",
             weights=run.release / "model" / "weights.safetensors",
@@ -47,7 +44,7 @@ def prepare(house, blots_spec):
 @pytest.fixture
 def start(embedded, house, tmp_path):
     def run(job):
-        manager = budget_manager(house.home.ledger_url, house.key)
+        manager = budget_manager(house.access)
         train(job, job.reservation_id, tmp_path / "ray-train", manager, progress_board())
 
     return run
@@ -125,7 +122,7 @@ def test_what_travels_to_workers_holds_no_image(prepare, blots):
     images = np.load(blots / "train.npz")["images"]
     assert len(sent) < images.nbytes * 2
     assert not any(image.tobytes()[:16] in sent for image in images)
-    assert job.run_key not in repr(job).encode()
+    assert job.content.key not in repr(job).encode()
 
 
 class _Dead(Exception):

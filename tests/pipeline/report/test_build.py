@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pipeline.paid_metrics import PaidMetrics
 from pipeline.report import ReportFacts, build_report
-from pipeline.report.facts import Audit, Check, ClassImages
+from pipeline.report.facts import Audit, Check, ClassImages, OtherGuarantee
 from privacy.errors import InvalidRequest
+from privacy.noisy_counts import NoisyAccuracy, NoisyCount
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 SHAPES = {"circle", "line", "path", "rect"}
@@ -170,10 +172,26 @@ def test_void_banner_and_no_promise(facts: ReportFacts) -> None:
 
 
 def test_group_privacy_is_stated(facts: ReportFacts) -> None:
-    group = replace(facts.guarantee, records_per_unit=3, group_epsilon=28.93, group_delta=0.0241)
+    others = (
+        OtherGuarantee("replace one record", 1, 17.125, 1e-4, "PLD"),
+        OtherGuarantee("add or remove up to 3 records", 3, 28.93, 1e-4, "PLD of a mixture"),
+    )
+    group = replace(facts.guarantee, records_per_unit=3, others=others)
     page = Page(build_report(replace(facts, guarantee=group)))
-    assert "28.93" in page.text
-    assert "may have 3 records" in page.text
+    assert "one who may replace one record the same computation has ε = 17.13" in page.text
+    assert "add or remove up to 3 records, as one" in page.text and "28.93" in page.text
+
+
+def test_what_was_paid_for_stands_where_the_evaluation_would(facts: ReportFacts) -> None:
+    accuracy = NoisyAccuracy(0.8125, 0.78, 0.84, 0.75, 0.87, 0.95)
+    counts = (NoisyCount(1234, 1200, 1268, 0.95), *([NoisyCount(7, 0, 41, 0.95)] * 9))
+    paid = PaidMetrics(359, 0.5, 0.95, {"mlp": accuracy}, counts)
+    page = Page(build_report(replace(facts, evaluation=None, paid=paid)))
+    assert "cost ε = 0.50" in page.text
+    assert "81.2" in page.text and re.search(r"78\.0\s% to 84\.0\s%", page.text)
+    assert "1,200 to 1,268" in page.text
+    unpaid = Page(build_report(replace(facts, evaluation=None)))
+    assert "tested on private real ones" not in unpaid.text
 
 
 def test_run_that_was_charged_nothing(facts: ReportFacts) -> None:

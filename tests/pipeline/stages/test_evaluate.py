@@ -17,8 +17,8 @@ def measured(house, blots_spec, context, tracked, monkeypatch):
         for folder in (made.internal, made.release):
             (folder / subject.METRICS).unlink(missing_ok=True)
 
-        def evaluate(spec, release, traces, on_task):
-            assert (release, traces.parent) == (made.release, made.internal)
+        def evaluate(spec, release, traces, on_task, holdout):
+            assert (release, traces.parent, holdout) == (made.release, made.internal, None)
             for _ in range(2 * len(spec.evaluate.classifiers) + 1):
                 on_task()
             return results

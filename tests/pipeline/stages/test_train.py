@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.stages.train import _skipped, training_of
+from pipeline.stages.train import _skipped
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import Checkpoint, save
 
@@ -35,13 +35,3 @@ def test_with_no_sound_one_left_training_does_not_begin_anew_by_itself(checkpoin
         _skipped(checkpoints)
     assert broken.value.exit_code == 4
     assert "step-000002" in str(broken.value) and "step-000004" in str(broken.value)
-
-
-def test_what_is_trained_is_what_was_reserved(house, blots_spec):
-    """Not what the spec would calibrate to under this version of the accountants."""
-    run = house.reserve(blots_spec())
-    reservation = house.budget.reservation(run.state().reservation_id)
-    mechanism = reservation.component("dp-sgd").mechanism
-    training = training_of(run.spec(), reservation)
-    assert training.dpsgd.mechanism(training.steps) == mechanism
-    assert (training.dpsgd.records, training.steps, training.views) == (40, 4, 2)
