@@ -5,14 +5,8 @@ import pytest
 
 from pipeline.auditing import audit
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
-from privacy.ledger import Head
+from privacy.ledger import Head, Ledger
 from synth.checkpoint import Checkpoint, save
-
-
-@pytest.fixture
-def exported(finished, tmp_path):
-    house, run = finished
-    return house, run, house.export(run, tmp_path / "out")
 
 
 def sentences(house, subject=None):
@@ -120,6 +114,10 @@ def test_an_export_with_another_manifest(exported):
             "does not state the mechanisms",
         ),
         (lambda s: {"certified_by": "me"}, "which an export does not have"),
+        (lambda s: {"guarantees": []}, "other guarantees"),
+        (lambda s: {"guarantees": [{**s["guarantees"][0], "epsilon": 0.5}]}, "other guarantees"),
+        (lambda s: {"guarantees": [{**s["guarantees"][0], "records": 9}]}, "other guarantees"),
+        (lambda s: {"guarantees": ["all"]}, "other guarantees"),
         (lambda s: {"reservation": "r-1"}, "no reservation"),
         (lambda s: {"head_hash": "5:" + "0" * 64}, "history changed"),
         (lambda s: {"head_hash": "x"}, "names no head"),
@@ -165,12 +163,15 @@ def test_a_ledger_cut_off_before_the_reservation(exported, tamper):
 
 
 def test_a_ledger_that_was_made_anew(exported):
-    """Its chain is perfect and its budgets are full again; the runs remember."""
+    """Its chain is perfect and its budgets are full again; the runs remember, as the home does."""
     house, run, folder = exported
-    for path in house.home.path.glob("ledger.db*"):
+    witness = house.home.witness_path.read_text()
+    for path in (house.home.witness_path, *house.home.path.glob("ledger.db*")):
         path.unlink()
     house.budget.declare("blots", 8.5, 1e-3)
     assert any("history changed" in s or "gone" in s for s in sentences(house))
+    house.home.witness_path.write_text(witness)
+    assert any("used the ledger" in sentence for sentence in sentences(house))
     assert any("no reservation" in sentence for sentence in sentences(house, run.run_id))
     with pytest.raises(InvalidRequest, match="was exported under ledger"):
         audit(house.home, str(folder))
@@ -265,3 +266,63 @@ def test_it_is_plain_json(exported):
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
     assert record["ok"] is True
     assert Head(**record["ledger"]["head"]) == house.budget.ledger.head()
+
+
+def test_a_rollback_that_no_run_remembers(house, tamper):
+    """A declaration is in no run's folder; the home's own witness knows it."""
+    head = house.budget.ledger.head()
+    house.budget.declare("other", 1.0, 1e-3)
+    assert sentences(house) == []
+    cut_off(tamper, house, head.seq)
+    (sentence,) = sentences(house)
+    assert f"row {head.seq + 1}, which is gone" in sentence
+
+
+def signed(house):
+    """Sign the house's ledger from now on; return the public key."""
+    return Ledger.open(house.home.ledger_url, house.key).start_signing(bytes(range(32)))
+
+
+def test_signatures_are_held_against_a_key_from_elsewhere(exported, tmp_path):
+    house, run, folder = exported
+    assert audit(house.home).signed_by is None
+    key = signed(house)
+    (tmp_path / "key.pub").write_text(key + "\n")
+    for subject in (None, run.run_id, str(folder)):
+        found = audit(house.home, subject, str(tmp_path / "key.pub"))
+        assert (found.ok, found.signed_by) == (True, key)
+        assert audit(house.home, subject, key).ok
+        assert not audit(house.home, subject, "ab" * 32).ok
+    with pytest.raises(InvalidRequest):
+        audit(house.home, public_key="not a key")
+
+
+def test_a_ledger_that_nobody_signed_does_not_pass_as_signed(exported):
+    house, run, folder = exported
+    for subject in (None, run.run_id, str(folder)):
+        assert not audit(house.home, subject, "ab" * 32).ok
+
+
+def test_a_run_that_pays_for_its_holdout_too(house, blots_spec):
+    run = house.reserve(
+        blots_spec(
+            ("    public: true\n", "    public: false\n"),
+            ("classifiers: [logreg, mlp]", "classifiers: [logreg]\n  release: dp"),
+        )
+    )
+    assert sentences(house, run.run_id) == []
+    parts = {r.partition for r in audit(house.home, run.run_id).ledger.reservations}
+    assert parts == {"train", "holdout"}
+    run.update(holdout_reservation_id="r-1")
+    assert sentences(house, run.run_id) == [
+        "the ledger holds no reservation r-1, which the run names"
+    ]
+
+
+def test_the_ledger_says_who_and_what_left(exported):
+    house, run, folder = exported
+    (reservation,) = audit(house.home, run.run_id).ledger.reservations
+    assert (reservation.run_id, reservation.author) == (run.run_id, house.home.author)
+    manifest = json.loads((folder / "privacy.json").read_text())["manifest_sha256"]
+    assert reservation.exports == (manifest,)
+    assert reservation.charged == reservation.reserved == {"dp-sgd": 4}

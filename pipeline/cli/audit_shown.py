@@ -1,0 +1,196 @@
+"""What the verbs of `umbra audit` show to a person."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from pipeline.cli.output import pairs, printable, table
+
+if TYPE_CHECKING:
+    from pipeline.auditing import Audit
+    from pipeline.auditing.release import ReleaseAudit
+    from pipeline.auditing.run import RunAudit
+    from privacy.audit import LedgerAudit
+    from privacy.audit.mechanism import MechanismAudit
+
+
+def show_ledger(console: Console, found: "Audit") -> None:
+    """Verdict, ε of every part, who drew on it, what left, and everything broken."""
+    ledger = found.ledger
+    verdict = "passed" if found.ok else "FAILED"
+    console.print(f"Audit of {printable(found.subject)}: {verdict}. {ledger.rows} rows replayed.")
+    signed = f"by {found.signed_by}" if found.signed_by else "no (see `umbra ledger sign`)"
+    console.print(f"Rows signed: {signed}\n")
+    _show_spent(console, ledger)
+    _show_reservations(console, ledger)
+    for sentence in (*found.files, *map(str, ledger.findings)):
+        console.print(f"BROKEN: {printable(sentence)}")
+    for note in ledger.notes:
+        console.print(f"Note: {printable(note)}")
+
+
+def _show_spent(console: Console, ledger: "LedgerAudit") -> None:
+    columns = ["data set", "part", "N", "ε declared", "δ", "RDP", "PLD", "PRV", "RDP with reserved"]
+    rows: list[tuple[object, ...]] = [
+        (
+            dataset.name,
+            part.name,
+            part.records,
+            dataset.epsilon,
+            dataset.delta,
+            part.spent.rdp,
+            part.spent.pld,
+            part.spent.prv,
+            part.committed.rdp,
+        )
+        for dataset in ledger.datasets
+        for part in dataset.partitions
+    ]
+    if rows:
+        console.print(table("ε spent, recomputed", columns, rows, range(2, 9)))
+    columns = ["data set", "neighbours", "records", "ε", "δ", "by"]
+    rows = [
+        (dataset.name, given.relation, given.records, given.epsilon, given.delta, given.method)
+        for dataset in ledger.datasets
+        for given in dataset.guarantees
+    ]
+    if rows:
+        console.print(table("The same under other relations", columns, rows, range(2, 5)))
+
+
+def _show_reservations(console: Console, ledger: "LedgerAudit") -> None:
+    columns = ["run", "who", "data set", "part", "charged", "attempts", "state"]
+    rows: list[tuple[object, ...]] = [
+        (
+            printable(given.run_id),
+            printable(given.author) if given.author else None,
+            given.dataset,
+            given.partition,
+            _steps(given.charged, given.reserved),
+            given.attempts,
+            "settled" if given.settled else "open",
+        )
+        for given in ledger.reservations
+    ]
+    if rows:
+        console.print(table("Who drew on it", columns, rows, [5]))
+    rows = [
+        (manifest, given.run_id, given.dataset, _steps(given.charged, given.reserved))
+        for given in ledger.reservations
+        for manifest in given.exports
+    ]
+    if rows:
+        columns = ["export (sha256 of its manifest)", "run", "data set", "charges that cover it"]
+        console.print(table("What left", columns, rows))
+
+
+def _steps(charged: dict[str, int], reserved: dict[str, int]) -> str:
+    return ", ".join(f"{name} {charged[name]} of {steps}" for name, steps in reserved.items())
+
+
+def show_mechanism(console: Console, found: "MechanismAudit") -> None:
+    """Claims and lower bounds, and every law the step was held against."""
+    verdict = "FAILED" if found.broken else "passed"
+    console.print(
+        f"Audit of the mechanism: {verdict}. q = {found.sampling_probability:.6g}, "
+        f"σ = {found.noise_multiplier:.6g}, C = {found.clip_norm:g}, K = {found.views}, "
+        f"δ = {found.delta:g}; {found.records} toy records, no private one.\n"
+    )
+    columns = ["steps", "ε claimed (PLD)", "ε at least", "could have shown", "confidence", "trials"]
+    rows = [
+        (
+            bound.steps,
+            bound.claim,
+            _down(bound.lower.epsilon),
+            _down(bound.lower.detectable),
+            f"{100 * bound.lower.confidence:g} %",
+            bound.lower.trials,
+        )
+        for bound in found.bounds
+    ]
+    console.print(table("Lower bounds by gradient canaries", columns, rows, range(6)))
+    checks = [
+        (
+            check.name,
+            "holds" if check.passed else "BROKEN",
+            None if check.p_value is None else f"{check.p_value:.2g}",
+            check.detail,
+        )
+        for check in found.checks
+    ]
+    console.print(table("Laws of the step", ["law", "verdict", "p", "found"], checks))
+    for bound in found.bounds:
+        if bound.lower.epsilon > bound.claim:
+            console.print(
+                f"BROKEN: {bound.steps} steps claim ε = {bound.claim} and have at least "
+                f"{_down(bound.lower.epsilon)}"
+            )
+
+
+def show_run(console: Console, found: "RunAudit") -> None:
+    """The lower bound, the claim, and the largest lower bound there could have been."""
+    verdict = "passed" if found.ok else "FAILED"
+    claims = ", ".join(f"{bound} ({name.upper()})" for name, bound in found.claimed.items())
+    facts = {
+        "ε at least": f"{_down(found.epsilon_lower)} at δ = {found.delta:g}, "
+        f"{100 * found.confidence:g} % confidence",
+        "ε claimed": claims,
+        "could have shown": f"{_down(found.detectable)} at most",
+        "guesses": f"{found.right} of {found.guesses} right, {found.canaries} canaries",
+    }
+    console.print(f"Audit of the training of {printable(found.run_id)}: {verdict}.\n")
+    console.print(pairs("One run with canaries; no private image was opened", facts))
+    if not found.ok:
+        console.print(
+            f"BROKEN: the training has ε of at least {_down(found.epsilon_lower)}, "
+            f"claimed is {found.claim}"
+        )
+    elif found.detectable < found.claim:
+        console.print(
+            "Note: this audit could not have refuted the claim. More guesses (--guesses, "
+            "--canaries) raise what it can show."
+        )
+    if found.void:
+        console.print("Note: the run itself was seeded: it is void and promises no privacy.")
+
+
+def show_release(console: Console, found: "ReleaseAudit") -> None:
+    """Where the findings are; what they are only where all images are public."""
+    console.print(f"Findings on the release of {printable(found.run_id)}: {found.written}")
+    if found.public is None:
+        console.print(
+            "They were computed from private images without noise: share nothing of them, not "
+            "even in words."
+        )
+        return
+    for name, space in found.public["spaces"].items():
+        console.print(pairs(f"In {name}", _release_facts(space)))
+    console.print(found.public["caveat"])
+
+
+def _release_facts(space: dict[str, Any]) -> dict[str, object]:
+    copies = space["copies"]
+    facts: dict[str, object] = {}
+    if copies["exact_train"] is not None:
+        facts["exact copies"] = (
+            f"{copies['exact_train']} of training images, {copies['exact_holdout']} of the "
+            f"holdout, among {copies['synthetic_count']}"
+        )
+    facts["nearer to training"] = f"{100 * copies['closer_to_train']:.1f} % (50 % by chance)"
+    for name, attack in space["membership"].items():
+        low, high = attack["interval"]
+        points = ", ".join(
+            f"{100 * point['true_positive_rate']:.2g} % at {100 * point['rate']:g} %"
+            for point in attack["points"]
+        )
+        facts[f"members by {name}"] = (
+            f"AUC {attack['auc']:.3f} ({low:.3f} to {high:.3f}; by chance "
+            f"{attack['null'][0]:.3f} to {attack['null'][1]:.3f}); found {points} false alarms"
+        )
+    return facts
+
+
+def _down(bound: float) -> float:
+    """A lower bound in four decimals that is still one; what is claimed is rounded up."""
+    return math.floor(bound * 1e4) / 1e4

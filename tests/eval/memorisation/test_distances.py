@@ -1,0 +1,90 @@
+"""Distances in blocks against one pair at a time, and the memory they take."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.memorisation import distances, nearest
+
+
+def naive(queries, references, count):
+    """One pair at a time."""
+    scale = 255 if queries.dtype == np.uint8 else 1
+    found = []
+    for query in queries.astype(float) / scale:
+        all_of_it = sorted(
+            float(np.sqrt(np.sum((query - reference) ** 2)))
+            for reference in references.astype(float) / scale
+        )
+        found.append(all_of_it[:count])
+    return np.array(found)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    count=st.integers(1, 4),
+    rows=st.integers(1, 40),
+    features=st.booleans(),
+)
+def test_one_pair_at_a_time(seed, sizes, count, rows, features):
+    rng = np.random.default_rng(seed)
+    n, m = sizes
+    count = min(count, m)
+    if features:
+        queries, references = rng.normal(size=(n, 5)), rng.normal(size=(m, 5))
+    else:
+        queries, references = (rng.integers(0, 256, (k, 3, 2, 1), dtype=np.uint8) for k in sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distances, "_ROWS", rows)
+        found = nearest(queries, references, count)
+    np.testing.assert_allclose(found, naive(queries, references, count), rtol=1e-7, atol=1e-7)
+
+
+def test_a_copy_of_a_large_image_is_at_distance_zero():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
+    assert (nearest(images[::-1].copy(), images) == 0).all()
+    changed = images.copy()
+    changed[:, 0, 0, 0] ^= 1
+    np.testing.assert_allclose(nearest(changed, images), 1 / 255, rtol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    rng = np.random.default_rng(0)
+    queries, references = (rng.integers(0, 256, (n, 4, 4, 1), dtype=np.uint8) for n in (9000, 8000))
+    tracemalloc.start()
+    nearest(queries, references)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 * 2**20 < 8 * len(queries) * len(references)  # 550 MiB of pairs
+    # Nor with the size of an image: a block holds fewer of them.
+    assert distances._block(np.zeros((1, 512, 512, 3))) == 5
+
+
+def test_progress_ends_at_the_number_of_queries(monkeypatch):
+    monkeypatch.setattr(distances, "_ROWS", 4)
+    told = []
+    nearest(np.zeros((10, 2)), np.zeros((3, 2)), on_progress=told.append)
+    assert told == [4, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("queries", "references", "count", "error", "told"),
+    [
+        (np.zeros((3, 2)), np.zeros((3, 4)), 1, ValueError, "expected the shape"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), 4, ValueError, "expected 1 to 3"),
+        (np.zeros((3, 2)), np.zeros((3, 2)), 0, ValueError, "expected 1 to 3"),
+        (np.zeros((3, 2)), np.zeros((0, 2)), 1, ValueError, "references"),
+        (np.full((3, 2), np.nan), np.zeros((3, 2)), 1, ValueError, "finite"),
+        (np.zeros((3, 2), int), np.zeros((3, 2)), 1, TypeError, "float"),
+        (np.zeros((3, 2, 2, 1), np.uint8), np.zeros((3, 2)), 1, ValueError, "expected the shape"),
+    ],
+)
+def test_refusals(queries, references, count, error, told):
+    with pytest.raises(error, match=told):
+        nearest(queries, references, count)
