@@ -11,10 +11,11 @@ from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
 from pipeline.heads import record_head, require_history
 from pipeline.home import Home
-from pipeline.ingest import INGEST, ingest
+from pipeline.ingest import INGEST, give_back, ingest
 from pipeline.ledger_access import LedgerAccess, open_budget
 from pipeline.plan import Plan, plan
 from pipeline.progress import Progress
+from pipeline.reserved_content import TRAIN
 from pipeline.run_directory import RunDirectory
 from pipeline.run_state import RunState
 from pipeline.spec import Spec
@@ -23,7 +24,7 @@ from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
 from privacy.budget import Budget, Settlement
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 
-TRAIN = "train"
+_TRAIN_STAGE = "train"
 GIVEN_UP = "given up: what was never charged went back to the budget"
 
 
@@ -62,6 +63,8 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
         ingest(run, spec, planned, access.key, budget)
     except BaseException:
         if run.state().reservation_id is None:
+            # A run that cannot remember what it reserved can neither charge it nor give it back.
+            give_back(run, budget)
             shutil.rmtree(run.path)
         raise
     return run
@@ -98,7 +101,7 @@ def execute(
             if not run.state().is_done(INGEST):
                 ingest(run, spec, planned, access.key, budget)
             with cluster(address, spec.resources.object_store_gib) as there:
-                if address is None and not run.state().is_done(TRAIN):
+                if address is None and not run.state().is_done(_TRAIN_STAGE):
                     require_room(spec.resources, there)
                 _run_stages(run, home, spec, planned, access, progress)
     return run.state()
@@ -140,17 +143,15 @@ def give_up(run: RunDirectory, home: Home) -> Settlement:
     """
     with run.lock():
         state = run.state()
-        if state.status == "done" or state.reservation_id is None:
+        settled = {} if state.status == "done" else give_back(run, open_budget(home))
+        if TRAIN not in settled:
             raise InvalidRequest(
                 f"run {run.run_id} is {state.status} and holds nothing to give back"
             )
-        budget = open_budget(home)
-        if state.holdout_reservation_id is not None:
-            record_head(run, budget.settle(state.holdout_reservation_id).head)
-        settlement = budget.settle(state.reservation_id)
-        record_head(run, settlement.head)
+        for settlement in settled.values():
+            record_head(run, settlement.head)
         run.update(status="cancelled", process=None, message=GIVEN_UP)
-        return settlement
+        return settled[TRAIN]
 
 
 def _run_stages(

@@ -12,7 +12,7 @@ from pipeline.reserved_content import HOLDOUT, TRAIN, ReservedContent
 from pipeline.run_directory import RunDirectory
 from pipeline.sources import ImageSet
 from pipeline.spec import Spec
-from privacy.budget import Budget, Reservation
+from privacy.budget import Budget, Reservation, Settlement
 from privacy.errors import DataError
 from privacy.fingerprint import content_of, shared_records
 
@@ -32,7 +32,8 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     Raises:
         DataError: the data are missing, damaged or not what the spec says; nothing was reserved.
         BudgetRefused: the data set's budget does not admit the plan.
-        UmbraError: the run's folder cannot be written; what was reserved was given back.
+        UmbraError: the run's folder cannot be written. What was reserved is reserved: a repeated
+            call finds it, and `give_back` settles it.
     """
     begun = monotonic()
     data = spec.data
@@ -54,23 +55,31 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         records_per_unit=spec.privacy.records_per_unit,
         plan=plan.components,
         void=plan.void,
-        idempotency_key=run.run_id,
+        idempotency_key=_key(run, TRAIN),
         spec_sha256=spec.sha256(),
     )
     reserved = [reservation]
-    try:
-        if holdout is not None:
-            reserved.append(_reserve_holdout(run, spec, plan, holdout, key, budget))
-        for each in reserved:
-            record_head(run, each.head)
-        names = ("reservation_id", "holdout_reservation_id")
-        run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
-    except BaseException:
-        # A run that cannot remember what it reserved can neither charge it nor give it back.
-        for each in reserved:
-            budget.settle(each.id)
-        raise
+    if holdout is not None:
+        reserved.append(_reserve_holdout(run, spec, plan, holdout, key, budget))
+    for each in reserved:
+        record_head(run, each.head)
+    names = ("reservation_id", "holdout_reservation_id")
+    run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
     run.finish_stage(INGEST, monotonic() - begun)
+
+
+def give_back(run: RunDirectory, budget: Budget) -> dict[str, Settlement]:
+    """Settle everything that was ever reserved for a run, by the part that pays.
+
+    What is asked is the ledger: a run that died between reserving and noting it knows nothing of
+    its reservation.
+    """
+    found = {part: budget.reserved(_key(run, part)) for part in (TRAIN, HOLDOUT)}
+    return {part: budget.settle(each.id) for part, each in found.items() if each is not None}
+
+
+def _key(run: RunDirectory, part: str) -> str:
+    return run.run_id if part == TRAIN else f"{run.run_id}/{part}"
 
 
 def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
@@ -104,6 +113,6 @@ def _reserve_holdout(
         records_per_unit=spec.privacy.records_per_unit,
         plan=plan.holdout_components,
         void=False,  # no seed reaches this noise
-        idempotency_key=f"{run.run_id}/{HOLDOUT}",
+        idempotency_key=_key(run, HOLDOUT),
         spec_sha256=spec.sha256(),
     )

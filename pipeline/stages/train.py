@@ -47,8 +47,11 @@ class Train:
         # A name of its own for every attempt: Ray Train goes on with a run whose name it knows, and
         # what there is to go on from is in the checkpoints and the ledger.
         name = f"{run.run_id}-{spec.sha256()[:12]}-{run.state().attempt}"
-        with context.progress.stage("train", total) as stage, shown(board, stage):
-            train(job, name, run.internal / "ray-train", context.manager, board)
+        # The weights are written at the very end. With them there the training is over, though the
+        # run may have died before it noted that; its reservation may be settled by now.
+        if not job.weights.exists():
+            with context.progress.stage("train", total) as stage, shown(board, stage):
+                train(job, name, run.internal / "ray-train", context.manager, board)
         answer(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))

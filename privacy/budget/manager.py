@@ -89,7 +89,7 @@ class Budget(Declarations):
             "spec": None if spec_sha256 is None else checks.sha256(spec_sha256, "spec_sha256"),
             "plan": [part.to_record() for part in parts],
         }
-        claim = f"reserve:{checks.line(idempotency_key, 'An idempotency key')}"
+        claim = rules.reserve_claim(checks.line(idempotency_key, "An idempotency key"))
         checks.name(dataset, "A data set's name")
         checks.name(partition, "A partition's name")
         rdp.curve([part.mechanism for part in parts])  # cached, and costly: not under the lock

@@ -37,6 +37,13 @@ class BudgetReader:
         with self.ledger.reading() as view:
             return Reservation.from_row(rules.opening(view, reservation_id))
 
+    def reserved(self, idempotency_key: str) -> Reservation | None:
+        """Return what was reserved under a key, None where nothing was: the answer may be lost."""
+        checks.line(idempotency_key, "An idempotency key")
+        with self.ledger.reading() as view:
+            row = view.by_claim(rules.reserve_claim(idempotency_key))
+            return None if row is None else Reservation.from_row(row)
+
     def charged_steps(self, reservation_id: str) -> dict[str, int]:
         """Return the steps charged so far, for every component of the plan.
 

@@ -24,6 +24,11 @@ def declared(view: View, name: str) -> Row:
     return row
 
 
+def reserve_claim(idempotency_key: str) -> str:
+    """Return the claim of the row that reserves under this key."""
+    return f"reserve:{idempotency_key}"
+
+
 def opening(view: View, reservation_id: str) -> Row:
     """Return the row that opened a reservation. Raises InvalidRequest where there is none."""
     checks.line(reservation_id, "A reservation id")

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import engine
 from pipeline.progress import SilentProgress
+from pipeline.run_directory import RunDirectory
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, UmbraError
 
 SECRET = "pixel 0.7310585"
@@ -171,3 +172,30 @@ def test_cancel_of_a_process_that_is_gone_or_not_ours(run, monkeypatch):
     monkeypatch.setattr(os, "kill", kill(PermissionError()))
     with pytest.raises(UmbraError, match="belongs to another user"):
         engine.cancel(run)
+
+
+def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, run):
+    before = house.budget.odometer("blots")
+    assert before.open_reservations == 1
+    run.update(reservation_id=None, stages=())
+    assert engine.give_up(run, house.home).refunded == {"dp-sgd": 4}
+    assert house.budget.odometer("blots").left == 8.5
+    assert run.state().status == "cancelled"
+
+
+def test_a_run_that_reserved_nothing_has_nothing_to_give_up(house, blots_spec):
+    run = house.home.new_run(blots_spec())
+    with pytest.raises(InvalidRequest, match="nothing to give back"):
+        engine.give_up(run, house.home)
+
+
+def test_submit_gives_back_what_a_full_disk_made_it_forget(house, blots_spec, monkeypatch):
+    def full(self, **changes):
+        raise UmbraError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "update", full)
+        with pytest.raises(UmbraError, match="No space"):
+            engine.submit(blots_spec(), house.home)
+    meter = house.budget.odometer("blots")
+    assert (meter.committed, meter.open_reservations, house.home.runs()) == (0.0, 0, ())

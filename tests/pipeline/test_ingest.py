@@ -1,8 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from pipeline.heads import recorded_heads
-from pipeline.ingest import ingest
+from pipeline.ingest import give_back, ingest
 from pipeline.plan import plan
 from pipeline.run_directory import RunDirectory
 from privacy.errors import BudgetRefused, DataError, UmbraError
@@ -60,14 +62,28 @@ def test_a_copy_under_another_name(house, blots_spec, blots, tmp_path):
     assert house.kinds().count("reserve") == 1
 
 
-def test_a_run_that_cannot_remember_gives_back_what_it_reserved(house, blots_spec, monkeypatch):
+def test_a_run_that_could_not_remember_finds_what_it_reserved(house, blots_spec, monkeypatch):
     def full(self, **changes):
         raise UmbraError("cannot write the run folder: No space left on device")
 
+    spec = blots_spec()
+    run = house.home.new_run(spec)
+    reserve = partial(ingest, run, spec, plan(spec, trial=False), house.key, house.budget)
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "update", full)
         with pytest.raises(UmbraError, match="No space"):
-            house.reserve(blots_spec())
-    meter = house.budget.odometer("blots")
-    assert (meter.spent, meter.reserved, meter.left) == (0.0, 0.0, 8.5)
-    house.reserve(blots_spec())  # the whole budget is there for the next
+            reserve()
+    assert run.state().reservation_id is None
+    assert house.budget.odometer("blots").open_reservations == 1
+    reserve()
+    assert house.budget.charged_steps(run.state().reservation_id) == {"dp-sgd": 0}
+    assert house.kinds().count("reserve") == 1
+
+
+def test_what_was_reserved_can_be_given_back_whatever_the_run_remembers(house, blots_spec):
+    run = house.reserve(blots_spec())
+    run.update(reservation_id=None, stages=())
+    (settled,) = give_back(run, house.budget).values()
+    assert settled.refunded == {"dp-sgd": 4}
+    assert house.budget.odometer("blots").left == 8.5
+    assert give_back(house.home.new_run(blots_spec()), house.budget) == {}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipeline.engine import submit
 from pipeline.ingest import ingest
 from pipeline.paid_metrics import DP_METRICS, PaidMetrics, paid_metrics, release
 from pipeline.plan import plan
@@ -83,7 +84,7 @@ class TestReserve:
     def test_both_or_none(self, house, blots_spec):
         dear = (ASKED[0], f"{ASKED[1]}\n  release_epsilon: 90.0")
         with pytest.raises(BudgetRefused, match="does not admit"):
-            house.reserve(blots_spec(PRIVATE, dear))
+            submit(blots_spec(PRIVATE, dear), house.home)
         assert house.budget.odometer("blots").committed == 0
         house.reserve(blots_spec(PRIVATE, ASKED))
 
@@ -94,7 +95,7 @@ class TestReserve:
         with monkeypatch.context() as patched:
             patched.setattr(RunDirectory, "update", full)
             with pytest.raises(UmbraError, match="No space"):
-                house.reserve(blots_spec(PRIVATE, ASKED))
+                submit(blots_spec(PRIVATE, ASKED), house.home)
         meter = house.budget.odometer("blots")
         assert (meter.committed, meter.open_reservations) == (0.0, 0)
 

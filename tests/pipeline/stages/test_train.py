@@ -1,6 +1,11 @@
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from pipeline.plan import plan
+from pipeline.stages import train as subject
 from pipeline.stages.train import _skipped
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import Checkpoint, save
@@ -35,3 +40,62 @@ def test_with_no_sound_one_left_training_does_not_begin_anew_by_itself(checkpoin
         _skipped(checkpoints)
     assert broken.value.exit_code == 4
     assert "step-000002" in str(broken.value) and "step-000004" in str(broken.value)
+
+
+@pytest.fixture
+def trained(house, blots_spec, context, tracked, monkeypatch):
+    """The stage on a pretended cluster, its ledger real; counts how often training ran."""
+    run = house.reserve(blots_spec())
+    budget, ran = house.budget, []
+
+    def train(job, name, storage, manager, board):
+        ran.append(name)
+        attempt = budget.begin_attempt(job.reservation_id, f"start-{len(ran)}")
+        budget.charge(job.reservation_id, "dp-sgd", 4, attempt, f"all-{len(ran)}")
+        job.weights.parent.mkdir(parents=True, exist_ok=True)
+        job.weights.write_bytes(b"weights")
+
+    @contextmanager
+    def shown(board, stage):
+        yield
+
+    settle = SimpleNamespace(remote=budget.settle)
+    monkeypatch.setattr(subject, "train", train)
+    monkeypatch.setattr(subject, "progress_board", lambda: None)
+    monkeypatch.setattr(subject, "shown", shown)
+    monkeypatch.setattr(subject, "answer", lambda value: value)
+    monkeypatch.setattr(subject, "log_sampling_model", lambda *_: None)
+    given = context(run)
+    given.manager, given.tracked = SimpleNamespace(settle=settle), tracked
+    given.plan = plan(run.spec(), trial=False)
+    given.reservation_id = run.state().reservation_id
+    return lambda: subject.Train().run(given, tracked), ran
+
+
+def test_a_run_that_died_after_it_was_settled_is_not_trained_again(trained, monkeypatch):
+    stage, ran = trained
+
+    def offline(*_):
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subject, "log_sampling_model", offline)
+        with pytest.raises(ConnectionError):
+            stage()
+    stage()
+    assert len(ran) == 1
+
+
+def test_a_run_that_died_before_its_weights_is_trained_again(trained, monkeypatch):
+    stage, ran = trained
+
+    def die(*_):
+        ran.append("died")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subject, "train", die)
+        with pytest.raises(KeyboardInterrupt):
+            stage()
+    stage()
+    assert len(ran) == 2

@@ -70,3 +70,10 @@ def test_spending_on_content_that_was_never_bound_is_not_overlooked(budget, rese
     with pytest.raises(IntegrityBroken, match="never bound"):
         reserve("k2")
     assert budget.settle(held.id).charged == {"train": 0}
+
+
+def test_a_reservation_is_found_by_its_key(budget, reserve):
+    held = reserve()
+    key = next(iter(budget.ledger.rows(kind=Kind.RESERVE))).claim.removeprefix("reserve:")
+    assert budget.reserved(key) == held
+    assert budget.reserved("another") is None
