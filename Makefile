@@ -10,11 +10,12 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test slow lint bench clean
 
 help:
 	@echo "make demo   a private synthetic data set from real digits, end to end"
-	@echo "make test   linters, type checker, import walls and all tests"
+	@echo "make test   linters, type checker, import walls and all tests but the slow ones"
+	@echo "make slow   the slow tests: whole runs, crashes, races, damage"
 	@echo "make lint   the first three only"
 	@echo "make bench  ratios against peers on this machine"
 
@@ -45,7 +46,10 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,9 @@
 """A small private data set, a home, and runs that are finished without Ray."""
 
+import fcntl
 import json
+import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +155,26 @@ def _results(spec):
             },
         },
     }
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Call `make(folder)` once for all of xdist's workers, and return what it returned."""
+
+    def once(name, make):
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder = shared / name
+            made = folder / "made.pickle"
+            if not folder.exists():
+                folder.mkdir()
+                made.write_bytes(pickle.dumps(make(folder)))
+            # Without the file, the making failed in another worker, which shows why.
+            return pickle.loads(made.read_bytes())
+
+    return once
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ Cancelled, then killed in mid-training, then resumed with its newest checkpoint 
 The run is made once for all tests, and for all xdist workers, that look at it.
 """
 
-import fcntl
 import ipaddress
 import json
 import os
@@ -188,18 +187,13 @@ def _live_through_all(folder):
 
 
 @pytest.fixture(scope="session")
-def lived(tmp_path_factory):
+def lived(made_once):
     """(home, what was seen on the way) of the one run."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with (shared / "engine.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = shared / "engine"
-        if not folder.exists():
-            folder.mkdir()
-            (folder / "seen.json").write_text(json.dumps(_live_through_all(folder)))
-        # Without it, the making failed in another worker, which shows why.
-        seen = json.loads((folder / "seen.json").read_text())
+
+    def live(folder):
+        return folder, _live_through_all(folder)
+
+    folder, seen = made_once("engine", live)
     return Home.locate({"UMBRA_HOME": str(folder / "home")}), seen
 
 
