@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from .fixed import fixed_cases
+from .ledger import audit_cases, charge_cases
 from .sampling import sampling_cases
 from .steps import step_cases
 from .table import Result
@@ -24,15 +25,17 @@ class Effort:
     Attributes:
         rounds: times each case is run, in turns.
         small_records, paper_records: records n in a step of either size.
+        ledger_rows: of the ledger that is audited.
     """
 
     rounds: int
     small_records: int
     paper_records: int
+    ledger_rows: int
 
 
-QUICK = Effort(rounds=3, small_records=16, paper_records=2)
-FULL = Effort(rounds=7, small_records=32, paper_records=8)
+QUICK = Effort(rounds=3, small_records=16, paper_records=2, ledger_rows=1000)
+FULL = Effort(rounds=7, small_records=32, paper_records=8, ledger_rows=20_000)
 
 
 def measure(effort: Effort) -> Iterator[Result]:
@@ -52,3 +55,7 @@ def _sections(effort: Effort, scratch: Path) -> Iterator[tuple[str, Callable[[],
         yield f"Fixed costs of a step, {size.name}", partial(fixed_cases, size, n, folder)
         yield f"Sampling, {size.name}", partial(sampling_cases, size)
         yield f"Writing, {size.name}", partial(writing_cases, size, folder)
+    folder = scratch / "ledger"
+    folder.mkdir()
+    yield "A charge", partial(charge_cases, folder)
+    yield "An audit", partial(audit_cases, folder, effort.ledger_rows)

@@ -1,29 +1,20 @@
 """What a private step pays once, however many records it sees: noise, mask and ledger."""
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 
-from privacy.bottom_k import DIGEST_DIGITS
-from privacy.budget import Budget, Component
-from privacy.fingerprint import Content
-from privacy.keys import load_or_create_key
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
-from privacy.mechanism import SubsampledGaussian
 from privacy.noise import SecureGaussian, privatize
 from privacy.poisson import PoissonSampler
 
+from .ledger import charger, committer
 from .steps import limit
 from .timing import Case
 from .workload import Workload
-
-_COMPONENT = "dp-sgd"
-_STEPS = 1_000_000
 
 
 def fixed_cases(workload: Workload, n: int, folder: Path) -> tuple[list[Case], list[str]]:
@@ -31,7 +22,8 @@ def fixed_cases(workload: Workload, n: int, folder: Path) -> tuple[list[Case], l
     B, N = workload.batch, workload.dataset
     noise, draw = _noise(workload)
     mask, choose = _mask(workload)
-    charge, commit = charger(folder, B / N, N), committer(folder)
+    charge = charger(Ledger.open(folder / "ledger.db", os_key()), B / N, N)
+    commit = committer(folder)
 
     def all_three() -> None:
         charge()
@@ -74,31 +66,3 @@ def _mask(workload: Workload) -> tuple[Callable[[], object], Callable[[], object
         lambda: sampler.mask(0, ids),
         lambda: generator.random(workload.dataset) < q,
     )
-
-
-def charger(folder: Path, q: float, records: int) -> Callable[[], object]:
-    """Return a call that charges one step to a new SQLite ledger in `folder`."""
-    budget = Budget(Ledger.open(folder / "ledger.db", load_or_create_key(folder / "key")))
-    budget.declare("bench", epsilon=1e4, delta=1e-6)
-    reservation = budget.reserve(
-        "bench",
-        "bench",
-        Content("bench", records, ("0" * DIGEST_DIGITS,)),
-        "image",
-        records_per_unit=1,
-        plan=[Component(_COMPONENT, SubsampledGaussian(q, 10.0, _STEPS))],
-        void=False,
-        idempotency_key="bench",
-    )
-    attempt = budget.begin_attempt(reservation.id, "bench")
-    return lambda: budget.charge(reservation.id, _COMPONENT, 1, attempt, uuid4().hex)
-
-
-def committer(folder: Path) -> Callable[[], object]:
-    """Return a call that inserts a row with SQLite alone, as durably as the ledger does."""
-    connection = sqlite3.connect(folder / "bare.db", isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("CREATE TABLE rows (seq INTEGER PRIMARY KEY, body TEXT)")
-    body = "x" * 500  # as long as a charge's row
-    return lambda: connection.execute("INSERT INTO rows (body) VALUES (?)", (body,))
