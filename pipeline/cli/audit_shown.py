@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from privacy.audit import LedgerAudit
     from privacy.audit.mechanism import MechanismAudit
 
+_MOST_FINDINGS = 20
+
 
 def show_ledger(console: Console, found: "Audit") -> None:
     """Verdict, ε of every part, who drew on it, what left, and everything broken."""
@@ -24,8 +26,12 @@ def show_ledger(console: Console, found: "Audit") -> None:
     console.print(f"Rows signed: {signed}\n")
     _show_spent(console, ledger)
     _show_reservations(console, ledger)
-    for sentence in (*found.files, *map(str, ledger.findings)):
+    broken = [*found.files, *map(str, ledger.findings)]
+    for sentence in broken[:_MOST_FINDINGS]:
         console.print(f"BROKEN: {printable(sentence)}")
+    if len(broken) > _MOST_FINDINGS:
+        # One damaged row can spoil every later one: what came first is what to look at.
+        console.print(f"BROKEN: and {len(broken) - _MOST_FINDINGS} more findings; --json has all")
     for note in ledger.notes:
         console.print(f"Note: {printable(note)}")
 

@@ -39,6 +39,18 @@ def test_broken_is_told_in_sentences(umbra, exported, tamper):
         assert said.json["ledger"]["findings"][0]["problem"]
 
 
+def test_many_findings_are_counted_and_all_in_json(umbra, exported, tamper):
+    house, *_ = exported
+    for number in range(30):
+        house.budget.declare(f"set-{number}", 1.0, 1e-6)
+    tamper(house, "UPDATE umbra_ledger SET created_at = 'long ago' WHERE kind = 'declare'")
+    result = umbra("audit")
+    found = umbra("audit", "--json").json["ledger"]["findings"]
+    assert result.code == 4 and len(found) >= 31
+    assert result.out.count("BROKEN: ") == 21
+    assert f"and {len(found) - 20} more findings" in result.out
+
+
 @pytest.mark.parametrize("where", ["run", "export"])
 def test_a_tampered_shard(umbra, exported, where):
     _, run, folder = exported
