@@ -204,7 +204,8 @@ def needles(folder, run):
     for path in folder.glob("*/*/*.png"):
         wanted["a digest"].add(hashlib.sha256(path.read_bytes()).hexdigest()[:16].encode())
     for split, counts in COUNTS.items():
-        for text in ("{}, {}", "[{},{}]", "{} {}", '"{}", "{}"'):
+        # In brackets or quotes: two bare numbers side by side may stand in any log.
+        for text in ("[{}, {}]", "[{},{}]", "({}, {})", "[{} {}]", '"{}", "{}"'):
             wanted.setdefault(f"class counts of {split}", set()).add(text.format(*counts).encode())
     wanted["a metric"] = {number.encode() for number in _metrics(run)}
     wanted["a key"] = _keys(run)
