@@ -86,7 +86,7 @@ def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
     if paid is not None:
         measures += [
             (
-                f"{name}.accuracy (private holdout, noisy, ε = {paid.epsilon:g} of its own)",
+                f"{name}.accuracy (private holdout, noisy, ε = {paid.epsilon} of its own)",
                 f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f} at {paid.confidence:.0%})",
             )
             for name, found in paid.classifiers.items()

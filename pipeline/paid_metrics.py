@@ -6,8 +6,9 @@ holdout's part of the data set's budget.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from pipeline.metrics import SYNTHETIC
 from pipeline.plan import ACCURACY, CLASS_COUNTS
 from pipeline.run_directory import RunDirectory
+from privacy.accounting.rounding import round_up
 from privacy.budget import Reservation
 from privacy.errors import IntegrityBroken
 from privacy.mechanism import DiscreteLaplace
@@ -29,7 +31,7 @@ class PaidMetrics:
 
     Attributes:
         records: images of the holdout, public.
-        epsilon: of all of it together, at δ = 0.
+        epsilon: of all of it together, at δ = 0, rounded up.
         confidence: of every interval by itself.
         classifiers: trained on synthetic images, by name.
         class_counts: by class; empty where they were not asked for.
@@ -81,7 +83,7 @@ def release(results: Mapping[str, Any], paid_by: Reservation) -> PaidMetrics:
     truth = next(iter(confusions.values())).sum(axis=1)  # rows of a confusion are true classes
     return PaidMetrics(
         records=paid_by.records,
-        epsilon=sum(m.steps / m.noise_multiplier for m in (right, by_class) if m is not None),
+        epsilon=_epsilon(m for m in (right, by_class) if m is not None),
         confidence=next(iter(accuracies.values())).confidence,
         classifiers=accuracies,
         class_counts=() if by_class is None else _noisy(truth, by_class),
@@ -111,6 +113,12 @@ def _mechanism(paid_by: Reservation, component: str) -> DiscreteLaplace | None:
             assert isinstance(part.mechanism, DiscreteLaplace)  # noqa: S101 - as plans are made
             return part.mechanism
     return None
+
+
+def _epsilon(mechanisms: Iterable[DiscreteLaplace]) -> float:
+    """Return what pure mechanisms cost together; exact until it is rounded up."""
+    costs = (Fraction(m.steps) / Fraction(m.noise_multiplier) for m in mechanisms)
+    return round_up(float(sum(costs)))
 
 
 def _noisy(counts: Any, mechanism: DiscreteLaplace) -> tuple[NoisyCount, ...]:

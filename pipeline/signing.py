@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.home import Home
 from pipeline.ledger_access import LedgerAccess
 from privacy.keys import load_or_create_key
+from privacy.ledger import Ledger
 
 
 def start_signing(home: Home) -> tuple[str, Path]:
@@ -18,9 +19,11 @@ def start_signing(home: Home) -> tuple[str, Path]:
 
     Raises:
         InvalidRequest: the ledger is signed by a key that is not here: only that one can hand over.
+        NoLedger: there is none yet.
         LedgerUnavailable: the ledger or the key file cannot be written.
         IntegrityBroken: the ledger was rolled back or altered.
     """
+    Ledger.open(home.ledger_url).close()  # a misspelt home must not get a ledger of its own
     ledger = LedgerAccess.of(home).open()
     fresh = home.signing_key_path.with_suffix(".next")
     public_key = ledger.start_signing(load_or_create_key(fresh))

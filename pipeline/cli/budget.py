@@ -10,7 +10,7 @@ from pipeline.cli.output import emit, json_option, printable, show_help, table
 from pipeline.home import Home
 
 if TYPE_CHECKING:
-    from privacy.budget import Odometer
+    from privacy.budget import Budget, Odometer
 
 
 @click.group(invoke_without_command=True)
@@ -70,9 +70,7 @@ def history(name: str, as_json: bool) -> None:
 @json_option
 def close(name: str, as_json: bool) -> None:
     """Admit nothing more for the data set NAME, for ever; runs that have reserved may finish."""
-    from pipeline.ledger_access import open_budget
-
-    _emit([open_budget(Home.locate()).close(name)], as_json)
+    _emit([_existing().close(name)], as_json)
 
 
 @budget.command("accept-overlap")
@@ -84,11 +82,19 @@ def accept_overlap(name: str, other: str, as_json: bool) -> None:
 
     For those records the two budgets add up, and every audit says so.
     """
-    from pipeline.ledger_access import open_budget
-
-    budgets = open_budget(Home.locate())
+    budgets = _existing()
     budgets.accept_overlap(name, other)
     _emit([budgets.odometer(name), budgets.odometer(other)], as_json)
+
+
+def _existing() -> "Budget":
+    """Return the budgets of a ledger that is there: a misspelt home must not get a new one."""
+    from pipeline.ledger_access import open_budget
+    from privacy.ledger import Ledger
+
+    home = Home.locate()
+    Ledger.open(home.ledger_url).close()
+    return open_budget(home)
 
 
 def _is_new(home: Home) -> bool:

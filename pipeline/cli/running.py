@@ -98,5 +98,5 @@ def _show_paid(console: Console, paid: "PaidMetrics") -> None:
         for name, result in paid.classifiers.items()
     ]
     columns = ["classifier", "accuracy, noisy", f"{100 * paid.confidence:.0f} % interval"]
-    title = f"Accuracy on the private holdout, released for ε = {paid.epsilon:.4g}"
+    title = f"Accuracy on the private holdout, released for ε = {paid.epsilon}"
     console.print(table(title, columns, rows, [1, 2]))

@@ -1,3 +1,5 @@
+import pytest
+
 from privacy.ledger import Ledger
 
 
@@ -28,7 +30,18 @@ def test_a_signed_ledger_without_its_key(umbra, house):
     assert umbra("budget", "show").code == 0
 
 
-def test_no_ledger(umbra, tmp_path):
-    result = umbra("ledger", "head")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ledger", "head"),
+        ("ledger", "sign"),
+        ("budget", "close", "digits"),
+        ("budget", "accept-overlap", "a", "b"),
+        ("budget", "history", "digits"),
+    ],
+    ids=" ".join,
+)
+def test_where_there_is_no_ledger_none_is_made(umbra, tmp_path, command):
+    result = umbra(*command)
     assert result.code == 1 and "There is no ledger" in result.err
     assert not (tmp_path / "home").exists()
