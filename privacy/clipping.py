@@ -58,5 +58,7 @@ def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
     Returns:
         float64 [...].
     """
-    used = (factors > 0).reshape(-1, *[1] * (vectors.ndim - 1))
-    return torch.tensordot(factors, torch.where(used, vectors, 0.0).to(torch.float64), dims=1)
+    left_out = (factors == 0).reshape(-1, *[1] * (vectors.ndim - 1))
+    # A copy even of float64 vectors, which are the caller's.
+    kept = vectors.to(torch.float64, copy=True).masked_fill_(left_out, 0.0)
+    return torch.tensordot(factors, kept, dims=1)

@@ -8,7 +8,9 @@ from privacy.gradients.base import (
     RecordLoss,
     refuse_record_mixing,
 )
+from privacy.gradients.layerwise import LayerwiseEngine
 from privacy.gradients.record import RecordEngine
+from privacy.gradients.two_pass import TwoPassEngine
 from privacy.gradients.vmap import VmapEngine
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "refuse_record_mixing",
 ]
 
-ENGINES: dict[str, GradientEngine] = {e.name: e for e in (RecordEngine(), VmapEngine())}
+ENGINES: dict[str, GradientEngine] = {
+    e.name: e for e in (RecordEngine(), VmapEngine(), LayerwiseEngine(), TwoPassEngine())
+}
 
 # On a CPU a record this large keeps the cores busy by itself and vmap only adds its overhead
 # (measured, in units of the non-private step: at 28x28 with K = 16, record by record 1.0 and vmap

@@ -1,6 +1,6 @@
 """What a gradient engine promises: the sum over records of gradients clipped once a record."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -49,6 +49,17 @@ class ClippedSum:
     records: int = field(repr=False)
     norms: Tensor = field(repr=False)
     losses: Tensor = field(repr=False)
+
+    @classmethod
+    def zeros(cls, parameters: Mapping[str, Tensor], records: int) -> "ClippedSum":
+        """Return what an engine fills in: zeros of the right shapes, on the parameters' device."""
+        device = next(iter(parameters.values())).device
+        sums = {
+            name: torch.zeros(p.shape, dtype=torch.float64, device=device)
+            for name, p in parameters.items()
+        }
+        norms, losses = torch.zeros((2, records), dtype=torch.float64, device=device)
+        return cls(sums, records, norms, losses)
 
 
 class GradientEngine(Protocol):

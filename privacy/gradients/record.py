@@ -4,10 +4,12 @@ The backward pass of one record's mean over K views already is that record's gra
 is materialised but one gradient at a time.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from privacy.clipping import clip_factors, sum_clipped
+from privacy.clipping import clip_factors
 from privacy.gradients.base import (
     ClippedSum,
     RecordLoss,
@@ -16,6 +18,7 @@ from privacy.gradients.base import (
     require_scalar,
     trainable,
 )
+from privacy.gradients.clip_and_add import add_clipped, joint_norms
 
 
 class RecordEngine:
@@ -34,30 +37,29 @@ class RecordEngine:
         """See `GradientEngine.sum_of_clipped`."""
         n = check_request(model, records, clip_norm, micro_batch)
         parameters = trainable(model)
-        sizes = [p.numel() for p in parameters.values()]
-        device = next(iter(parameters.values())).device
-        total = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        norms = torch.zeros(n, dtype=torch.float64, device=device)
-        losses = torch.zeros(n, dtype=torch.float64, device=device)
+        result = ClippedSum.zeros(parameters, n)
         with buffers_unchanged(model):
             for i in range(n):
-                losses[i], gradient = _gradient(
-                    model, loss, tuple(part[i] for part in records), list(parameters.values())
-                )
-                norms[i] = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-                total += sum_clipped(gradient[None], clip_factors(norms[i : i + 1], clip_norm))
-        parts = zip(parameters.items(), total.split(sizes), strict=True)
-        sums = {name: part.reshape(p.shape) for (name, p), part in parts}
-        return ClippedSum(sums, n, norms, losses)
+                record = tuple(part[i] for part in records)
+                result.losses[i], found = _gradients(model, loss, record, parameters.values())
+                gradients = [gradient[None] for gradient in found]
+                result.norms[i] = joint_norms(gradients)
+                factors = clip_factors(result.norms[i : i + 1], clip_norm)
+                for name, gradient in zip(parameters, gradients, strict=True):
+                    add_clipped(result.sums[name], gradient, factors)
+        return result
 
 
-def _gradient(
-    model: nn.Module, loss: RecordLoss, record: tuple[Tensor, ...], parameters: list[nn.Parameter]
-) -> tuple[Tensor, Tensor]:
-    """Return one record's loss and its gradient over all parameters, flattened into one vector."""
+def _gradients(
+    model: nn.Module,
+    loss: RecordLoss,
+    record: tuple[Tensor, ...],
+    parameters: Iterable[nn.Parameter],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return one record's loss and its gradients, one for each parameter."""
     with torch.enable_grad():
         value = require_scalar(loss(model, *record))
         gradients = torch.autograd.grad(
-            value, parameters, allow_unused=True, materialize_grads=True
+            value, list(parameters), allow_unused=True, materialize_grads=True
         )
-    return value.detach(), torch.cat([g.reshape(-1) for g in gradients])
+    return value.detach(), gradients

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from privacy.clipping import clip_factors, sum_clipped
+from privacy.clipping import clip_factors
 from privacy.gradients.base import (
     ClippedSum,
     RecordLoss,
@@ -16,6 +15,7 @@ from privacy.gradients.base import (
     require_scalar,
     trainable,
 )
+from privacy.gradients.clip_and_add import add_clipped, joint_norms
 
 
 class VmapEngine:
@@ -34,13 +34,7 @@ class VmapEngine:
         """See `GradientEngine.sum_of_clipped`."""
         n = check_request(model, records, clip_norm, micro_batch)
         parameters = {name: p.detach() for name, p in trainable(model).items()}
-        device = next(iter(parameters.values())).device
-        sums = {
-            name: torch.zeros(p.shape, dtype=torch.float64, device=device)
-            for name, p in parameters.items()
-        }
-        norms = torch.zeros(n, dtype=torch.float64, device=device)
-        losses = torch.zeros(n, dtype=torch.float64, device=device)
+        result = ClippedSum.zeros(parameters, n)
 
         def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
             def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -54,20 +48,11 @@ class VmapEngine:
         with buffers_unchanged(model), sdpa_kernel(SDPBackend.MATH):
             for start in range(0, n, micro_batch):
                 chunk = slice(start, start + micro_batch)
-                gradients, losses[chunk] = per_record(
+                gradients, result.losses[chunk] = per_record(
                     parameters, *[part[chunk] for part in records]
                 )
-                norms[chunk] = _norms(gradients)
-                factors = clip_factors(norms[chunk], clip_norm)
+                result.norms[chunk] = joint_norms(gradients.values())
+                factors = clip_factors(result.norms[chunk], clip_norm)
                 for name, gradient in gradients.items():
-                    sums[name] += sum_clipped(gradient, factors)
-        return ClippedSum(sums, n, norms, losses)
-
-
-def _norms(gradients: dict[str, Tensor]) -> Tensor:
-    """Return the float64 [n] norms over all parameters jointly of gradients [n, ...]."""
-    parts = [
-        torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=torch.float64)
-        for g in gradients.values()
-    ]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+                    add_clipped(result.sums[name], gradient, factors)
+        return result

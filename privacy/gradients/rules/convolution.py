@@ -1,0 +1,104 @@
+"""Convolution: the weight gradients of all records by one grouped convolution.
+
+A record's weight gradient sums over its views and positions. With the records side by side as
+groups of channels and the views as the batch, the backward pass of a grouped convolution is that
+sum for every record at once; no patches are unfolded, and the weight gradient of all records
+together, which an ordinary backward pass would form, is not computed.
+
+Shapes: B records, K views, C channels in, D channels out, H and W pixels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from privacy.gradients.rules.base import Rule, shared
+
+Pair = tuple[int, int]
+_OF_INPUT = [True, False, False]
+_OF_WEIGHT = [False, True, False]
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BKCHW: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> Tensor:
+        views = x_BKCHW.flatten(0, 1)
+        y = torch.conv2d(views, weight[0], shared(bias), stride, padding, dilation)
+        ctx.save_for_backward(x_BKCHW.to(y.dtype), weight)
+        ctx.where, ctx.dtype = (stride, padding, dilation), x_BKCHW.dtype
+        return y.unflatten(0, x_BKCHW.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (g_BKDHW,) = grad_outputs
+        x_BKCHW, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        return (
+            _of_input(g_BKDHW, x_BKCHW, weight[0], ctx.where).to(ctx.dtype) if of_x else None,
+            _of_weight(g_BKDHW, x_BKCHW, weight, ctx.where).to(weight.dtype) if of_weight else None,
+            g_BKDHW.sum((1, 3, 4), dtype=weight.dtype) if of_bias else None,
+            *[None] * 3,
+        )
+
+
+def _of_input(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
+    views = _backward(
+        g_BKDHW.flatten(0, 1), x_BKCHW.flatten(0, 1), weight.to(g_BKDHW.dtype), where, 1, _OF_INPUT
+    )
+    return views[0].unflatten(0, x_BKCHW.shape[:2])
+
+
+def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
+    """Return [B, D, C, h, w]."""
+    B, D = weight.shape[:2]
+    if weight.shape[3:] == (1, 1) and where == ((1, 1), (0, 0), (1, 1)):
+        products = torch.einsum("bkdl,bkcl->bdc", g_BKDHW.flatten(3), x_BKCHW.flatten(3))
+        return products.reshape(weight.shape)
+    any_weight = g_BKDHW.new_empty((B * D, *weight.shape[2:]))  # only its shape matters
+    sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
+    return _backward(*sides, any_weight, where, B, _OF_WEIGHT)[1].reshape(weight.shape)
+
+
+def _side_by_side(x_BKCHW: Tensor) -> Tensor:
+    """Return [K, B C, H, W] with the channels last in memory, for which kernels are fastest."""
+    B, K, C, H, W = x_BKCHW.shape
+    return x_BKCHW.permute(1, 3, 4, 0, 2).reshape(K, H, W, B * C).permute(0, 3, 1, 2)
+
+
+def _backward(
+    g: Tensor, x: Tensor, weight: Tensor, where: tuple[Pair, ...], groups: int, wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, *where, False, (0, 0), groups, wanted
+    )
+
+
+def _bind(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> tuple[Any, ...] | None:
+    if input.ndim != 4 or groups != 1 or isinstance(padding, str):
+        return None
+    return input, weight, bias, _pair(stride), _pair(padding), _pair(dilation)
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+CONVOLUTION = Rule(_Convolution, _bind)
