@@ -19,6 +19,17 @@ def joint_norms(gradients: Iterable[Tensor]) -> Tensor:
     return torch.stack([squared_norms(each) for each in gradients]).sum(0).sqrt()
 
 
+class SquaredNorms:
+    """The squared norms [n] over all parameters, added up as their gradients come."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.total = torch.zeros_like(like)
+
+    def take(self, name: str, gradients: Tensor) -> None:
+        """Add those of one parameter's gradients [n, ...]."""
+        self.total += squared_norms(gradients)
+
+
 def squared_norms(gradients: Tensor) -> Tensor:
     """Return the float64 [n] squared L2 norms of one parameter's gradients [n, ...]."""
     norms = [

@@ -46,7 +46,7 @@ class _Convolution(Function):
         return (
             _of_input(g_BKDHW, x_BKCHW, weight[0], ctx.where).to(ctx.dtype) if of_x else None,
             _of_weight(g_BKDHW, x_BKCHW, weight, ctx.where).to(weight.dtype) if of_weight else None,
-            g_BKDHW.sum((1, 3, 4), dtype=weight.dtype) if of_bias else None,
+            g_BKDHW.flatten(3).sum(3, dtype=weight.dtype).sum(1) if of_bias else None,
             *[None] * 3,
         )
 
@@ -64,9 +64,15 @@ def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pa
     if weight.shape[3:] == (1, 1) and where == ((1, 1), (0, 0), (1, 1)):
         products = torch.einsum("bkdl,bkcl->bdc", g_BKDHW.flatten(3), x_BKCHW.flatten(3))
         return products.reshape(weight.shape)
-    any_weight = g_BKDHW.new_empty((B * D, *weight.shape[2:]))  # only its shape matters
+    # Only its shape and layout matter.
+    any_weight = torch.empty(
+        (B * D, *weight.shape[2:]),
+        dtype=g_BKDHW.dtype,
+        device=g_BKDHW.device,
+        memory_format=torch.channels_last,
+    )
     sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
-    return _backward(*sides, any_weight, where, B, _OF_WEIGHT)[1].reshape(weight.shape)
+    return _backward(*sides, any_weight, where, B, _OF_WEIGHT)[1].unflatten(0, (B, D))
 
 
 def _side_by_side(x_BKCHW: Tensor) -> Tensor:

@@ -448,9 +448,9 @@ def test_the_repr_shows_nothing_private(engine):
     ("pixels", "views", "device", "name"),
     [
         (28 * 28, 16, "cpu", "record"),
-        (8 * 8, 8, "cpu", "vmap"),
-        (28 * 28, 32, "cuda", "vmap"),
-        (8 * 8, 8, "cuda", "vmap"),
+        (8 * 8, 8, "cpu", "layerwise"),
+        (28 * 28, 32, "cuda", "layerwise"),
+        (8 * 8, 8, "cuda", "layerwise"),
     ],
 )
 def test_the_choice_depends_on_public_sizes(pixels, views, device, name):

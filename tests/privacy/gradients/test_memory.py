@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from privacy.gradients import ENGINES
+from privacy.gradients.memory import WithinMemory, activation_bytes, micro_batch
+
+RECORDS = (torch.arange(12.0).reshape(6, 2),)
+
+
+def loss(model, x):
+    return model(x).square().sum()
+
+
+class Crowded:
+    """Runs out of memory above so many records, as a GPU does."""
+
+    name = "crowded"
+
+    def __init__(self, room):
+        self.room, self.asked = room, []
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        self.asked.append(micro_batch)
+        if micro_batch > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return ENGINES["record"].sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+
+
+def test_what_does_not_fit_is_halved_and_remembered():
+    crowded, model = Crowded(room=3), nn.Linear(2, 2)
+    engine = WithinMemory(crowded)
+    found = engine.sum_of_clipped(model, loss, RECORDS, 1.0, 16)
+    assert crowded.asked == [16, 8, 4, 2]
+    expected = ENGINES["record"].sum_of_clipped(model, loss, RECORDS, 1.0, 16)
+    assert all(torch.equal(found.sums[name], total) for name, total in expected.sums.items())
+    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 16)
+    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 1)
+    assert crowded.asked[4:] == [2, 1]
+    assert engine.name == "crowded"
+
+
+def test_a_record_that_does_not_fit_by_itself_is_told():
+    with pytest.raises(torch.OutOfMemoryError):
+        WithinMemory(Crowded(room=0)).sum_of_clipped(nn.Linear(2, 2), loss, RECORDS, 1.0, 4)
+
+
+def test_bytes_are_those_of_the_activations_and_not_of_the_weights():
+    model = nn.Sequential(nn.Linear(100, 50), nn.Tanh(), nn.Linear(50, 1))
+    x = torch.zeros(3, 100, device="meta", requires_grad=True)
+    # Of each row: the input, and the output of tanh.
+    assert activation_bytes(model.to("meta"), (x,)) == 4 * 3 * (100 + 50)
+
+
+def test_the_micro_batch_follows_from_public_sizes():
+    model, inputs = (
+        nn.Linear(100, 1, device="meta"),
+        (torch.zeros(1, 100, device="meta", requires_grad=True),),
+    )
+    record = 8 * 400 + 4 * 101
+    assert micro_batch(model, inputs, 8, 64, "cpu", limit=10 * record) == 10
+    assert micro_batch(model, inputs, 8, 64, "cpu", limit=2**40) == 64
+    assert micro_batch(model, inputs, 32, 784, "cpu", limit=2**40) == 2
+    assert micro_batch(model, inputs, 8, 64, "cuda", limit=1000 * record) == 1000
+    assert micro_batch(model, inputs, 8, 64, "cpu", limit=1) == 1
