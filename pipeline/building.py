@@ -5,12 +5,17 @@ Training, sampling and the model kept in MLflow all build through here, so they 
 
 from typing import Self
 
+import torch
+from torch import Tensor
+
 from pipeline.spec import Spec
 from pipeline.spec.model import Model
 from pipeline.spec.section import Section
 from pipeline.spec.synthesize import Synthesize
 from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
+from privacy.gradients import GradientEngine, choose
+from privacy.gradients.memory import micro_batch
 from privacy.mechanism import SubsampledGaussian
 from synth.denoisers import Denoiser, denoiser_config
 from synth.networks import UNet, UNetConfig
@@ -18,7 +23,10 @@ from synth.samplers import Denoise, Sampler, guided, sampler
 from synth.training import PRIVATE, Training
 from synth.warmup import Warmup
 
-_MICRO_BATCH = 64
+_GIB = 2**30
+# Of a micro-batch, where the spec says nothing of memory: small beside torch itself on a CPU; a GPU
+# that has less takes fewer records at a time by itself.
+_MICRO_BATCH_GIB = {"cpu": 1.0, "cuda": 8.0}
 
 
 class ImageFacts(Section):
@@ -122,6 +130,33 @@ def build_training(spec: Spec, reservation: Reservation) -> Training:
         classes=len(spec.data.classes),
         charge_block=train.charge_block,
         checkpoint_every=train.checkpoint_every,
-        micro_batch=train.micro_batch or _MICRO_BATCH,
+        micro_batch=train.micro_batch or fitting_micro_batch(spec),
+        precision=train.precision,
         warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
     )
+
+
+def gradient_engine(spec: Spec) -> GradientEngine:
+    """The engine that training takes for this spec; it has no influence on what is computed."""
+    return choose(spec.data.size**2, spec.train.views, _device_type(spec))
+
+
+def fitting_micro_batch(spec: Spec) -> int:
+    """The records in memory at a time, where the spec leaves it open: half of a worker's memory."""
+    device_type, memory = _device_type(spec), spec.resources.memory_gib_per_worker
+    gib = memory / 2 if memory else _MICRO_BATCH_GIB[device_type]
+    with torch.device("meta"):
+        denoiser, one = build_denoiser(spec), views_of(spec, 1)
+    return micro_batch(
+        denoiser, one, spec.train.views, spec.data.size**2, device_type, int(gib * _GIB)
+    )
+
+
+def views_of(spec: Spec, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, noise levels and labels of `views` copies, all zero, on the device in force."""
+    x = torch.zeros(views, spec.data.channels, spec.data.size, spec.data.size)
+    return x, torch.ones(views), torch.zeros(views, dtype=torch.long)
+
+
+def _device_type(spec: Spec) -> str:
+    return "cuda" if spec.resources.gpus_per_worker > 0 else "cpu"

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.building import build_denoiser, build_sampler
+from pipeline.building import (
+    build_denoiser,
+    build_sampler,
+    fitting_micro_batch,
+    gradient_engine,
+    views_of,
+)
 from pipeline.spec import Spec
+from privacy.gradients import RecordEngine
+from privacy.gradients.memory import activation_bytes
 
 # Weights 4, EMA 4, Adam 8, and sum of clipped gradients and noise in float64, 8 each.
 _BYTES_PER_PARAMETER = 32
@@ -33,11 +41,14 @@ class Cost:
         flops_per_view: forward and backward of one noised copy.
         training_flops: views times flops_per_view.
         sampling_flops: all images, all evaluations, guidance included.
-        worker_bytes: weights, optimiser and the activations of one micro-batch (one record
-            where none is given); images and the Python, torch and Ray runtimes come on top.
+        worker_bytes: weights, optimiser and the activations that are held at a time; images
+            and the Python, torch and Ray runtimes come on top.
+        gradient_engine: how clipped gradients are computed; has no influence on them.
+        micro_batch: records at a time; has no influence either.
         device: what the trial ran on; None where there was no trial.
         views_per_second: measured in a trial of a second or so, or None.
-        training_seconds: estimated from the trial for the spec's workers, or None.
+        training_seconds: estimated from the trial for the spec's workers ("auto" counts as one,
+            for how many there will be is not known), or None.
         sampling_seconds: estimated from the trial for one actor, or None.
     """
 
@@ -47,6 +58,8 @@ class Cost:
     training_flops: float
     sampling_flops: float
     worker_bytes: int
+    gradient_engine: str
+    micro_batch: int
     device: str | None = None
     views_per_second: float | None = None
     training_seconds: float | None = None
@@ -70,11 +83,13 @@ def estimate(spec: Spec, views: float, *, trial: bool = True) -> Cost:
     """
     with torch.device("meta"):
         denoiser = build_denoiser(spec)
-        inputs = _inputs(spec, 1)
+        inputs = views_of(spec, 1)
     forward = _forward_flops(denoiser, inputs)
     parameters = sum(weight.numel() for weight in denoiser.parameters())
-    views_at_once = spec.train.views * (spec.train.micro_batch or 1)
-    activations = _saved_bytes(denoiser, inputs) * views_at_once
+    engine = gradient_engine(spec)
+    micro_batch = spec.train.micro_batch or fitting_micro_batch(spec)
+    records_at_once = 1 if isinstance(engine, RecordEngine) else micro_batch
+    activations = activation_bytes(denoiser, inputs) * spec.train.views * records_at_once
     evaluations = spec.synthesize.total * evaluations_per_image(spec)
     cost = Cost(
         parameters=parameters,
@@ -83,6 +98,8 @@ def estimate(spec: Spec, views: float, *, trial: bool = True) -> Cost:
         training_flops=views * forward * _BACKWARD_FACTOR,
         sampling_flops=float(evaluations * forward),
         worker_bytes=parameters * _BYTES_PER_PARAMETER + activations,
+        gradient_engine=engine.name,
+        micro_batch=micro_batch,
     )
     return _with_times(cost, spec, evaluations) if trial else cost
 
@@ -96,22 +113,17 @@ def evaluations_per_image(spec: Spec) -> int:
 def _with_times(cost: Cost, spec: Spec, evaluations: int) -> Cost:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = _views_per_second(spec, device)
+    workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
     return Cost(
         **{
             **asdict(cost),
             "device": device,
             "views_per_second": rate,
-            "training_seconds": cost.views / rate / spec.resources.workers,
+            "training_seconds": cost.views / rate / workers,
             # An evaluation without a backward pass is a third of a view.
             "sampling_seconds": evaluations / (rate * _BACKWARD_FACTOR),
         }
     )
-
-
-def _inputs(spec: Spec, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, noise levels and labels of `views` copies on the device in force."""
-    x = torch.zeros(views, spec.data.channels, spec.data.size, spec.data.size)
-    return x, torch.ones(views), torch.zeros(views, dtype=torch.long)
 
 
 def _forward_flops(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -120,29 +132,13 @@ def _forward_flops(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops()
 
 
-def _saved_bytes(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Bytes that autograd keeps of one forward pass, weights left out."""
-    weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in weights:
-            saved[storage] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
 def _views_per_second(spec: Spec, device: str) -> float:
     """Forward and backward passes a second, in the smallest batch that takes long enough."""
     denoiser = build_denoiser(spec).to(device)
 
     def seconds(views: int) -> float:
         with torch.device(device):
-            inputs = _inputs(spec, views)
+            inputs = views_of(spec, views)
         start = time.perf_counter()
         denoiser(*inputs).square().mean().backward()
         if device == "cuda":

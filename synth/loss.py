@@ -15,6 +15,7 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from synth.denoisers.base import DenoiserConfig
+from synth.precision import Precision, computing_in
 
 
 def draw_views(
@@ -67,10 +68,13 @@ class DenoisingLoss:
 
     Args:
         config: gives the weighting lambda(sigma); the denoiser's own config.
+        precision: what the network's products and convolutions are computed in; the loss itself
+            is float32.
     """
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DenoiserConfig, precision: Precision = "float32") -> None:
         self.config = config
+        self.precision = precision
 
     def __call__(
         self,
@@ -92,6 +96,7 @@ class DenoisingLoss:
         Returns:
             A scalar.
         """
-        denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
+        with computing_in(self.precision, image.device.type):
+            denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
         squared_K = (denoised - image).square().sum(dim=(1, 2, 3))
         return (self.config.weight(sigma) * squared_K).mean()

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.auditing.ledger import find_run
 from pipeline.auditing.recipe import TrainingRecipe
+from pipeline.building import gradient_engine
 from pipeline.home import Home
 from pipeline.plan import plan
 from pipeline.progress import Progress
@@ -12,7 +13,6 @@ from pipeline.spec import Spec, load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
-from privacy.gradients import choose
 
 _DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
 _DEFAULT_VIEWS = 4
@@ -62,5 +62,4 @@ def audit_step(
 
 def _path(spec: Spec) -> StepPath:
     """The step with the gradient engine that training takes for this spec."""
-    device = "cuda" if spec.resources.gpus_per_worker > 0 else "cpu"
-    return StepPath(engine=choose(spec.data.size**2, spec.train.views, device))
+    return StepPath(engine=gradient_engine(spec))

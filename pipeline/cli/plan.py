@@ -50,6 +50,7 @@ def plan(spec: Path, as_json: bool) -> None:
                     "views in all": f"{cost.views:,.0f}",
                     "training (estimate)": _work(cost.training_flops, cost.training_seconds),
                     "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
+                    "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
                     "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
                 },
             )

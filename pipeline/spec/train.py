@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pydantic import model_validator
 
 from pipeline.spec.section import Count, FieldError, Fraction, Positive, Section, raise_if_any
+from synth.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Train(Section):
 
     `charge_block` is how many steps are charged to the ledger before they run (a crash
     forfeits what is left of a block). `micro_batch` bounds the records in memory at once
-    and changes nothing else.
+    and changes nothing else; without one it follows from sizes and memory. `precision` is
+    what the network computes in; clipping, sums and noise are float64 in any case.
     """
 
     batch: Count
@@ -55,6 +57,7 @@ class Train(Section):
     charge_block: Count = 50
     checkpoint_every: Count = 50
     micro_batch: Count | None = None
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _one_length(self) -> "Train":

@@ -7,6 +7,7 @@ SPEC_TAG = "umbra.spec_sha256"
 LEDGER_TAG = "umbra.ledger_id"
 HEAD_TAG = "umbra.ledger_head"
 VOID_TAG = "umbra.void"
+ENGINE_TAG = "umbra.gradient_engine"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class RunIdentity:
         ledger_id: which ledger was charged.
         ledger_head: hash of the ledger's newest row.
         void: a seed was given, so nothing is promised.
+        gradient_engine: how clipped gradients are computed; it has no influence on them.
     """
 
     run_id: str
@@ -26,6 +28,7 @@ class RunIdentity:
     ledger_id: str
     ledger_head: str
     void: bool
+    gradient_engine: str
 
     def tags(self) -> dict[str, str]:
         """The identity as MLflow tags."""
@@ -35,4 +38,5 @@ class RunIdentity:
             LEDGER_TAG: self.ledger_id,
             HEAD_TAG: self.ledger_head,
             VOID_TAG: str(self.void).lower(),
+            ENGINE_TAG: self.gradient_engine,
         }

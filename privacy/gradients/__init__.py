@@ -18,6 +18,7 @@ __all__ = [
     "ClippedSum",
     "GradientEngine",
     "ModelCall",
+    "RecordEngine",
     "RecordLoss",
     "choose",
     "engine",

@@ -10,7 +10,7 @@ from privacy.gradients.base import (
     check_request,
     trainable,
 )
-from privacy.gradients.clip_and_add import SquaredNorms, add_clipped
+from privacy.gradients.clip_and_add import add_clipped, joint_norms
 from privacy.gradients.per_record import backward
 
 
@@ -33,24 +33,11 @@ class LayerwiseEngine:
         with buffers_unchanged(model):
             for start in range(0, n, micro_batch):
                 chunk = slice(start, start + micro_batch)
-                kept = _Kept(result.norms[chunk])
+                gradients: dict[str, Tensor] = {}
                 result.losses[chunk] = backward(
-                    model, loss, tuple(part[chunk] for part in records), kept.take
+                    model, loss, tuple(part[chunk] for part in records), gradients.__setitem__
                 )
-                result.norms[chunk] = kept.squares.total.sqrt()
+                result.norms[chunk] = joint_norms(gradients)
                 factors = clip_factors(result.norms[chunk], clip_norm)
-                for name, gradients in kept.gradients.items():
-                    add_clipped(result.sums[name], gradients, factors)
+                add_clipped(result.sums, gradients, factors)
         return result
-
-
-class _Kept:
-    """Keeps every parameter's gradients, measured while they are still in the cache."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.gradients: dict[str, Tensor] = {}
-        self.squares = SquaredNorms(like)
-
-    def take(self, name: str, gradients: Tensor) -> None:
-        self.squares.take(name, gradients)
-        self.gradients[name] = gradients

@@ -4,7 +4,7 @@ The backward pass of one record's mean over K views already is that record's gra
 is materialised but one gradient at a time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,10 @@ class RecordEngine:
         with buffers_unchanged(model):
             for i in range(n):
                 record = tuple(part[i] for part in records)
-                result.losses[i], found = _gradients(model, loss, record, parameters.values())
-                gradients = [gradient[None] for gradient in found]
-                result.norms[i] = joint_norms(gradients)
+                result.losses[i], gradients = _gradients(model, loss, record, parameters)
+                result.norms[i : i + 1] = joint_norms(gradients)
                 factors = clip_factors(result.norms[i : i + 1], clip_norm)
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    add_clipped(result.sums[name], gradient, factors)
+                add_clipped(result.sums, gradients, factors)
         return result
 
 
@@ -54,12 +52,13 @@ def _gradients(
     model: nn.Module,
     loss: RecordLoss,
     record: tuple[Tensor, ...],
-    parameters: Iterable[nn.Parameter],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return one record's loss and its gradients, one for each parameter."""
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return one record's loss and its gradients [1, ...] by parameter."""
     with torch.enable_grad():
         value = require_scalar(loss(model, *record))
         gradients = torch.autograd.grad(
-            value, list(parameters), allow_unused=True, materialize_grads=True
+            value, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
-    return value.detach(), gradients
+    by_name = zip(parameters, gradients, strict=True)
+    return value.detach(), {name: gradient[None] for name, gradient in by_name}

@@ -18,7 +18,7 @@ from privacy.gradients.base import (
     check_request,
     trainable,
 )
-from privacy.gradients.clip_and_add import SquaredNorms, add_clipped
+from privacy.gradients.clip_and_add import add_clipped, squared_norms
 from privacy.gradients.per_record import backward
 
 
@@ -47,7 +47,7 @@ class TwoPassEngine:
             for start in range(0, n, micro_batch):
                 chunk = slice(start, start + micro_batch)
                 part = tuple(p[chunk] for p in records)
-                squares = SquaredNorms(result.norms[chunk])
+                squares = _SquaredNorms(result.norms[chunk])
                 # A layer that draws (dropout) has to draw the same in both passes.
                 with torch.random.fork_rng(_gpus(part)):
                     result.losses[chunk] = backward(model, loss, part, squares.take)
@@ -58,17 +58,27 @@ class TwoPassEngine:
         return result
 
 
+class _SquaredNorms:
+    """Adds up the squared norms [n] of every parameter's gradients."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.total = torch.zeros_like(like)
+
+    def take(self, name: str, gradients: Tensor) -> None:
+        self.total += squared_norms(gradients)
+
+
 class _Clipped:
     """Adds clipped gradients to sums, and measures once more what it adds."""
 
     def __init__(self, sums: dict[str, Tensor], factors: Tensor) -> None:
         self.factors = factors
-        self.squares = SquaredNorms(factors)
+        self.squares = _SquaredNorms(factors)
         self._sums = sums
 
     def take(self, name: str, gradients: Tensor) -> None:
         self.squares.take(name, gradients)
-        add_clipped(self._sums[name], gradients, self.factors)
+        add_clipped(self._sums, {name: gradients}, self.factors)
 
 
 def _gpus(records: tuple[Tensor, ...]) -> list[torch.device]:

@@ -51,8 +51,7 @@ class VmapEngine:
                 gradients, result.losses[chunk] = per_record(
                     parameters, *[part[chunk] for part in records]
                 )
-                result.norms[chunk] = joint_norms(gradients.values())
+                result.norms[chunk] = joint_norms(gradients)
                 factors = clip_factors(result.norms[chunk], clip_norm)
-                for name, gradient in gradients.items():
-                    add_clipped(result.sums[name], gradient, factors)
+                add_clipped(result.sums, gradients, factors)
         return result

@@ -37,7 +37,7 @@ def test_a_spec(house, blots, asked):
     assert dpsgd == DPSGD(40, 0.5, planned.noise_multiplier, 1.0)
     path = settings.pop("path")
     assert settings == {"views": 2, "delta": 1e-3, "trials": 300}
-    assert path.engine.name == "vmap"
+    assert path.engine.name == "layerwise"
 
 
 def test_large_images_are_trained_by_another_engine(house, blots_spec, asked):

@@ -165,15 +165,15 @@ def test_the_scores_are_by_how_much_the_loss_fell(short, monkeypatch):
     monkeypatch.setattr(Trainer, "run", lambda self: weights.append(train(self)) or weights[0])
     monkeypatch.setattr("pipeline.auditing.canaries.DenoisingLoss.__call__", watched)
     # Inside the training the loss is called with views of its own: only the canaries' are watched.
-    monkeypatch.setattr("synth.training.DenoisingLoss", lambda config: _unwatched(config, loss))
+    monkeypatch.setattr("synth.training.DenoisingLoss", lambda *how: _unwatched(how, loss))
     audit(house, run, canaries=4)
     assert len(scored) == 8
     assert all(torch.equal(scored[-1][name], weights[0][name]) for name in scored[-1])
     assert any(not torch.equal(scored[0][name], weights[0][name]) for name in scored[0])
 
 
-def _unwatched(config, loss):
-    made = DenoisingLoss(config)
+def _unwatched(how, loss):
+    made = DenoisingLoss(*how)
     return lambda *arguments: loss(made, *arguments)
 
 

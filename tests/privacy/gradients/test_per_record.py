@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from privacy.errors import UmbraError
-from privacy.gradients import per_record, two_pass
+from privacy.gradients import ENGINES, per_record, two_pass
 from privacy.gradients.base import trainable
 from privacy.gradients.rules import RULES, OverRecords
 from privacy.gradients.two_pass import TwoPassEngine
@@ -99,3 +99,21 @@ def test_a_second_pass_that_differs_is_refused(denoiser, records, monkeypatch):
 def test_a_rule_has_no_use_without_records():
     with pytest.raises(RuntimeError, match="outside of vmap"):
         OverRecords.apply(RULES[nn.functional.linear].operation, torch.ones(1))
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_bfloat16_changes_last_bits_and_no_bound(denoiser, records, name):
+    engine, C = ENGINES[name], 0.7
+    exact = ENGINES["record"].sum_of_clipped(denoiser, DenoisingLoss(EDM()), records, C, N)
+    rough = engine.sum_of_clipped(denoiser, DenoisingLoss(EDM(), "bfloat16"), records, C, N)
+    expected, found = (
+        torch.cat([total.flatten() for total in result.sums.values()]) for result in (exact, rough)
+    )
+    assert found.dtype == torch.float64
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 0.1
+    for i in range(N):
+        alone = tuple(part[i : i + 1] for part in records)
+        one = engine.sum_of_clipped(denoiser, DenoisingLoss(EDM(), "bfloat16"), alone, C, 1)
+        assert one.norms.item() > C
+        norm = torch.cat([total.flatten() for total in one.sums.values()]).norm()
+        assert norm == pytest.approx(C, rel=1e-9) and norm <= C
