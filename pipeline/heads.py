@@ -40,7 +40,7 @@ def recorded_heads(run: RunDirectory) -> list[Head]:
         raise IntegrityBroken(
             f"{path} is damaged: lines SEQ:HASH were expected, as the ledger's heads are written"
         ) from error
-    found = newest(run.internal / "checkpoints").checkpoint
+    found = newest(run.checkpoints).checkpoint
     return [*heads, Head.parse(found.ledger_head)] if found and found.ledger_head else heads
 
 

@@ -5,7 +5,11 @@ runs/<run id>/
     state.json   RunState
     log.txt      stages and counts as they came, for `umbra logs`
     release/     may be shared
-    internal/    never leaves (mode 0700)
+    internal/    never leaves (mode 0700); the checkpoints lie below it
+    storage      only where the spec names one: the address that release and checkpoints lie below
+
+The place is written down beside the spec because it may have to change: whoever moves a finished
+run's objects to another bucket cannot change the spec, whose hash is in the ledger.
 """
 
 import fcntl
@@ -15,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,12 @@ from pydantic import ValidationError
 from pipeline.process import ProcessIdentity
 from pipeline.run_state import RunState, StageRecord
 from pipeline.spec import Spec, SpecError, load_spec
+from pipeline.storage import place, require_writable
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.atomic import write_bytes
+from synth.place import Place
 
+_RELEASE, _CHECKPOINTS, _STORAGE = "release", "checkpoints", "storage"
 _RESTORE = "Nothing was changed. Restore it from a backup or submit the spec as a new run."
 
 
@@ -41,14 +49,21 @@ class RunDirectory:
 
         Raises:
             FileExistsError: a run is there already.
-            UmbraError: the folder cannot be written.
+            UmbraError: the folder or the spec's storage cannot be written.
+            InvalidRequest: the spec's storage is not an address that is known, or holds a password.
         """
         run = cls(path)
+        address = spec.resources.storage
+        if address is not None:
+            require_writable(place(address))
         with _named(path):
             path.mkdir(parents=True)
             try:
-                run.release.mkdir()
                 run.internal.mkdir(mode=0o700)
+                if address is None:
+                    (path / _RELEASE).mkdir()
+                else:
+                    write_bytes(path / _STORAGE, address.encode())
                 write_bytes(run.spec_path, spec.to_yaml().encode())
                 run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
             except BaseException:
@@ -78,13 +93,31 @@ class RunDirectory:
         return self.path / "log.txt"
 
     @property
-    def release(self) -> Path:
+    def release(self) -> Place:
         """What may leave the wall."""
-        return self.path / "release"
+        return (self.storage or self.path) / _RELEASE
+
+    @property
+    def checkpoints(self) -> Place:
+        """Checkpoints of the training: internal, wherever they lie."""
+        return (self.storage or self.internal) / _CHECKPOINTS
+
+    @cached_property
+    def storage(self) -> Place | None:
+        """The run's own part of the storage that its spec named; None keeps all in this folder.
+
+        Raises:
+            InvalidRequest: the file that says it is damaged.
+        """
+        try:
+            address = (self.path / _STORAGE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return place(address) / self.run_id
 
     @property
     def internal(self) -> Path:
-        """What never leaves: losses, logs with traces, metrics against private references."""
+        """What never leaves this machine: logs with traces, metrics against private references."""
         return self.path / "internal"
 
     def spec(self) -> Spec:
@@ -174,7 +207,14 @@ class RunDirectory:
             yield
 
     def begin(self) -> RunState:
-        """Marks the run as running in this process, as a new attempt; call under `lock`."""
+        """Marks the run as running in this process, as a new attempt; call under `lock`.
+
+        Raises:
+            UmbraError: the run's storage cannot be reached. A store that is out of reach, or is
+                gone, must not be taken for one without checkpoints.
+        """
+        if self.storage is not None:
+            require_writable(self.storage.parent)
         process = ProcessIdentity.current()
         return self._rewrite(
             lambda old: {

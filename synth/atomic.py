@@ -1,7 +1,9 @@
 """Files and folders that are there whole or not at all.
 
-Everything is written under a temporary name in the folder it belongs to, synced and renamed, so a
-reader, a crash or a second writer never sees half a file.
+In a folder everything is written under a temporary name, synced and renamed, so a reader, a crash
+or a second writer never sees half a file. In an object store, which cannot rename, a file is one
+put. A folder of several files has a seal there, a file that is put last and removed first: without
+its seal it does not exist.
 """
 
 import errno
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from privacy.errors import InvalidRequest, UmbraError
+from synth.place import ObjectPath, Place
 
 _PREFIX, _SUFFIX = ".", ".part"
 _MANY = 100  # files; a sync costs milliseconds, and an export of images has tens of thousands
@@ -29,17 +32,21 @@ _ADVICE = {
 }
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Place, data: bytes) -> None:
     """Put `data` at `path`, replacing what is there, durably and in one step.
 
     Raises:
-        UmbraError: the disk is full, read-only or not ours; `path` is as it was before.
+        UmbraError: the disk is full, read-only or not ours, or the store cannot be written; `path`
+            is as it was before.
     """
+    if isinstance(path, ObjectPath):
+        path.put(data)
+        return
     with new_file(path) as file:
         file.write(data)
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Place, record: Mapping[str, Any]) -> None:
     """Put `record` at `path` as `json_bytes`; see `write_bytes`."""
     write_bytes(path, json_bytes(record))
 
@@ -112,6 +119,41 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def write_folder(path: Place, files: Mapping[str, bytes], seal: str) -> None:
+    """Put a folder of `files` at `path`, replacing one that is there; `seal` names one of them.
+
+    In an object store the old folder is gone before the new one is whole.
+
+    Raises:
+        UmbraError: the disk is full, read-only or not ours, or the store cannot be written. There
+            is then the old folder, or none.
+    """
+    if isinstance(path, ObjectPath):
+        remove_folder(path, seal)
+        for name, data in files.items():
+            if name != seal:
+                (path / name).put(data)
+        (path / seal).put(files[seal])
+        return
+    with new_folder(path, replace=True) as part:
+        for name, data in files.items():
+            (part / name).write_bytes(data)
+
+
+def remove_folder(path: Place, seal: str) -> None:
+    """Remove a folder of `write_folder`, its seal first."""
+    if isinstance(path, ObjectPath):
+        for file in ((path / seal), *path.rglob("*")):
+            file.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def is_half_written(path: Place, seal: str) -> bool:
+    """Say whether a folder of `write_folder` was left by a writer that was killed."""
+    return isinstance(path, ObjectPath) and not (path / seal).is_file()
+
+
 def refuse_occupied(path: Path) -> None:
     """Raise InvalidRequest unless `path` is absent or an empty folder."""
     if path.is_dir():
@@ -123,14 +165,17 @@ def refuse_occupied(path: Path) -> None:
         raise InvalidRequest(f"{path} is not a folder: name a new or an empty folder")
 
 
-def is_leftover(path: Path) -> bool:
+def is_leftover(path: Place) -> bool:
     """Say whether `path` is a temporary name of this module, left by a process that was killed."""
     return path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; a folder that is not there has none."""
-    if not folder.is_dir():
+def remove_leftovers(folder: Place) -> None:
+    """Remove what killed writers left in `folder`; a folder that is not there has none.
+
+    A store has none either: what it was sent of an unfinished file is no object.
+    """
+    if isinstance(folder, ObjectPath) or not folder.is_dir():
         return
     for path in folder.iterdir():
         if not is_leftover(path):

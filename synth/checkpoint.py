@@ -1,7 +1,8 @@
 """Checkpoints of training: complete or skipped, and never unpickled.
 
 A checkpoint is a folder `step-000123/` with three safetensors files and `checkpoint.json`, which
-holds the sha256 of each and a digest of itself. It holds weights, their moving average and the
+holds the sha256 of each and a digest of itself; in an object store that file is written last, and
+without it there is no checkpoint. It holds weights, their moving average and the
 optimizer's moments, and nothing that could replay a noise draw or a mask: a retry must draw
 fresh ones (privacy rule 6), so there is no field for them and tensors of bytes or booleans, the
 form in which generators and masks come, are refused.
@@ -10,8 +11,7 @@ form in which generators and masks come, are refused.
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ import safetensors.torch
 import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.atomic import json_bytes, new_folder, remove_leftovers
+from synth.atomic import (
+    is_half_written,
+    json_bytes,
+    remove_folder,
+    remove_leftovers,
+    write_folder,
+)
+from synth.place import Place
 
 _RECORD = "checkpoint.json"
 _FORMAT = 1
@@ -63,14 +70,15 @@ class Search:
     skipped: tuple[str, ...]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> Path:
+def save(folder: Place, checkpoint: Checkpoint) -> Place:
     """Write `folder/step-…/` atomically and return its path.
 
     A checkpoint of the same step (of an earlier attempt, or a damaged one) gives way.
 
     Raises:
         InvalidRequest: a tensor has the type of a generator state or of a mask.
-        UmbraError: the disk is full; no earlier checkpoint was touched.
+        UmbraError: the disk is full or the store cannot be written; no checkpoint of another step
+            was touched.
     """
     target = folder / f"step-{checkpoint.step:06d}"
     moments: dict[str, torch.Tensor] = {}
@@ -90,18 +98,19 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
     record["digest"] = _digest(record)
-    with new_folder(target, replace=True) as part:
-        for name, data in files.items():
-            (part / name).write_bytes(data)
-        (part / _RECORD).write_bytes(json_bytes(record))
+    if isinstance(folder, Path):
+        # Internal, also where they lie on storage that is shared.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_folder(target, {**files, _RECORD: json_bytes(record)}, seal=_RECORD)
     return target
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Place) -> Checkpoint:
     """Read the checkpoint folder `path`; tensors are on the CPU.
 
     Raises:
         IntegrityBroken: a file is missing or any byte of it is not what was written.
+        UmbraError: the store cannot be reached.
     """
     record = _read_record(path)
     tensors = {part: _read_tensors(path, part, record) for part in _PARTS}
@@ -117,10 +126,16 @@ def load(path: Path) -> Checkpoint:
     )
 
 
-def newest(folder: Path) -> Search:
-    """Return the sound checkpoint with the most steps, saying which damaged ones were skipped."""
+def newest(folder: Place) -> Search:
+    """Return the sound checkpoint with the most steps, saying which damaged ones were skipped.
+
+    Raises:
+        UmbraError: the store cannot be reached.
+    """
     skipped: list[str] = []
     for path in _paths(folder):
+        if is_half_written(path, _RECORD):
+            continue
         try:
             return Search(load(path), tuple(skipped))
         except IntegrityBroken as error:
@@ -128,10 +143,11 @@ def newest(folder: Path) -> Search:
     return Search(None, tuple(skipped))
 
 
-def keep_last(folder: Path, count: int) -> None:
+def keep_last(folder: Place, count: int) -> None:
     """Remove all checkpoints older than the `count` newest sound ones.
 
-    Damaged ones do not count, or they would crowd out what a run could resume from.
+    Damaged ones do not count, or they would crowd out what a run could resume from. What writers
+    left half written is removed.
 
     Raises:
         InvalidRequest: `count` < 1.
@@ -140,8 +156,8 @@ def keep_last(folder: Path, count: int) -> None:
         raise InvalidRequest(f"checkpoints to keep: at least 1 was expected, found {count}")
     sound = 0
     for path in _paths(folder):
-        if sound >= count:
-            shutil.rmtree(path)
+        if sound >= count or is_half_written(path, _RECORD):
+            remove_folder(path, _RECORD)
             continue
         try:
             load(path)
@@ -151,9 +167,10 @@ def keep_last(folder: Path, count: int) -> None:
     remove_leftovers(folder)
 
 
-def _paths(folder: Path) -> Iterator[Path]:
+def _paths(folder: Place) -> Iterator[Place]:
     """Yield the checkpoint folders, newest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    listed: Iterable[Place] = folder.glob("step-*")
+    found = [path for path in listed if _NAME.fullmatch(path.name)]
     yield from sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
@@ -162,7 +179,7 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json_bytes(rest)).hexdigest()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Place) -> dict[str, Any]:
     try:
         data = (path / _RECORD).read_bytes()
         record = json.loads(data)
@@ -180,7 +197,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _read_tensors(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Place, part: str, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     file = path / f"{part}.safetensors"
     try:
         data = file.read_bytes()

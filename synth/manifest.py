@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.atomic import is_leftover, json_bytes, remove_leftovers, write_json
+from synth.place import Place, relative
 from synth.rows import count_rows
 
 MANIFEST = "manifest.json"
@@ -104,14 +105,14 @@ class Manifest:
             "documents": [asdict(document) for document in self.documents],
         }
 
-    def write(self, folder: Path) -> str:
+    def write(self, folder: Place) -> str:
         """Write `manifest.json` into `folder` atomically; return its sha256 in hex."""
         remove_leftovers(folder / DATA)
         write_json(folder / MANIFEST, self.to_record())
         return hashlib.sha256(json_bytes(self.to_record())).hexdigest()
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Place) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
@@ -132,7 +133,7 @@ def load_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def manifest_sha256(folder: Path) -> str:
+def manifest_sha256(folder: Place) -> str:
     """Return the sha256 in hex of `folder/manifest.json`, raising IntegrityBroken without one."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -140,19 +141,19 @@ def manifest_sha256(folder: Path) -> str:
     return file_sha256(path)
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Place) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_entry(folder: Path, file: str) -> FileEntry:
+def file_entry(folder: Place, file: str) -> FileEntry:
     """Measure `folder/file`."""
     path = folder / file
     return FileEntry(file, path.stat().st_size, file_sha256(path))
 
 
-def shard_entry(folder: Path, file: str) -> ShardEntry:
+def shard_entry(folder: Place, file: str) -> ShardEntry:
     """Measure the shard `folder/file`, rows included.
 
     Raises:
@@ -165,7 +166,7 @@ def shard_entry(folder: Path, file: str) -> ShardEntry:
     return ShardEntry(**asdict(file_entry(folder, file)), rows=rows)
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Place) -> list[str]:
     """Compare the data set in `folder` with its manifest.
 
     Returns one sentence for every file that is missing, was changed, holds another number of rows
@@ -178,7 +179,7 @@ def verify(folder: Path) -> list[str]:
     return [*differences(folder, manifest), *unlisted(folder, folder / DATA, manifest)]
 
 
-def differences(folder: Path, manifest: Manifest) -> list[str]:
+def differences(folder: Place, manifest: Manifest) -> list[str]:
     """Return one sentence for every listed file that is not as the manifest says."""
     findings = [line for entry in manifest.files for line in _compare(folder, entry)]
     if not findings:
@@ -187,19 +188,19 @@ def differences(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def unlisted(
-    folder: Path, below: Path, manifest: Manifest, ignore: Sequence[str] = ()
+    folder: Place, below: Place, manifest: Manifest, ignore: Sequence[str] = ()
 ) -> list[str]:
     """Return one sentence for every file under `below` that the manifest of `folder` lacks.
 
     Temporary files of a killed writer are no part of a data set and are passed over.
     """
     known = {entry.file for entry in manifest.files} | {MANIFEST, *ignore}
-    found = (path for path in sorted(below.rglob("*")) if path.is_symlink() or not path.is_dir())
-    names = (path.relative_to(folder).as_posix() for path in found if not is_leftover(path))
+    found = (path for path in below.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = sorted(relative(path, folder) for path in found if not is_leftover(path))
     return [f"extra: {name} is not in the manifest" for name in names if name not in known]
 
 
-def _compare(folder: Path, entry: FileEntry) -> Iterable[str]:
+def _compare(folder: Place, entry: FileEntry) -> Iterable[str]:
     path = folder / entry.file
     if not path.is_file():
         yield f"missing: {entry.file}"
@@ -213,14 +214,15 @@ def _compare(folder: Path, entry: FileEntry) -> Iterable[str]:
         yield f"rows: {entry.file} holds {rows} rows, the manifest says {entry.rows}"
 
 
-def _compare_counts(folder: Path, manifest: Manifest) -> Iterable[str]:
+def _compare_counts(folder: Place, manifest: Manifest) -> Iterable[str]:
     """Count the labels again: the hashes of the shards say nothing about the counts beside them."""
     shards = [folder / shard.file for shard in manifest.shards]
     if not shards or any(path.suffix != ".parquet" for path in shards):
         return
     counts = np.zeros(len(manifest.class_counts), dtype=np.int64)
     for path in shards:
-        labels = pq.read_table(path, columns=["label"])["label"].to_numpy()
+        with path.open("rb") as file:
+            labels = pq.read_table(file, columns=["label"])["label"].to_numpy()
         if labels.size and not 0 <= labels.min() <= labels.max() < len(counts):
             yield f"labels: {path.name} has labels without a class name"
             return

@@ -6,7 +6,6 @@ writes, returns or reports anything that was computed from records without noise
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from privacy.collective import Alone, Collective
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
 from privacy.gradients import choose
+from privacy.gradients.memory import WithinMemory
 from privacy.mechanism import step_count
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
@@ -26,6 +26,8 @@ from synth.ema import EMA
 from synth.learning_rate import cosine
 from synth.loss import DenoisingLoss
 from synth.meter import Meter
+from synth.place import Place
+from synth.precision import Precision
 from synth.records import Records, ViewDrawer
 from synth.warmup import Warmup, release_class_means, train_on_means
 
@@ -52,6 +54,7 @@ class Training:
         checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
         micro_batch: records in memory at a time.
         warmup: the query and training that come first, if any.
+        precision: what the network computes in; clipping, sums and noise stay float64.
 
     Raises:
         InvalidRequest: a count is below 1, the learning rate is not positive and finite, or the
@@ -69,6 +72,7 @@ class Training:
     checkpoint_every: int
     micro_batch: int
     warmup: Warmup | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -88,7 +92,7 @@ class Trainer:
         records: Records,
         attempt: Attempt,
         meter: Meter,
-        checkpoints: Path,
+        checkpoints: Place,
         collective: Collective | None = None,
         on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     ) -> None:
@@ -133,7 +137,7 @@ class Trainer:
             attempt.number,
         )
         self._owned = np.arange(self._collective.rank, len(records), self._collective.size)
-        self._loss = DenoisingLoss(denoiser.config)
+        self._loss = DenoisingLoss(denoiser.config, training.precision)
         self._step = self._saved = 0
         self._head = ""
 
@@ -210,11 +214,12 @@ class Trainer:
     def _make_private_gradient(self) -> PrivateGradient:
         training, images, attempt = self._training, self._records.images, self._attempt
         q = training.dpsgd.sampling_probability
+        engine = choose(images.shape[-1] * images.shape[-2], training.views, images.device.type)
         return PrivateGradient(
             training.dpsgd,
             PoissonSampler(attempt.key, attempt.number, q),
             self._noise,
-            choose(images.shape[-1] * images.shape[-2], training.views, images.device.type),
+            WithinMemory(engine),
             self._collective,
             training.micro_batch,
         )

@@ -1,5 +1,8 @@
 """Fixtures that tests of more than one package use."""
 
+import os
+from urllib.request import Request, urlopen
+
 import pytest
 from hypothesis import settings
 
@@ -14,3 +17,35 @@ def run_workers():
     from privacy.audit.mechanism.workers import run_workers
 
     return run_workers
+
+
+@pytest.fixture(scope="session")
+def _s3_server():
+    # One for the session: a client remembers its server for as long as its process lives.
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server, monkeypatch):
+    """A real S3 server on loopback, with nothing but the bucket `umbra`; return its address.
+
+    Whatever speaks S3 finds it, and its credentials, by the environment, also in child processes.
+    """
+    settings = {
+        "AWS_ENDPOINT_URL": _s3_server,
+        "AWS_ACCESS_KEY_ID": "umbra-tests",
+        "AWS_SECRET_ACCESS_KEY": "no-secret-at-all",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    urlopen(Request(f"{_s3_server}/moto-api/reset", method="POST"))
+    urlopen(Request(f"{_s3_server}/umbra", method="PUT"))
+    return _s3_server

@@ -14,12 +14,13 @@ from pipeline.spec import Spec
 from pipeline.tracking import sampling_model
 from pipeline.tracking.connection import readable_errors
 from pipeline.tracking.tracker import TrackedRun
+from synth.place import Place, local_copy
 
 NAME = "sampler"
 
 
 def save_sampling_model(
-    folder: Path, weights: Path, spec: Spec, mlflow_model: Model | None = None
+    folder: Path, weights: Place, spec: Spec, mlflow_model: Model | None = None
 ) -> None:
     """Writes an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
 
@@ -29,7 +30,7 @@ def save_sampling_model(
         spec: gives image size, classes, network and sampler; its data source is left out.
         mlflow_model: MLflow's record to fill, where it has one.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, local_copy(weights) as copy:
         sampling = Path(scratch) / "sampling.json"
         sampling.write_text(Recipe.of(spec).model_dump_json(indent=2), encoding="utf-8")
         with warnings.catch_warnings():
@@ -39,7 +40,7 @@ def save_sampling_model(
                 path=str(folder),
                 python_model=sampling_model.__file__,
                 artifacts={
-                    sampling_model.WEIGHTS: str(weights),
+                    sampling_model.WEIGHTS: str(copy),
                     sampling_model.SAMPLING: str(sampling),
                 },
                 signature=sampling_model.SIGNATURE,
@@ -49,7 +50,7 @@ def save_sampling_model(
             )
 
 
-def log_sampling_model(run: TrackedRun, weights: Path, spec: Spec) -> str:
+def log_sampling_model(run: TrackedRun, weights: Place, spec: Spec) -> str:
     """Logs the sampling model as an output of `run`.
 
     Returns:

@@ -15,6 +15,7 @@ from synth.export.npz import export_npz
 from synth.export.parquet import export_parquet
 from synth.export.verification import verify_export
 from synth.export.webdataset import export_webdataset
+from synth.place import Place
 
 __all__ = ["EXPORTERS", "CardFacts", "Exported", "Exporter", "exporter", "verify_export"]
 
@@ -24,7 +25,7 @@ class Exporter(Protocol):
 
     def __call__(
         self,
-        release_dir: Path,
+        release_dir: Place,
         target: Path,
         card: CardFacts,
         privacy: Mapping[str, Any],

@@ -10,6 +10,7 @@ from synth.atomic import json_bytes, new_folder, refuse_occupied
 from synth.export.card import CARD, CardFacts, render_card
 from synth.export.promise import PRIVACY, checked_promise
 from synth.manifest import Manifest, file_entry, load_manifest, verify
+from synth.place import Place
 
 #: Fills the folder with the data and returns its manifest, given that of the release.
 Fill = Callable[[Path, Manifest], Manifest]
@@ -24,7 +25,7 @@ class Exported:
 
 
 def build_export(
-    release_dir: Path,
+    release_dir: Place,
     target: Path,
     fill: Fill,
     card: CardFacts,

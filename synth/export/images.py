@@ -14,6 +14,7 @@ import numpy as np
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
 from synth.manifest import Manifest, ShardEntry, file_entry, load_manifest
+from synth.place import Place
 from synth.shards import encode_png, read_shards
 
 LABELS = "labels.csv"
@@ -21,7 +22,7 @@ _SPLIT = "train"
 
 
 def export_images(
-    release_dir: Path,
+    release_dir: Place,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

@@ -10,6 +10,7 @@ import numpy as np
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
 from synth.manifest import DATA, Manifest, shard_entry
+from synth.place import Place
 from synth.shards import read_shards
 
 FILE = f"{DATA}/train.npz"
@@ -21,7 +22,7 @@ with np.load("FOLDER/{FILE}") as data:
 
 
 def export_npz(
-    release_dir: Path,
+    release_dir: Place,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

@@ -10,10 +10,11 @@ from privacy.errors import IntegrityBroken
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
 from synth.manifest import Manifest, ShardEntry
+from synth.place import Place
 
 
 def export_parquet(
-    release_dir: Path,
+    release_dir: Place,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],
@@ -30,10 +31,11 @@ def export_parquet(
     return build_export(release_dir, target, fill, card, privacy=privacy, allow_void=allow_void)
 
 
-def _copy(release_dir: Path, folder: Path, shard: ShardEntry) -> None:
+def _copy(release_dir: Place, folder: Path, shard: ShardEntry) -> None:
     """Copy one shard and hash the copy: what is promised is what arrived, not what was read."""
     copy = folder / shard.file
     copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(release_dir / shard.file, copy)
+    with (release_dir / shard.file).open("rb") as source, copy.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
     if hashlib.sha256(copy.read_bytes()).hexdigest() != shard.sha256:
         raise IntegrityBroken(f"{shard.file} changed while it was copied: nothing was exported")

@@ -14,6 +14,7 @@ from typing import Any
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
 from synth.manifest import DATA, Manifest, ShardEntry, shard_entry
+from synth.place import Place
 from synth.shards import encode_png, read_shards
 
 _READING = f"""\
@@ -25,7 +26,7 @@ samples = load_dataset(
 
 
 def export_webdataset(
-    release_dir: Path,
+    release_dir: Place,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

@@ -169,14 +169,14 @@ def test_parquet_shards_are_the_release_byte_for_byte(release, card, privacy, tm
 def test_a_shard_that_changes_while_it_is_copied_is_refused(
     release, card, privacy, tmp_path, monkeypatch
 ):
-    copyfile = shutil.copyfile
+    copy = shutil.copyfileobj
 
-    def copy_badly(source, target):
-        copyfile(source, target)
-        with target.open("r+b") as file:
-            file.write(b"X")
+    def copy_badly(source, sink):
+        copy(source, sink)
+        sink.seek(0)
+        sink.write(b"X")
 
-    monkeypatch.setattr(shutil, "copyfile", copy_badly)
+    monkeypatch.setattr(shutil, "copyfileobj", copy_badly)
     with pytest.raises(IntegrityBroken, match="changed while it was copied"):
         export.export_parquet(release, tmp_path / "out", card, privacy)
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
