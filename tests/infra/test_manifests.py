@@ -45,7 +45,7 @@ def test_every_port_is_published_on_loopback_only(compose):
 
 
 def test_what_sees_private_images_and_the_ledger_have_no_way_out(compose):
-    for name in ("umbra", "ledger"):
+    for name in ("umbra", "ledger", "store", "bucket"):
         assert all(
             compose["networks"][n]["internal"] for n in compose["services"][name]["networks"]
         )
@@ -59,7 +59,7 @@ def test_no_secret_is_written_in_a_manifest(compose):
     for text in ((INFRA / "compose.yaml").read_text(), (INFRA / "Dockerfile").read_text()):
         assert not re.search(r"(?:password|secret|token)\s*[:=]\s*\S", text, re.IGNORECASE)
     needed = {s["env_file"] for s in compose["services"].values() if "env_file" in s}
-    assert needed == {"ledger.env", "umbra.env"}
+    assert needed == {"ledger.env", "store.env", "umbra.env"}
     for name in needed:
         for line in (INFRA / f"{name}.example").read_text().splitlines():
             key, _, value = line.partition("=")
@@ -71,7 +71,7 @@ def test_nothing_of_ours_runs_as_root(compose, instructions):
     assert of(instructions, "USER") == ["10001:10001"]
     last = [name for name, _ in instructions]
     assert last.index("USER") > max(i for i, name in enumerate(last) if name == "RUN")
-    assert set(ours(compose)) == {"umbra", "mlflow"}
+    assert set(ours(compose)) == {"umbra", "mlflow", "bucket"}
     for service in ours(compose).values():
         assert service["user"] == "10001:10001"
         assert service["cap_drop"] == ["ALL"]
@@ -93,6 +93,15 @@ def test_the_image_is_umbra_with_its_home_on_a_volume(compose, instructions):
     installs = [line for line in of(instructions, "RUN") if "pip install" in line]
     assert len(installs) == 2
     assert all("constraints.txt" in line for line in installs)
+    (whole,) = [line for line in installs if "'." in line]
+    assert "'.[postgres,s3]'" in whole
+
+
+def test_the_store_is_made_ready_before_a_run(compose):
+    umbra = compose["services"]["umbra"]
+    assert umbra["depends_on"]["bucket"] == {"condition": "service_completed_successfully"}
+    assert umbra["environment"]["AWS_ENDPOINT_URL"] == "http://store:9000"
+    assert "ports" not in compose["services"]["store"]
 
 
 def test_the_builder_is_sent_what_it_copies_and_no_more(instructions):
