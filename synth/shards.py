@@ -10,9 +10,8 @@ Shape suffixes: N images, H height, W width, C channels.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,8 @@ from PIL import Image
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.atomic import write_bytes
 from synth.manifest import DATA, MANIFEST, ShardEntry, load_manifest
+from synth.place import Place
+from synth.png import encode_png
 
 _WEYL = 0x9E3779B1  # odd, so number · _WEYL mod 2³² never repeats for 2³² shards
 _PATTERN = "train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
@@ -95,7 +96,7 @@ def shard_name(number: int, of: int) -> str:
 
 
 def write_shard(
-    folder: Path,
+    folder: Place,
     shard: Shard,
     of: int,
     images: np.ndarray,
@@ -119,8 +120,6 @@ def write_shard(
         InvalidRequest: images or labels are not what the plan says.
         UmbraError: the disk is full.
     """
-    if not 0 <= shard.number < of:
-        raise InvalidRequest(f"shard {shard.number} of {of}: there is no such shard")
     if tuple(labels.tolist()) != shard.labels:
         raise InvalidRequest(f"shard {shard.number}: the labels are not the planned ones")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -128,15 +127,31 @@ def write_shard(
             f"shard {shard.number}: uint8 images [N,H,W,1 or 3] were expected, "
             f"found {images.dtype} {list(images.shape)}"
         )
-    if len(images) != len(labels) or max(shard.labels, default=0) >= len(class_names):
+    return write_pngs(
+        folder, shard, of, [encode_png(image) for image in images], class_names=class_names
+    )
+
+
+def write_pngs(
+    folder: Place, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
+) -> ShardEntry:
+    """Do what `write_shard` does with images that are encoded already.
+
+    Raises:
+        InvalidRequest: there is no such shard, or number of images and labels are not its.
+        UmbraError: the disk is full.
+    """
+    if not 0 <= shard.number < of:
+        raise InvalidRequest(f"shard {shard.number} of {of}: there is no such shard")
+    if len(pngs) != len(shard.labels) or max(shard.labels, default=0) >= len(class_names):
         raise InvalidRequest(f"shard {shard.number}: images, labels and class names do not agree")
     file = shard_name(shard.number, of)
-    data = _parquet(_table(shard, images, class_names))
+    data = _parquet(_table(shard, pngs, class_names))
     write_bytes(folder / file, data)
-    return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(labels))
+    return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(pngs))
 
 
-def read_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_shards(folder: Place) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images uint8 [N,H,W,C], labels int64 [N]) of every shard, in order.
 
     With a `manifest.json` in the folder the shards are those it lists and must have its hashes;
@@ -149,19 +164,12 @@ def read_shards(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for entry in load_manifest(folder).shards:
             yield _read(folder / entry.file, entry.sha256)
     else:
-        for path in sorted((folder / DATA).glob(_PATTERN)):
+        found: Iterable[Place] = (folder / DATA).glob(_PATTERN)
+        for path in sorted(found, key=str):
             yield _read(path, None)
 
 
-def encode_png(image_HWC: np.ndarray) -> bytes:
-    """Encode one uint8 image [H,W,1 or 3] as PNG, without a time or any other metadata."""
-    pixels = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
-
-
-def _table(shard: Shard, images_NHWC: np.ndarray, class_names: Sequence[str]) -> pa.Table:
+def _table(shard: Shard, pngs: Sequence[bytes], class_names: Sequence[str]) -> pa.Table:
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -174,8 +182,7 @@ def _table(shard: Shard, images_NHWC: np.ndarray, class_names: Sequence[str]) ->
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     rows = [
-        {"bytes": encode_png(image), "path": f"{shard.number:05d}-{row:06d}.png"}
-        for row, image in enumerate(images_NHWC)
+        {"bytes": png, "path": f"{shard.number:05d}-{row:06d}.png"} for row, png in enumerate(pngs)
     ]
     return pa.table({"image": rows, "label": list(shard.labels)}, schema=schema)
 
@@ -199,7 +206,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: Place, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
     try:
         data = path.read_bytes()
     except OSError as error:

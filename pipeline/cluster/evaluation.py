@@ -18,12 +18,15 @@ from pipeline.reserved_content import ReservedContent
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.evaluate import Evaluate
+from synth.place import Place
 from synth.shards import read_shards
+
+_RETRIES = 3
 
 
 def evaluate(
     spec: Spec,
-    release: Path,
+    release: Place,
     traces: Path,
     on_task: Callable[[], None],
     holdout: ReservedContent | None = None,
@@ -45,7 +48,8 @@ def evaluate(
     Raises:
         UmbraError: as a task raised it.
     """
-    task = ray.remote(_contained).options(num_cpus=1)
+    # A task whose worker or machine died is done again elsewhere; one that raised is not.
+    task = ray.remote(_contained).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
     kinds = (SYNTHETIC, CEILING)
     names = _wanted(spec).classifiers
     tasks = {
@@ -77,7 +81,7 @@ def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -
 
 
 def _classify(
-    spec: Spec, release: Path, holdout: ReservedContent | None, kind: str, name: str
+    spec: Spec, release: Place, holdout: ReservedContent | None, kind: str, name: str
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     evaluate = _wanted(spec)
@@ -97,7 +101,9 @@ def _classify(
     return result.to_dict()
 
 
-def _compare_features(spec: Spec, release: Path, holdout: ReservedContent | None) -> dict[str, Any]:
+def _compare_features(
+    spec: Spec, release: Place, holdout: ReservedContent | None
+) -> dict[str, Any]:
     torch.set_num_threads(1)
     wanted = _wanted(spec)
     path = None if wanted.features == "builtin" else wanted.features
@@ -130,6 +136,6 @@ def _holdout(spec: Spec, reserved: ReservedContent | None) -> ImageSet:
     return loaded if reserved is None else reserved.checked(loaded)
 
 
-def _synthetic(release: Path) -> ImageSet:
+def _synthetic(release: Place) -> ImageSet:
     parts = list(read_shards(release))
     return ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -1,107 +1,213 @@
 """Sampling on Ray actors: each holds the weights and makes whole shards."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
+from itertools import count
+from time import monotonic
 from typing import Any
 
 import ray
 import torch
-from safetensors.torch import load_file
+from ray.exceptions import RayError, RayTaskError
 
-from pipeline.building import build_denoiser, build_guided, build_sampler
 from pipeline.cluster.calls import answer
+from pipeline.cluster.progress_board import progress_board
+from pipeline.cluster.shard_schedule import ShardSchedule
+from pipeline.image_sampler import ImageSampler
 from pipeline.spec import Spec
-from privacy.errors import IntegrityBroken
 from synth.manifest import ShardEntry
-from synth.samplers import Denoise
-from synth.shards import Shard, shard_generator, to_uint8, write_shard
+from synth.place import Place
+from synth.png import PngEncoder
+from synth.shards import Shard, shard_generator, write_pngs
 
-_RESTARTS = 3
+_SECONDS = 0.5  # between two looks at the cluster, and two words of a worker on how far it is
 
 
 class ShardSampler:
-    """Makes shards of one run; a shard is a function of (weights, spec, number) alone."""
+    """Makes shards of one run; a shard is a function of (weights, spec, number) alone.
 
-    def __init__(self, spec: Spec, weights: Path, folder: Path) -> None:
+    Args:
+        spec: of the run.
+        weights: file of the released weights.
+        folder: the release.
+        tell: told a shard's number and how many of its images are done, now and then.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        weights: Place,
+        folder: Place,
+        tell: Callable[[int, int], object] = lambda number, done: None,
+    ) -> None:
         self._spec = spec
         self._weights = weights
         self._folder = folder
+        self._tell = tell
         gpu = spec.resources.gpus_per_worker > 0
         self._device = torch.device("cuda" if gpu else "cpu")
-        self._sampler = build_sampler(spec)
 
     @cached_property
-    def _denoise(self) -> Denoise:
+    def _images(self) -> ImageSampler:
         # Loaded by the first shard and not with the actor, or damaged weights would arrive as the
         # death of a process.
-        denoiser = build_denoiser(self._spec)
-        try:
-            denoiser.load_state_dict(load_file(self._weights))
-        except Exception as error:
-            raise IntegrityBroken(
-                f"{self._weights} is missing, damaged or of another network; restore it from a "
-                "backup or submit a new run"
-            ) from error
-        return build_guided(self._spec, denoiser.to(self._device).eval())
+        return ImageSampler(self._spec, self._weights, self._device)
 
     def make(self, shard: Shard, of: int) -> ShardEntry:
-        """Sample the shard's images and write them."""
+        """Sample the shard's images and write them; a batch is encoded beside the next one."""
         # One thread: sums in another order would change last bits, and a shard's bytes with them.
         torch.set_num_threads(1)
-        data, synthesize = self._spec.data, self._spec.synthesize
-        generator = shard_generator(synthesize.seed, shard.number, self._device)
-        labels = torch.tensor(shard.labels)
-        shape = (data.channels, data.size, data.size)
-        with torch.inference_mode():
-            parts = [
-                self._sampler.sample(self._denoise, part.to(self._device), shape, generator)
-                for part in labels.split(synthesize.batch)
-            ]
-        return write_shard(
-            self._folder,
-            shard,
-            of,
-            to_uint8(torch.cat(parts)),
-            labels.numpy(),
-            class_names=data.classes,
-        )
+        generator = shard_generator(self._spec.synthesize.seed, shard.number, self._device)
+        told = monotonic()
+
+        def on_images(done: float) -> None:
+            nonlocal told
+            if monotonic() - told >= _SECONDS:
+                told = monotonic()
+                self._tell(shard.number, int(done))
+
+        with PngEncoder() as encoder:
+            for images in self._images.draw(torch.tensor(shard.labels), generator, on_images):
+                encoder.add(images)
+            pngs = encoder.pngs()
+        return write_pngs(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
 
 
 def make_shards(
     spec: Spec,
-    weights: Path,
-    folder: Path,
+    weights: Place,
+    folder: Place,
     shards: list[Shard],
     of: int,
     on_shard: Callable[[ShardEntry], None],
+    on_images: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Make the given shards of `of` on as many actors as the spec and the cluster allow.
 
-    A task whose actor died is done again by a fresh one.
+    Actors are added when the cluster grows. The shard of one that died is made by another, and
+    one that lags behind is made twice; see `ShardSchedule`.
+
+    Args:
+        spec: of the run.
+        weights: file of the released weights.
+        folder: the release.
+        shards: those to make.
+        of: how many shards the whole set has.
+        on_shard: called once for each shard that is made.
+        on_images: called with the images done so far, those in unfinished shards included.
 
     Raises:
-        UmbraError: as a worker raised it.
+        UmbraError: as a worker raised it, or workers die again and again.
     """
-    gpus = spec.resources.gpus_per_worker
-    actor = ray.remote(ShardSampler).options(
-        num_cpus=1, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
-    )
-    count = min(_actors(spec), len(shards))
-    idle: list[Any] = [actor.remote(spec, weights, folder) for _ in range(count)]
-    waiting = list(reversed(shards))
-    working: dict[Any, Any] = {}
-    while waiting or working:
-        while waiting and idle:
-            free = idle.pop()
-            working[free.make.remote(waiting.pop(), of)] = free
-        (done,), _ = ray.wait(list(working), num_returns=1)
-        on_shard(answer(done))
-        idle.append(working.pop(done))
+    schedule, crew = ShardSchedule(shards), _Crew(spec, weights, folder)
+    rows = {shard.number: len(shard.labels) for shard in shards}
+    made = 0
+    try:
+        while not schedule.finished:
+            crew.grow(min(_room(spec), len(schedule.open_shards)))
+            crew.assign(schedule, of)
+            for entry in crew.settle(schedule):
+                on_shard(entry)
+                made += entry.rows
+            partly = {number: crew.done_of(number) for number in schedule.open_shards}
+            on_images(made + sum(min(done, rows[number]) for number, done in partly.items()))
+    finally:
+        crew.end()
 
 
-def _actors(spec: Spec) -> int:
-    """Return how many actors have room beside each other: one without would wait for ever."""
+class _Crew:
+    """The actors of one call: started, given work, waited for, ended."""
+
+    def __init__(self, spec: Spec, weights: Place, folder: Place) -> None:
+        self._board = board = progress_board()
+        self._arguments = (
+            spec,
+            weights,
+            folder,
+            lambda number, done: board.tell.remote(str(number), done),
+        )
+        # Ray restarts nothing: an actor that died is replaced, by the schedule's count and where
+        # there is room now.
+        self._actor = ray.remote(ShardSampler).options(
+            num_cpus=1, num_gpus=spec.resources.gpus_per_worker
+        )
+        self._names = count()
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+        self._working: dict[Any, int] = {}
+        self._idle: list[int] = []
+        self._told: dict[str, int] = {}
+
+    def grow(self, wanted: int) -> None:
+        """Start as many actors as are missing; one without room begins when there is some."""
+        while len(self._actors) < wanted:
+            name = next(self._names)
+            self._actors[name] = self._actor.remote(*self._arguments)
+            # Work goes to those that have begun: one that waits for room would sit on it.
+            self._starting[self._actors[name].__ray_ready__.remote()] = name
+
+    def assign(self, schedule: ShardSchedule, of: int) -> None:
+        """Give every idle actor what the schedule has for it."""
+        for name in list(self._idle):
+            shard = schedule.take(name, monotonic())
+            if shard is not None:
+                self._idle.remove(name)
+                self._working[self._actors[name].make.remote(shard, of)] = name
+
+    def settle(self, schedule: ShardSchedule) -> list[ShardEntry]:
+        """Wait a little for what ends; return the entries of shards that are newly made."""
+        references = [*self._starting, *self._working]
+        ended, _ = ray.wait(references, num_returns=1, timeout=_SECONDS)
+        with suppress(RayError):  # a board that died takes no sampling with it
+            self._told = ray.get(self._board.read.remote(), timeout=_SECONDS)
+        entries = [entry for reference in ended if (entry := self._ended(reference, schedule))]
+        for name in schedule.take_back():
+            self._dismiss(name)
+        return entries
+
+    def done_of(self, number: int) -> int:
+        """Return how many images of an unfinished shard are done, as its actor told last."""
+        return self._told.get(str(number), 0)
+
+    def end(self) -> None:
+        """End all actors, also those that are stuck."""
+        for name in list(self._actors):
+            self._dismiss(name)
+        ray.kill(self._board)
+
+    def _ended(self, reference: Any, schedule: ShardSchedule) -> ShardEntry | None:
+        """Take in what one reference brought; return the entry of a shard made for the first time.
+
+        Raises:
+            UmbraError: as the actor raised it, or too many died.
+        """
+        began = reference in self._starting
+        name = self._starting.pop(reference) if began else self._working.pop(reference)
+        try:
+            entry = ray.get(reference)
+        except RayTaskError:
+            entry = answer(reference)  # raises it in words for a user
+        except RayError:  # the actor, its node or the way to it is gone
+            self._dismiss(name)
+            schedule.lost(name)
+            return None
+        self._idle.append(name)
+        return entry if not began and schedule.done(name, monotonic()) else None
+
+    def _dismiss(self, name: int) -> None:
+        actor = self._actors.pop(name)
+        for references in (self._starting, self._working):
+            for reference in [r for r, holder in references.items() if holder == name]:
+                del references[reference]
+        if name in self._idle:
+            self._idle.remove(name)
+        with suppress(RayError):
+            ray.kill(actor)
+
+
+def _room(spec: Spec) -> int:
+    """Return how many actors have room beside each other now, up to what the spec allows."""
     kind, each = "CPU", 1.0
     if spec.resources.gpus_per_worker > 0:
         kind, each = "GPU", spec.resources.gpus_per_worker

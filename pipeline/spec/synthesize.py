@@ -1,7 +1,7 @@
 """Section `synthesize`: how many images of which class, and by which sampler."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,12 @@ class Synthesize(Section):
     w in D^w = (1+w)·D(x; σ, y) − w·D(x; σ, ∅). Noise levels run from `sigma_max` down to
     `sigma_min` in `steps` points, spaced by `rho`. `seed` is public and makes the shards
     reproducible; it has nothing to do with the seed of section privacy.
+
+    `batch` images are sampled at a time; None takes what suits the network's size. `precision`
+    bfloat16 runs the network's convolutions and products in it, which is faster on GPUs and on
+    processors made for it (AVX512-BF16, AMX) and slower on others; the default is float32
+    everywhere. Both decide last bits or more of the images, so they stand in the spec and no
+    machine chooses them.
     """
 
     images: Count | None = None
@@ -62,7 +68,8 @@ class Synthesize(Section):
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
     shard_rows: Count = 1000
-    batch: Count = 250
+    batch: Count | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
 
     @model_validator(mode="before")

@@ -32,15 +32,24 @@ class Synthesize:
         made = {s.number: entry for s in shards if (entry := _made(run, notes, s.number))}
         missing = [shard for shard in shards if shard.number not in made]
         with context.progress.stage("synthesize", sum(counts)) as stage:
-            stage.advance(sum(entry.rows for entry in made.values()))
+            before = sum(entry.rows for entry in made.values())
+            stage.reach(before)
 
             def note(entry: ShardEntry) -> None:
                 number = _number(entry)
                 made[number] = entry
                 write_json(notes / f"{number}.json", asdict(entry))
-                stage.advance(entry.rows)
+                stage.reach(sum(entry.rows for entry in made.values()))
 
-            make_shards(spec, run.release / WEIGHTS, run.release, missing, len(shards), note)
+            make_shards(
+                spec,
+                run.release / WEIGHTS,
+                run.release,
+                missing,
+                len(shards),
+                note,
+                lambda images: stage.reach(before + images),
+            )
         shape = (data.size, data.size, data.channels)
         entries = tuple(made[shard.number] for shard in shards)
         Manifest(shape, data.classes, counts, entries).write(run.release)

@@ -8,7 +8,6 @@ has one row an image, in the order asked: `image` (PNG, bytes), `label`, `class_
 post-processing of private weights: any number of requests costs no privacy.
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
-from PIL import Image
-from safetensors.torch import load_file
 
-from pipeline.building import Recipe, build_denoiser, build_guided, build_sampler
+from pipeline.building import Recipe
+from pipeline.image_sampler import ImageSampler
 from privacy.errors import InvalidRequest
-from synth.shards import to_uint8
+from synth.png import encode_png
 
 WEIGHTS, SAMPLING = "weights", "sampling"
 # One request may not ask for more than a machine can hold as PNGs in memory.
@@ -55,11 +53,8 @@ class SamplingModel(PythonModel):
         """Builds network and sampler from the artifacts `weights` and `sampling`."""
         text = Path(context.artifacts[SAMPLING]).read_text(encoding="utf-8")
         self.recipe = Recipe.model_validate_json(text)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        denoiser = build_denoiser(self.recipe)
-        denoiser.load_state_dict(load_file(context.artifacts[WEIGHTS]))
-        self.denoise = build_guided(self.recipe, denoiser.eval().to(self.device))
-        self.sampler = build_sampler(self.recipe)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.sampler = ImageSampler(self.recipe, Path(context.artifacts[WEIGHTS]), device)
 
     def predict(
         self,
@@ -85,7 +80,7 @@ class SamplingModel(PythonModel):
             raise InvalidRequest(f"at most {MOST_IMAGES} images a request: split it")
         classes = self.recipe.data.classes
         rows = [
-            {"image": _png(image), "label": label, "class_name": classes[label]}
+            {"image": encode_png(image), "label": label, "class_name": classes[label]}
             for label, count, seed in wishes
             for image in self._images(label, count, seed)
         ]
@@ -109,17 +104,8 @@ class SamplingModel(PythonModel):
             generator.seed()
         else:
             generator.manual_seed(seed)
-        data, batch = self.recipe.data, self.recipe.synthesize.batch
-        shape = (data.channels, data.size, data.size)
-        for begin in range(0, count, batch):
-            labels = torch.full((min(batch, count - begin),), label, device=self.device)
-            yield from to_uint8(self.sampler.sample(self.denoise, labels, shape, generator))
-
-
-def _png(image: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(stream, "PNG")
-    return stream.getvalue()
+        for images in self.sampler.draw(torch.full((count,), label), generator):
+            yield from images
 
 
 set_model(SamplingModel())

@@ -5,9 +5,11 @@ from typing import Any
 
 from privacy.errors import InvalidRequest
 from synth.samplers.base import Denoise, Sampler
+from synth.samplers.batch import chosen_batch
 from synth.samplers.churn import Churn
 from synth.samplers.ddim import DDIM
 from synth.samplers.guidance import guided
+from synth.samplers.precision import at_precision
 from synth.samplers.stochastic_ddim import StochasticDDIM
 
 SAMPLERS: dict[str, type[Sampler]] = {s.name: s for s in (DDIM, StochasticDDIM, Churn)}
@@ -19,6 +21,8 @@ __all__ = [
     "Denoise",
     "Sampler",
     "StochasticDDIM",
+    "at_precision",
+    "chosen_batch",
     "guided",
     "sampler",
 ]

@@ -31,7 +31,10 @@ class Counted(SilentProgress):
         def advance(n=1):
             self.done[name] += n
 
-        yield SimpleNamespace(advance=advance)
+        def reach(done):
+            self.done[name] = max(self.done[name], done)
+
+        yield SimpleNamespace(advance=advance, reach=reach)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def made(monkeypatch):
     """Numbers of the shards that were made, by the real sampler, here and now."""
     numbers = []
 
-    def make_shards(spec, weights, folder, shards, of, on_shard):
+    def make_shards(spec, weights, folder, shards, of, on_shard, on_images):
         sampler = ShardSampler(spec, weights, folder)
         for shard in shards:
             numbers.append(shard.number)
