@@ -10,7 +10,7 @@ _GIB = 1024**3
 
 
 def require_room(resources: Resources, there: Mapping[str, float]) -> None:
-    """Refuse training workers that have no room beside each other.
+    """Refuse training workers that have no room beside each other; "auto" needs room for one.
 
     Args:
         resources: what the spec asks for.
@@ -21,12 +21,13 @@ def require_room(resources: Resources, there: Mapping[str, float]) -> None:
         UmbraError: there is too little of something.
     """
     each = per_worker(resources)
+    workers = 1 if resources.workers == "auto" else resources.workers
     for kind in each.keys() & there.keys():
-        wanted = resources.workers * each[kind]
+        wanted = workers * each[kind]
         if wanted > there[kind]:
             unit, scale = ("GiB of memory", _GIB) if kind == "memory" else (f"{kind}s", 1)
             raise UmbraError(
-                f"resources asks for {resources.workers} training workers with "
+                f"resources asks for {workers} training workers with "
                 f"{each[kind] / scale:g} {unit} each, {wanted / scale:g} in all, and this machine "
                 f"has {there[kind] / scale:.3g}. Ask for less, or run on a Ray cluster that has as "
                 "much, with --address"

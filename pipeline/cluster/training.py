@@ -1,16 +1,19 @@
 """Private training on Ray Train: the life cycle is Ray's, every step is `synth.training`'s.
 
 Training is at-least-once (a rank killed after a step makes it run again), so nothing here decides
-what was spent: each start of the workers is a new attempt that charges for itself.
+what was spent: each start of the workers is a new attempt that charges for itself. Nothing that is
+computed depends on how many there are, so their number may be another at every start.
 """
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
 from safetensors.torch import save as to_safetensors
 
@@ -22,15 +25,18 @@ from pipeline.cluster.first_error import first_error, raise_told
 from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.reserved_content import ReservedContent
 from pipeline.spec import Spec
+from pipeline.spec.resources import Resources
 from privacy.collective import Collective
 from privacy.errors import UmbraError
 from synth.atomic import write_bytes
 from synth.attempt import Attempt
 from synth.checkpoint import newest
+from synth.place import ObjectPath, Place
 from synth.records import Records
 from synth.training import Trainer, Training
 
 _RESTARTS = 2  # of the worker group, before the driver is told; `umbra resume` may follow
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,12 @@ class TrainingJob:
     training: Training
     reservation_id: str
     content: ReservedContent
-    checkpoints: Path
+    checkpoints: Place
     traces: Path
-    weights: Path
+    weights: Place
 
 
-def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) -> None:
+def train(job: TrainingJob, name: str, storage: Place, manager: Any, board: Any) -> None:
     """Run the training to its end on the workers that the spec asks for.
 
     Args:
@@ -69,19 +75,15 @@ def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) 
     Raises:
         UmbraError: as the worker raised it, or with the type of what went wrong there.
     """
-    resources = job.spec.resources
     refusal = first_error()
     trainer = _Trainer(
         _worker(job, manager, board, refusal),
         torch_config=NoGroup(),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker(resources),
-        ),
+        scaling_config=_scaling(job.spec.resources, job.training),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=str(storage.key if isinstance(storage, ObjectPath) else storage),
+            storage_filesystem=storage.filesystem() if isinstance(storage, ObjectPath) else None,
             failure_config=FailureConfig(max_failures=_RESTARTS),
         ),
     )
@@ -91,6 +93,26 @@ def train(job: TrainingJob, name: str, storage: Path, manager: Any, board: Any) 
         raise_told(refusal)
         raise UmbraError(_in_words(error)) from None
     raise_told(refusal)
+
+
+def _scaling(resources: Resources, training: Training) -> ScalingConfig:
+    """Return how many workers Ray is to start, each time it starts them, and what each holds."""
+    workers: int | tuple[int, int]
+    if resources.workers == "auto":
+        # More than there are records in a batch would be idle.
+        workers = (1, max(1, int(training.dpsgd.expected_batch)))
+        # Ray counts nodes every 20 s, so after a loss it may wait for room that is gone; after so
+        # many seconds it counts again. Only that wait is limited, not how long a start may take.
+        os.environ[_START_TIMEOUT] = "5"
+    else:
+        workers = resources.workers
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker(resources),
+        # Workers that are well are left alone: to start them anew forfeits what they were charged.
+        elastic_resize_monitor_interval_s=math.inf,
+    )
 
 
 class _Trainer(TorchTrainer):
@@ -125,14 +147,14 @@ def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callabl
             return
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
         try:
-            with contained(job.traces), workers_group(use_gpu) as collective:
+            with contained(job.traces), workers_group(resources.gpus_per_worker) as collective:
                 device = torch.device("cuda" if use_gpu else "cpu")
                 _train_here(job, manager, board, collective, device)
         except WorkerFailed:
             raise
         except UmbraError as error:
             answer(refusal.tell.remote(error))
-            if resources.workers > 1:
+            if get_context().get_world_size() > 1:
                 # The others may wait for a word from this one; Ray stops them only for an error.
                 raise
 
@@ -159,11 +181,10 @@ def _train_here(
     if first:
         # The first alone has written checkpoints; the others may be here before it has.
         _require_steps(job.checkpoints)
-        job.weights.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
 
 
-def _require_steps(checkpoints: Path) -> None:
+def _require_steps(checkpoints: Place) -> None:
     found = newest(checkpoints).checkpoint
     if found is None or found.step == 0:
         raise UmbraError(

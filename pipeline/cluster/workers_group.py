@@ -28,19 +28,28 @@ class NoGroup(TorchConfig):
 
 
 @contextmanager
-def workers_group(use_gpu: bool) -> Iterator[Collective]:
-    """Join the workers of this training for the block; call it in every one of them."""
+def workers_group(gpus: float) -> Iterator[Collective]:
+    """Join the workers of this training for the block; call it in every one of them.
+
+    Args:
+        gpus: that each worker holds; may be a part of one.
+    """
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     if size == 1:
         yield Alone()
         return
     torch.distributed.init_process_group(
-        "nccl" if use_gpu else "gloo", store=_meet(rank, size), rank=rank, world_size=size
+        _backend(gpus), store=_meet(rank, size), rank=rank, world_size=size
     )
     yield ProcessGroup()
     # After an error Ray ends the processes; to take leave of one that hangs would hang, too.
     torch.distributed.destroy_process_group()
+
+
+def _backend(gpus: float) -> str:
+    # NCCL refuses two workers on one GPU, and gloo sums tensors on a GPU, too.
+    return "nccl" if gpus >= 1 else "gloo"
 
 
 def _meet(rank: int, size: int) -> TCPStore:

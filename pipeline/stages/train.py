@@ -14,9 +14,9 @@ from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import newest
+from synth.place import Place
 from synth.training import PRIVATE
 
-CHECKPOINTS = "checkpoints"
 MODEL = Path("model")
 WEIGHTS = MODEL / "weights.safetensors"
 
@@ -29,7 +29,7 @@ class Train:
     def run(self, context: Context, tracked: StageRun) -> None:
         """See `Stage.run`."""
         run, spec = context.run, context.spec
-        if note := _skipped(run.internal / CHECKPOINTS):
+        if note := _skipped(run.checkpoints):
             run.update(message=note)
         reservation = context.budget.reservation(context.reservation_id)
         training = build_training(spec, reservation)
@@ -38,7 +38,7 @@ class Train:
             training=training,
             reservation_id=context.reservation_id,
             content=ReservedContent.of(run, spec.data.name, TRAIN),
-            checkpoints=run.internal / CHECKPOINTS,
+            checkpoints=run.checkpoints,
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
         )
@@ -51,13 +51,15 @@ class Train:
         # run may have died before it noted that; its reservation may be settled by now.
         if not job.weights.exists():
             with context.progress.stage("train", total) as stage, shown(board, stage):
-                train(job, name, run.internal / "ray-train", context.manager, board)
+                train(
+                    job, name, (run.storage or run.internal) / "ray-train", context.manager, board
+                )
         answer(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))
 
 
-def _skipped(checkpoints: Path) -> str:
+def _skipped(checkpoints: Place) -> str:
     """Return what a person has to know of the checkpoints: sentences, or nothing if all is well.
 
     Raises:

@@ -14,6 +14,7 @@ THERE = {"CPU": 4.0, "GPU": 1.0, "memory": 8.0 * 1024**3}
         {"workers": 2, "cpus_per_worker": 2},
         {"workers": 2, "gpus_per_worker": 0.5},
         {"workers": 2, "memory_gib_per_worker": 4.0},
+        {"workers": "auto", "cpus_per_worker": 4},
     ],
 )
 def test_what_fits_exactly_has_room(asked):
@@ -25,6 +26,10 @@ def test_what_fits_exactly_has_room(asked):
     [
         ({"workers": 5}, "5 training workers with 1 CPUs each, 5 in all, and this machine has 4"),
         ({"workers": 2, "cpus_per_worker": 3}, "3 CPUs each, 6 in all"),
+        (
+            {"workers": "auto", "cpus_per_worker": 5},
+            "workers with 5 CPUs each, 5 in all",
+        ),
         ({"gpus_per_worker": 2.0}, "2 GPUs each, 2 in all, and this machine has 1"),
         ({"memory_gib_per_worker": 9.0}, "9 GiB of memory each, 9 in all, and this machine has 8"),
     ],

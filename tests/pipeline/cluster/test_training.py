@@ -14,7 +14,9 @@ from pipeline.building import build_denoiser, build_training
 from pipeline.cluster.budget_actor import budget_manager
 from pipeline.cluster.progress_board import progress_board
 from pipeline.cluster.training import TrainingJob, train
+from pipeline.cluster.workers_group import _backend
 from pipeline.reserved_content import TRAIN, ReservedContent
+from pipeline.spec.resources import Resources
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
 
@@ -123,6 +125,28 @@ def test_what_travels_to_workers_holds_no_image(prepare, blots):
     assert len(sent) < images.nbytes * 2
     assert not any(image.tobytes()[:16] in sent for image in images)
     assert job.content.key not in repr(job).encode()
+
+
+def test_a_share_of_a_gpu_is_what_a_worker_holds(prepare):
+    training = prepare().training
+    asked = Resources(workers=2, gpus_per_worker=0.5, cpus_per_worker=3, memory_gib_per_worker=1)
+    scaling = subject._scaling(asked, training)
+    assert (scaling.num_workers, scaling.use_gpu) == (2, True)
+    assert scaling.resources_per_worker == {"CPU": 3, "GPU": 0.5, "memory": 1024**3}
+    assert scaling.total_resources["GPU"] == 1
+    assert not subject._scaling(Resources(), training).use_gpu
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (0.5, "gloo"), (1, "nccl")])
+def test_workers_that_share_a_gpu_do_not_meet_by_nccl(gpus, backend):
+    assert _backend(gpus) == backend
+
+
+def test_auto_takes_as_many_workers_as_there_is_room_for(prepare, monkeypatch):
+    monkeypatch.setenv(subject._START_TIMEOUT, "300")
+    scaling = subject._scaling(Resources(workers="auto"), prepare().training)
+    assert (scaling.min_workers, scaling.max_workers) == (1, 20)  # the expected batch
+    assert scaling.elastic_resize_monitor_interval_s == float("inf")
 
 
 class _Dead(Exception):

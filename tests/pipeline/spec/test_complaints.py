@@ -206,6 +206,11 @@ ONE_PROBLEM = {
         ("  epochs: 3", "  epochs: 3\nresources:\n  sampling_actors: many"),
         "my.yaml:27: resources.sampling_actors: expected 'auto' or a whole number, found 'many'",
     ),
+    "a GPU and a half": (
+        ("  epochs: 3", "  epochs: 3\nresources:\n  gpus_per_worker: 1.5"),
+        "my.yaml:27: resources.gpus_per_worker: expected a share of one GPU up to 1, or a whole "
+        "number, found 1.5",
+    ),
     "an empty section": (
         ("privacy:\n  epsilon: 10\n  delta: 1e-4\n", "privacy:\n"),
         "my.yaml:13: privacy: expected a section of key: value lines, found nothing (null)",
