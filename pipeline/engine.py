@@ -4,31 +4,41 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from time import monotonic
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 
+from pipeline.cluster.authentication import require_token
 from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
 from pipeline.heads import record_head, require_history
+from pipeline.heartbeat import ask_to_stop, beating
 from pipeline.home import Home
 from pipeline.ingest import INGEST, give_back, ingest
 from pipeline.ledger_access import LedgerAccess, open_budget
 from pipeline.plan import Plan, plan
 from pipeline.progress import Progress
+from pipeline.ray_job import JOB_VARIABLE, RayJob
 from pipeline.reserved_content import TRAIN
 from pipeline.run_directory import RunDirectory
 from pipeline.run_state import RunState
 from pipeline.spec import Spec
+from pipeline.spec.resources import Workers
+from pipeline.standing import standing
 from pipeline.tracking.release import Release
-from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
+from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker
 from privacy.budget import Budget, Settlement
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
+from privacy.ledger import Ledger
 
 _TRAIN_STAGE = "train"
+_STOP_SECONDS, _POLL = 60.0, 0.5  # a job that does not stop is killed by Ray before that
+CANCELLED = "cancelled; `umbra resume` goes on"
 GIVEN_UP = "given up: what was never charged went back to the budget"
 
 
-def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
+def submit(
+    spec: Spec, home: Home, *, embedded: bool = False, workers: Workers | None = None
+) -> RunDirectory:
     """Make a run and reserve its budget; `execute` does the rest.
 
     A refused spec, data set or budget leaves no run behind and spends nothing.
@@ -37,6 +47,7 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
         spec: what is asked for.
         home: where the ledger and the key are.
         embedded: whether this machine is to execute it, so that it must have room.
+        workers: as for `execute`.
 
     Raises:
         InvalidRequest: no noise meets the request.
@@ -47,7 +58,7 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
     planned = plan(spec, trial=False)
     if embedded:
         # Once reserved, a budget is bound to a run that can only wait for a larger machine.
-        require_room(spec.resources, this_machine())
+        require_room(_for_this_start(spec, workers).resources, this_machine())
     home.ensure()
     access = LedgerAccess.of(home)
     budget = Budget(access.open())
@@ -71,7 +82,11 @@ def submit(spec: Spec, home: Home, *, embedded: bool = False) -> RunDirectory:
 
 
 def execute(
-    run: RunDirectory, home: Home, progress: Progress, address: str | None = None
+    run: RunDirectory,
+    home: Home,
+    progress: Progress,
+    address: str | None = None,
+    workers: Workers | None = None,
 ) -> RunState:
     """Run every stage that is not done yet, and return the final state.
 
@@ -82,9 +97,12 @@ def execute(
         home: where the ledger, the key and MLflow are.
         progress: shown to a person; counts only.
         address: of a Ray cluster; None starts one inside.
+        workers: replace the spec's training workers and sampling actors for this start. Nothing
+            that is computed depends on them, so the run's spec and its hash stay.
 
     Raises:
-        UmbraError: a stage failed, in words for a person.
+        UmbraError: a stage failed, in words for a person, or the cluster lets anybody in.
+        NoLedger: the run has reserved, and its ledger is not here.
         InvalidRequest: another process works on the run, or it is done already.
         IntegrityBroken: the ledger no longer holds what the run saw of it: it was rolled back.
     """
@@ -94,40 +112,130 @@ def execute(
         spec = run.spec()
         planned = plan(spec, trial=False)
         access = LedgerAccess.of(home)
+        if run.state().reservation_id is not None:
+            # On a machine that does not see the run's ledger, to open one would begin another.
+            Ledger.open(home.ledger_url).close()
         budget = Budget(access.open())
         with _terminable(), _told(run):
             run.begin()
+            run.update(job=_own_job(run), waiting="")
             require_history(run, budget.ledger)
             if not run.state().is_done(INGEST):
                 ingest(run, spec, planned, access.key, budget)
-            with cluster(address, spec.resources.object_store_gib) as there:
+            resources = _for_this_start(spec, workers).resources
+            if address is not None:
+                require_token(address)
+            with beating(run), cluster(address, resources.object_store_gib) as there:
                 if address is None and not run.state().is_done(_TRAIN_STAGE):
-                    require_room(spec.resources, there)
-                _run_stages(run, home, spec, planned, access, progress)
+                    require_room(resources, there)
+                with _waiting_told(run, address):
+                    _run_stages(run, home, spec, planned, access, progress, workers)
     return run.state()
 
 
-def cancel(run: RunDirectory) -> bool:
-    """Stop the process that works on a run; return whether there was one.
+def hand_over(
+    run: RunDirectory, home: Home, address: str, workers: Workers | None = None
+) -> RayJob:
+    """Let a cluster go on with a run as a job of its own, and return the job.
 
-    What was charged stays charged, what was only reserved stays reserved: the run can be resumed,
-    or given up.
+    The job works in this home, so its folder has to be the same there.
+
+    Args:
+        run: as for `execute`.
+        home: where the run is.
+        address: of the cluster's Jobs API, `http://host:8265`.
+        workers: as for `execute`.
 
     Raises:
-        UmbraError: the process is another user's.
+        UmbraError: the Jobs API cannot be reached, lets anybody in, or refused the job; the run
+            is as it was, and what it reserved stays reserved.
+        InvalidRequest: a process or a job works on the run, or it is done already.
+    """
+    from pipeline.cluster.jobs import Jobs
+
+    now = standing(run)
+    if now.moves or now.status == "done":
+        raise InvalidRequest(
+            f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
+            "cannot be handed to a cluster"
+        )
+    jobs = Jobs(address)
+    before = run.state()
+    job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
+    # Noted first: a job that nobody knows of could not be cancelled.
+    run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
+    try:
+        jobs.submit(job, run.run_id, home, workers)
+    except BaseException:
+        run.update(
+            status=before.status, process=before.process, job=before.job, message=before.message
+        )
+        raise
+    return job
+
+
+def _own_job(run: RunDirectory) -> RayJob | None:
+    """Return the job that this process is, if the run was handed to it."""
+    job = run.state().job
+    return job if job and job.submission_id == os.environ.get(JOB_VARIABLE) else None
+
+
+def _for_this_start(spec: Spec, workers: Workers | None) -> Spec:
+    if workers is None:
+        return spec
+    return spec.model_copy(update={"resources": spec.resources.with_workers(workers)})
+
+
+def cancel(run: RunDirectory) -> bool:
+    """Stop whoever works on a run, or is to; return whether there was anyone.
+
+    A process of another machine is asked through the run's folder and stops some seconds later; a
+    Ray job through its cluster. What was charged stays charged, what was only reserved stays
+    reserved: the run can be resumed, or given up.
+
+    Raises:
+        UmbraError: the process is another user's, or the job's cluster cannot be reached.
     """
     state = run.state()
-    if not state.is_live() or state.process is None:
+    if state.is_live() and state.process is not None:
+        return _stop_process(run, state.process.pid)
+    if state.status not in {"created", "running"}:
         return False
+    if state.job is not None:
+        return _stop_job(run, state.job)
+    if state.process is not None and not state.process.here():
+        ask_to_stop(run)
+        return True
+    return False
+
+
+def _stop_process(run: RunDirectory, pid: int) -> bool:
     try:
-        os.kill(state.process.pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
         return False
     except PermissionError:
         raise UmbraError(
-            f"process {state.process.pid}, which works on run {run.run_id}, belongs to another "
-            "user: ask them to cancel it"
+            f"process {pid}, which works on run {run.run_id}, belongs to another user: ask them to "
+            "cancel it"
         ) from None
+    return True
+
+
+def _stop_job(run: RunDirectory, job: RayJob) -> bool:
+    from pipeline.cluster.jobs import Jobs
+
+    jobs = Jobs(job.address)
+    if jobs.report(job).over:
+        return False
+    jobs.stop(job)
+    end = monotonic() + _STOP_SECONDS
+    while not jobs.report(job).over and monotonic() < end:
+        sleep(_POLL)
+    # One that was killed, or never began, has not said so itself; one that still works holds it.
+    with suppress(InvalidRequest), run.lock():
+        if run.state().status in {"created", "running"}:
+            run.update(status="cancelled", process=None, message=CANCELLED)
     return True
 
 
@@ -161,6 +269,7 @@ def _run_stages(
     planned: Plan,
     access: LedgerAccess,
     progress: Progress,
+    workers: Workers | None,
 ) -> None:
     # Ray and torch take seconds to import: `umbra status` must not wait for them.
     from pipeline.cluster.budget_actor import budget_manager
@@ -171,14 +280,13 @@ def _run_stages(
     context = Context(
         home=home,
         run=run,
-        spec=spec,
+        spec=_for_this_start(spec, workers),
         plan=planned,
         budget=budget,
         manager=budget_manager(access),
         tracked=tracked,
         progress=progress,
     )
-    succeeded = False
     try:
         for stage in STAGES:
             if run.state().is_done(stage.name):
@@ -191,10 +299,11 @@ def _run_stages(
             head = budget.ledger.head()
             record_head(run, head)
             tracked.ledger_head(str(head))
-        run.update(status="done", process=None)
-        succeeded = True
-    finally:
-        tracked.finish(succeeded)
+    except BaseException as error:
+        tracked.finish(Ended.by(error))
+        raise
+    run.update(status="done", process=None)
+    tracked.finish(Ended.FINISHED)
 
 
 def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:
@@ -210,6 +319,7 @@ def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Bud
             ledger_id=budget.ledger.ledger_id,
             ledger_head=str(budget.ledger.head()),
             void=spec.privacy.seed is not None,
+            gradient_engine=planned.cost.gradient_engine,
         )
         tracked = tracker.start(spec.name, identity, run.release)
     run.update(mlflow_experiment_id=tracker.experiment_id, mlflow_run_id=tracked.id)
@@ -217,6 +327,18 @@ def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Bud
     tracked.metrics(Release.plan(planned.costs()))
     tracked.log_dataset(spec.data.name)
     return tracked
+
+
+@contextmanager
+def _waiting_told(run: RunDirectory, address: str | None) -> Iterator[None]:
+    """Note what the run waits for; an embedded cluster is its own, so there it never waits."""
+    if address is None:
+        yield
+        return
+    from pipeline.cluster.waiting import told_waiting
+
+    with told_waiting(lambda words: run.update(waiting=words)):
+        yield
 
 
 @contextmanager
@@ -228,7 +350,7 @@ def _told(run: RunDirectory) -> Iterator[None]:
         run.update(status="failed", process=None, message=str(error))
         raise
     except KeyboardInterrupt:
-        run.update(status="cancelled", process=None, message="cancelled; `umbra resume` goes on")
+        run.update(status="cancelled", process=None, message=CANCELLED)
         raise
     except BaseException as error:
         # The text of an unforeseen error may hold private values: only its type is told.

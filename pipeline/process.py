@@ -1,6 +1,7 @@
 """Which process works on a run, and whether it still lives."""
 
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,27 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process id and its start: the two together are never given to another process."""
+    """A process id and its start: the two together are never given to another process of `host`.
+
+    `host` is empty where it was not noted, which older runs did not: such a process was one here.
+    """
 
     pid: int
     started: str
+    host: str = ""
 
     @classmethod
     def current(cls) -> "ProcessIdentity":
         """The process that asks."""
-        return cls(os.getpid(), _started(os.getpid()) or "")
+        return cls(os.getpid(), _started(os.getpid()) or "", socket.gethostname())
+
+    def here(self) -> bool:
+        """Whether it is a process of this machine: of another nothing can be looked up."""
+        return self.host in {"", socket.gethostname()}
 
     def alive(self) -> bool:
         """Whether this very process, not a later one with its id, still runs here."""
-        return bool(self.started) and _started(self.pid) == self.started
+        return self.here() and bool(self.started) and _started(self.pid) == self.started
 
 
 def _started(pid: int) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.process import ProcessIdentity
+from pipeline.ray_job import RayJob
 
 Status = Literal["created", "running", "failed", "cancelled", "done"]
 
@@ -25,7 +26,9 @@ class RunState(BaseModel):
     `stage` is the stage that runs or that failed; `stages` are those that are done.
     `attempt` counts how often the run was begun; masks and noise are drawn afresh for each.
     `holdout_reservation_id` is what pays for measures against a private holdout, where they are
-    released.
+    released. `process` works on the run; `job` is the Ray job that it was handed to, if any, which
+    may have to begin yet; `jobs` counts them all. `waiting` says what room the run waits for, empty
+    while it has it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -42,6 +45,9 @@ class RunState(BaseModel):
     mlflow_run_id: str | None = None
     mlflow_stage_run_ids: dict[str, str] = Field(default_factory=dict)
     process: ProcessIdentity | None = None
+    job: RayJob | None = None
+    jobs: Annotated[int, Field(ge=0)] = 0
+    waiting: str = ""
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     updated: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     message: str = ""
@@ -51,5 +57,8 @@ class RunState(BaseModel):
         return any(record.name == stage for record in self.stages)
 
     def is_live(self) -> bool:
-        """Whether the process that said it was running still runs on this machine."""
+        """Whether the process that said it was running still runs on this machine.
+
+        Of one elsewhere `pipeline.standing` says what can be known.
+        """
         return self.status == "running" and self.process is not None and self.process.alive()

@@ -8,6 +8,7 @@ from rich.console import Console
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
 from pipeline.run_directory import RunDirectory
+from pipeline.standing import standing
 
 _SECONDS, _POLL = 60.0, 0.2
 
@@ -21,7 +22,7 @@ _SECONDS, _POLL = 60.0, 0.2
 )
 @json_option
 def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
-    """Stop the process that works on RUN. What was charged stays charged."""
+    """Stop the process or the Ray job that works on RUN. What was charged stays charged."""
     from pipeline import engine
 
     home = Home.locate()
@@ -42,6 +43,6 @@ def _settle(run: RunDirectory, home: Home) -> dict[str, int]:
     from pipeline import engine
 
     deadline = time.monotonic() + _SECONDS
-    while run.state().is_live() and time.monotonic() < deadline:
+    while standing(run).moves and time.monotonic() < deadline:
         time.sleep(_POLL)
     return engine.give_up(run, home).refunded

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import click
 
 from pipeline.cli.output import json_option, printable, while_read
-from pipeline.cli.runs import outward_status
 from pipeline.home import Home
 from pipeline.run_directory import RunDirectory
+from pipeline.standing import standing
 
 _SECONDS = 0.5
+_ASK_SECONDS = 2.0  # where a cluster is asked, which is dearer than a look at a file
 
 
 @click.command()
@@ -28,11 +29,12 @@ def logs(run_id: str, follow: bool, as_json: bool) -> None:
 
 
 def _lines(run: RunDirectory, follow: bool) -> Iterator[str]:
-    """Yield whole lines; the last one may lack its end."""
+    """Yield whole lines; the last one may lack its end, or say why the run never wrote any."""
     read, begun = 0, ""
+    pause = _ASK_SECONDS if follow and run.state().job else _SECONDS
     while True:
         # Asked before reading: what a run writes just before it ends is not lost.
-        ended = not follow or outward_status(run.state()) != "running"
+        ended = not (follow and standing(run).moves)
         if run.log_path.exists():
             with run.log_path.open("rb") as log:
                 log.seek(read)
@@ -45,5 +47,7 @@ def _lines(run: RunDirectory, follow: bool) -> Iterator[str]:
         if ended:
             if begun:
                 yield begun
+            if not read and not begun and (now := standing(run)).reason:
+                yield f"{run.run_id} is {now.status}: {now.reason}"
             return
-        time.sleep(_SECONDS)
+        time.sleep(pause)

@@ -1,20 +1,24 @@
-"""Running a run in this process or in one of its own, and what is shown at the end."""
+"""Running a run here, in a process of its own or on a cluster, and what is shown at the end."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from pipeline.cli.output import emit, pairs, table
+from pipeline.cluster.authentication import is_jobs_api, require_token
 from pipeline.home import Home
 from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
 from pipeline.run_directory import RunDirectory
-from privacy.errors import UmbraError
+from pipeline.spec.resources import Workers
+from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
     from pipeline.paid_metrics import PaidMetrics
@@ -23,20 +27,112 @@ if TYPE_CHECKING:
 _SECONDS = 0.2
 
 
-def run_here(run: RunDirectory, home: Home, address: str | None, as_json: bool) -> None:
+class _Workers(click.ParamType):
+    """A count that a spec would accept, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Workers:
+        given = int(value) if str(value).isdecimal() else value
+        try:
+            return TypeAdapter(Workers).validate_python(given)
+        except ValidationError:
+            self.fail(f"expected a number from 1 or 'auto', found {value!r}", param, ctx)
+
+
+_WHERE = (
+    click.option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        help="Ray cluster to run on (HOST:PORT, ray://HOST:PORT), or with --detach its Jobs API "
+        "(http://HOST:8265); without it one is started inside this process.",
+    ),
+    click.option("--detach", is_flag=True, help="Print the run's id and go on in the background."),
+    click.option(
+        "--workers",
+        type=_Workers(),
+        help="Training workers and sampling actors of this start, in place of the spec's.",
+    ),
+)
+
+
+def where_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say where and on how many workers a run is worked on."""
+    for option in reversed(_WHERE):
+        command = option(command)
+    return command
+
+
+def require_reachable(address: str | None, detach: bool) -> None:
+    """Refuse a cluster that cannot be used before a budget is reserved for a run on it.
+
+    Raises:
+        InvalidRequest: a Jobs API was named without --detach.
+        UmbraError: nothing answers there, it lets anybody in, or it refuses this process.
+    """
+    if is_jobs_api(address) and not detach:
+        raise InvalidRequest(
+            f"{address} is a cluster's Jobs API, where runs go on by themselves: add --detach, or "
+            "give the cluster's own address (HOST:PORT)"
+        )
+    if address is not None:
+        require_token(address)
+
+
+def work_on(
+    run: RunDirectory,
+    home: Home,
+    address: str | None,
+    workers: Workers | None,
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Execute `run` and print its summary, or let it go on in the background and print its id."""
+    if not detach:
+        run_here(run, home, address, workers, as_json)
+        return
+    said = {"run_id": run.run_id}
+    if address is not None and is_jobs_api(address):
+        said["job"] = _run_as_job(run, home, address, workers)
+    else:
+        run_detached(run, address, workers)
+    emit(said, as_json, lambda console: console.print(run.run_id))
+
+
+def _run_as_job(run: RunDirectory, home: Home, address: str, workers: Workers | None) -> str:
+    from pipeline.engine import hand_over
+
+    try:
+        return hand_over(run, home, address, workers).submission_id
+    except InvalidRequest:
+        raise
+    except UmbraError as error:
+        raise UmbraError(
+            f"{error}. Run {run.run_id} keeps what it reserved: go on with `umbra resume "
+            f"{run.run_id}`, or give it back with `umbra cancel --give-up {run.run_id}`"
+        ) from None
+
+
+def run_here(
+    run: RunDirectory,
+    home: Home,
+    address: str | None,
+    workers: Workers | None,
+    as_json: bool,
+) -> None:
     """Execute `run` in this process with progress on stderr, and print its summary."""
     from pipeline.engine import execute
     from pipeline.ledger_access import open_budget
     from pipeline.summary import summarise
 
     with _progress(run, quiet=as_json) as progress:
-        execute(run, home, progress, address)
+        execute(run, home, progress, address, workers)
     budget = open_budget(home)
     summary = summarise(run, home, budget)
     emit(summary.to_dict(), as_json, lambda console: _show(console, summary))
 
 
-def run_detached(run: RunDirectory, address: str | None) -> None:
+def run_detached(run: RunDirectory, address: str | None, workers: Workers | None) -> None:
     """Execute `run` in a process of its own that outlives this terminal; return when it has begun.
 
     Raises:
@@ -45,6 +141,9 @@ def run_detached(run: RunDirectory, address: str | None) -> None:
     command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
     if address:
         command += ["--address", address]
+    if workers is not None:
+        command += ["--workers", str(workers)]
+    begun = run.state().attempt
     with open(run.log_path, "ab") as log:  # noqa: PTH123
         process = subprocess.Popen(  # noqa: S603
             command,
@@ -54,7 +153,7 @@ def run_detached(run: RunDirectory, address: str | None) -> None:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-    while run.state().status == "created":
+    while run.state().attempt == begun:
         if process.poll() is not None:
             raise UmbraError(
                 f"run {run.run_id} did not begin: `umbra logs {run.run_id}` says why. Its budget "

@@ -5,18 +5,21 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, table
+from pipeline.cli.output import emit, json_option, printable, table
 from pipeline.home import Home
 from pipeline.run_directory import RunDirectory
-from pipeline.run_state import RunState
+from pipeline.standing import JobAsker, standing
 from privacy.errors import IntegrityBroken
+
+_TO_EXPLAIN = ("interrupted", "silent")  # what no state of the run itself tells
 
 
 @click.command()
 @json_option
 def runs(as_json: bool) -> None:
     """List the runs, oldest first."""
-    found = [_row(run) for run in Home.locate().runs()]
+    ask = JobAsker()
+    found = [_row(run, ask) for run in Home.locate().runs()]
 
     def show(console: Console) -> None:
         if not found:
@@ -24,26 +27,24 @@ def runs(as_json: bool) -> None:
             return
         rows = [(row["run_id"], row["status"], row["stage"], row["created"]) for row in found]
         console.print(table("", ["run", "status", "stage", "created"], rows))
+        for row in found:
+            if row["status"] in _TO_EXPLAIN:
+                console.print(f"{row['run_id']}: {printable(row['reason'])}")
 
     emit(found, as_json, show)
 
 
-def _row(run: RunDirectory) -> dict[str, Any]:
+def _row(run: RunDirectory, ask: JobAsker) -> dict[str, Any]:
     try:
-        state = run.state()
+        state, now = run.state(), standing(run, ask)
     except IntegrityBroken:
         # One damaged run must not hide the others; `umbra status` says what is wrong with it.
-        return {"run_id": run.run_id, "status": "damaged", "stage": "", "created": ""}
+        nothing = dict.fromkeys(("reason", "stage", "created"), "")
+        return {"run_id": run.run_id, "status": "damaged", **nothing}
     return {
         "run_id": run.run_id,
-        "status": outward_status(state),
+        "status": now.status,
+        "reason": now.reason,
         "stage": state.stage or "",
         "created": f"{state.created:%Y-%m-%d %H:%M}",
     }
-
-
-def outward_status(state: RunState) -> str:
-    """Return the status as it is now: a run whose process died is no longer running."""
-    if state.status == "running" and not state.is_live():
-        return "interrupted"
-    return state.status

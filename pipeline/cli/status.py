@@ -3,14 +3,21 @@
 import click
 from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, pairs
-from pipeline.cli.runs import outward_status
+from pipeline.cli.output import emit, json_option, pairs, printable
 from pipeline.home import Home
 from pipeline.progress import duration
+from pipeline.run_state import RunState
+from pipeline.standing import standing
 
+_GO_ON_OR_GIVE_UP = (
+    "go on with `umbra resume {run}`, or give what was never charged back with "
+    "`umbra cancel --give-up {run}`"
+)
 _ADVICE = {
     "created": "its budget is reserved; begin it with `umbra resume {run}`",
-    "interrupted": "its process died; go on with `umbra resume {run}`",
+    "queued": "it begins by itself; stop it with `umbra cancel {run}`",
+    "interrupted": f"its process died; {_GO_ON_OR_GIVE_UP}",
+    "silent": f"if it is gone for good, {_GO_ON_OR_GIVE_UP}; only the newest start can charge",
     "failed": "go on with `umbra resume {run}` when the reason is mended",
     "cancelled": "go on with `umbra resume {run}`",
     "running": "follow it with `umbra logs {run}`, stop it with `umbra cancel {run}`",
@@ -24,11 +31,14 @@ _ADVICE = {
 def status(run_id: str, as_json: bool) -> None:
     """Say where RUN stands, why, and what can be done."""
     run = Home.locate().run(run_id)
-    state = run.state()
-    now = outward_status(state)
+    here = standing(run)
+    state, now = run.state(), here.status
     advice = _ADVICE[now].format(run=run.run_id)
     done = {record.name: duration(record.seconds) for record in state.stages}
-    facts = {**state.model_dump(mode="json"), "status": now, "advice": advice}
+    facts = {**state.model_dump(mode="json"), "status": now, "reason": here.reason}
+    facts |= {"where": _where(state), "advice": advice}
+
+    reason = printable(here.reason or state.message)
 
     def show(console: Console) -> None:
         console.print(
@@ -38,11 +48,8 @@ def status(run_id: str, as_json: bool) -> None:
                     "stages done": ", ".join(f"{n} ({t})" for n, t in done.items()) or "none",
                     **({"stage": state.stage} if state.stage else {}),
                     "attempts": state.attempt,
-                    **(
-                        {"reason" if now != "done" else "note": state.message}
-                        if state.message
-                        else {}
-                    ),
+                    **({"where": where} if (where := _where(state)) else {}),
+                    **({"reason" if now != "done" else "note": reason} if reason else {}),
                     "next": advice,
                     "folder": str(run.path),
                 },
@@ -50,3 +57,12 @@ def status(run_id: str, as_json: bool) -> None:
         )
 
     emit(facts, as_json, show)
+
+
+def _where(state: RunState) -> str:
+    """Return who works on the run, or is to, in words."""
+    who = [str(state.job)] if state.job and state.status in {"created", "running"} else []
+    if state.process:
+        host = f" on {state.process.host}" if state.process.host else ""
+        who.append(f"process {state.process.pid}{host}")
+    return ", ".join(who)

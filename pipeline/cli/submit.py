@@ -3,38 +3,27 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from pipeline.cli.output import emit, json_option
-from pipeline.cli.running import run_detached, run_here
+from pipeline.cli.output import json_option
+from pipeline.cli.running import require_reachable, where_options, work_on
 from pipeline.home import Home
-
-address_option = click.option(
-    "--address",
-    envvar="RAY_ADDRESS",
-    help="Ray cluster to run on; without it one is started inside this process.",
-)
+from pipeline.spec.resources import Workers
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@address_option
-@click.option("--detach", is_flag=True, help="Print the run's id and go on in the background.")
+@where_options
 @json_option
-def submit(spec: Path, address: str | None, detach: bool, as_json: bool) -> None:
+def submit(
+    spec: Path, address: str | None, detach: bool, workers: Workers | None, as_json: bool
+) -> None:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
     from pipeline.engine import submit as reserve
     from pipeline.spec import load_spec
 
-    home = Home.locate()
-    run = reserve(load_spec(spec), home, embedded=address is None)
+    home, asked = Home.locate(), load_spec(spec)
+    require_reachable(address, detach)
+    run = reserve(asked, home, embedded=address is None, workers=workers)
     if not detach:
         click.echo(f"run {run.run_id}", err=True)
-        run_here(run, home, address, as_json)
-        return
-    run_detached(run, address)
-
-    def show(console: Console) -> None:
-        console.print(run.run_id)
-
-    emit({"run_id": run.run_id}, as_json, show)
+    work_on(run, home, address, workers, detach, as_json)

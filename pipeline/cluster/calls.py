@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
 from privacy.errors import UmbraError
 from synth.atomic import write_bytes
@@ -62,7 +62,7 @@ def answer(reference: Any) -> Any:
         if isinstance(cause, UmbraError):
             raise cause from None
         raise WorkerFailed(f"a worker failed with {type(cause).__name__}") from None
-    except RayActorError as error:
+    except (RayActorError, WorkerCrashedError) as error:
         raise WorkerFailed(
             f"a worker process died ({type(error).__name__}): out of memory, or killed; "
             "`umbra resume` goes on from what is durable"

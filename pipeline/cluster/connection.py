@@ -30,10 +30,11 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# On Linux Ray turns 127.0.0.1 into the machine's outward address and listens on all of its
+# interfaces; only with this switch does it stay on the loopback.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ALONE = {
-    # On Linux Ray turns 127.0.0.1 into the machine's outward address and listens on all of its
-    # interfaces; only with this switch does it stay on the loopback.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    **_LOOPBACK,
     # Watches for a cloud that takes machines back.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -66,6 +67,8 @@ def cluster(
     os.environ.update(_QUIET)
     if address is None:
         os.environ.update(_ALONE | dict.fromkeys(_SOCKETS, _loopback_name()))
+    elif _is_loopback(address):
+        os.environ.update(_LOOPBACK)
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -124,6 +127,13 @@ def _join(arguments: dict[str, Any], address: str | None) -> None:
 
 def _loopback_name() -> str:
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _require_loopback(address: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
 
@@ -20,12 +21,26 @@ from pipeline.tracking.connection import (
 from pipeline.tracking.identity import HEAD_TAG, RUN_TAG, RunIdentity
 from pipeline.tracking.release import Release
 from privacy.errors import InvalidRequest
+from synth.place import Place, lies_in, local_copy
 
 STAGE_TAG = "umbra.stage"
 
 # MLflow's own limits on one request.
 _PARAMS_A_CALL = 100
 _PARAM_CHARACTERS = 6000
+
+
+class Ended(IntEnum):
+    """How a run or a stage ended, in MLflow's terms."""
+
+    FINISHED = RunStatus.FINISHED
+    FAILED = RunStatus.FAILED
+    KILLED = RunStatus.KILLED
+
+    @classmethod
+    def by(cls, error: BaseException) -> "Ended":
+        """Return KILLED for what stops from outside (Ctrl-C, `umbra cancel`), else FAILED."""
+        return cls.FAILED if isinstance(error, Exception) else cls.KILLED
 
 
 class Tracker:
@@ -50,7 +65,7 @@ class Tracker:
         )
         self.experiment_id: str = open_experiment(self.client, uri, experiment, root).experiment_id
 
-    def start(self, name: str, identity: RunIdentity, release: Path) -> "TrackedRun":
+    def start(self, name: str, identity: RunIdentity, release: Place) -> "TrackedRun":
         """A new parent run.
 
         Args:
@@ -62,16 +77,28 @@ class Tracker:
             run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
         return TrackedRun(self, run.info.run_id, release)
 
-    def reopen(self, mlflow_run_id: str, release: Path) -> "TrackedRun":
+    def reopen(self, mlflow_run_id: str, release: Place) -> "TrackedRun":
         """The parent run of that MLflow id, set running again.
+
+        Stages of it that are said to run were those of a process that died: they become failed.
 
         Raises:
             TrackingUnavailable: MLflow has no such run.
         """
         with readable_errors(self.uri):
             self.client.get_run(mlflow_run_id)
+            for stage in self._running_stages(mlflow_run_id):
+                self.client.set_terminated(stage, RunStatus.to_string(Ended.FAILED))
             self.client.update_run(mlflow_run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return TrackedRun(self, mlflow_run_id, release)
+
+    def _running_stages(self, mlflow_run_id: str) -> list[str]:
+        query = (
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{mlflow_run_id}' "
+            f"and attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
+        )
+        found = self.client.search_runs([self.experiment_id], query)
+        return [run.info.run_id for run in found]
 
     def find(self, run_id: str) -> str | None:
         """The MLflow id of an Umbra run's parent, or None: a crash may have left it unnoted."""
@@ -93,7 +120,7 @@ class _Public:
         client, uri: the connection it is written through.
     """
 
-    def __init__(self, tracker: Tracker, mlflow_id: str, release: Path) -> None:
+    def __init__(self, tracker: Tracker, mlflow_id: str, release: Place) -> None:
         self.client = tracker.client
         self.uri = tracker.uri
         self.experiment_id = tracker.experiment_id
@@ -117,7 +144,7 @@ class _Public:
         with readable_errors(self.uri):
             self.client.log_batch(self.id, metrics=batch)
 
-    def artifact(self, path: Path, folder: str | None = None) -> None:
+    def artifact(self, path: Place, folder: str | None = None) -> None:
         """Copies a file or folder of the run's `release/` folder to MLflow.
 
         Raises:
@@ -125,23 +152,22 @@ class _Public:
         """
         self.require_released(path)
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        with readable_errors(self.uri):
-            send(self.id, str(path), folder)
+        with local_copy(path) as copy, readable_errors(self.uri):
+            send(self.id, str(copy), folder)
 
-    def require_released(self, path: Path) -> None:
+    def require_released(self, path: Place) -> None:
         """Raises InvalidRequest unless `path`, links followed, lies in the run's `release/`."""
-        root = self._release.resolve()
         if not path.exists():
             raise InvalidRequest(f"there is no {path.name!r} in the run's release/ folder")
-        if any(not entry.resolve().is_relative_to(root) for entry in (path, *path.rglob("*"))):
+        if not lies_in(path, self._release):
             raise InvalidRequest(
                 f"{path.name!r} lies outside the run's release/ folder, or a link in it leads "
                 "there: only what was released may become an artifact"
             )
 
-    def _end(self, status: int) -> None:
+    def _end(self, ended: Ended) -> None:
         with readable_errors(self.uri):
-            self.client.set_terminated(self.id, RunStatus.to_string(status))
+            self.client.set_terminated(self.id, RunStatus.to_string(ended))
 
 
 class StageRun(_Public):
@@ -196,24 +222,23 @@ class TrackedRun(_Public):
         try:
             yield stage
         except BaseException as error:
-            status = RunStatus.FAILED if isinstance(error, Exception) else RunStatus.KILLED
             # The stage's own error is the one to be seen, not that MLflow could not be told of it.
             with suppress(TrackingUnavailable):
-                stage._end(status)
+                stage._end(Ended.by(error))
             raise
         stage.metrics(Release.seconds(name, monotonic() - begun))
-        stage._end(RunStatus.FINISHED)
+        stage._end(Ended.FINISHED)
 
-    def finish(self, succeeded: bool) -> None:
+    def finish(self, ended: Ended) -> None:
         """Ends the parent run.
 
-        After a failure a lost MLflow is passed over: the failure itself is what must be seen.
+        Unless it succeeded a lost MLflow is passed over: why it did not is what must be seen.
         """
-        if succeeded:
-            self._end(RunStatus.FINISHED)
+        if ended is Ended.FINISHED:
+            self._end(ended)
             return
         with suppress(TrackingUnavailable):
-            self._end(RunStatus.FAILED)
+            self._end(ended)
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -21,6 +21,7 @@ from pipeline.run_directory import RunDirectory
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget
 from privacy.ledger import Ledger
+from synth.atomic import write_json
 from synth.manifest import Manifest
 from synth.shards import plan_shards, write_shard
 
@@ -107,7 +108,7 @@ class House:
         results = _results(spec)
         (run.internal / METRICS).write_text(json.dumps(results))
         if released := releasable(spec, results):
-            (run.release / METRICS).write_text(json.dumps(released))
+            write_json(run.release / METRICS, released)
         run.finish_stage("evaluate", 1.0)
         run.update(status="done", process=None)
         return run

@@ -2,15 +2,18 @@
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 
 from pipeline import engine
+from pipeline.cluster.jobs import JobReport
+from pipeline.process import ProcessIdentity
 from pipeline.progress import SilentProgress
+from pipeline.ray_job import RayJob
 from pipeline.run_directory import RunDirectory
-from privacy.errors import BudgetRefused, DataError, InvalidRequest, UmbraError
+from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 
 SECRET = "pixel 0.7310585"
 
@@ -27,6 +30,8 @@ def execute(house, monkeypatch):
 
         monkeypatch.setattr(engine, "cluster", cluster)
         monkeypatch.setattr(engine, "_run_stages", stages)
+        monkeypatch.setattr(engine, "require_token", lambda at: None)
+        monkeypatch.setattr(engine, "_waiting_told", lambda run, at: nullcontext())
         return engine.execute(run, house.home, SilentProgress(), address)
 
     return call
@@ -172,6 +177,100 @@ def test_cancel_of_a_process_that_is_gone_or_not_ours(run, monkeypatch):
     monkeypatch.setattr(os, "kill", kill(PermissionError()))
     with pytest.raises(UmbraError, match="belongs to another user"):
         engine.cancel(run)
+
+
+ELSEWHERE = ProcessIdentity(7, "today", "another-host")
+
+
+class Jobs:
+    """A cluster's Jobs API that a test steers."""
+
+    status, refusal, stopped = "pending", None, ()
+
+    def __init__(self, address):
+        self.address = address
+
+    def submit(self, job, run_id, home, workers):
+        if Jobs.refusal:
+            raise Jobs.refusal
+
+    def report(self, job):
+        return JobReport(Jobs.status)
+
+    def stop(self, job):
+        Jobs.stopped += (job.submission_id,)
+        Jobs.status = "stopped"
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    for name in ("status", "refusal", "stopped"):
+        monkeypatch.setattr(Jobs, name, getattr(Jobs, name))
+    monkeypatch.setattr("pipeline.cluster.jobs.Jobs", Jobs)
+    return Jobs
+
+
+def test_a_process_elsewhere_is_asked_through_the_folder(run, monkeypatch):
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("a process here was signalled"))
+    run.update(status="running", process=ELSEWHERE)
+    assert engine.cancel(run) is True
+    assert (run.path / "stop-asked").exists()
+
+
+def test_a_run_is_handed_to_one_job_at_a_time_and_cancelled_there(house, run, jobs):
+    job = engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    state = run.state()
+    assert (state.status, state.job) == ("created", job)
+    with pytest.raises(InvalidRequest, match="cannot be handed to a cluster"):
+        engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    assert engine.cancel(run) is True
+    assert jobs.stopped == (job.submission_id,)
+    assert run.state().status == "cancelled"
+    assert engine.cancel(run) is False
+    again = engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    assert again.submission_id != job.submission_id
+
+
+def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
+    run.update(status="failed", message="the disk is full")
+    jobs.refusal = UmbraError("no")
+    with pytest.raises(UmbraError, match="no"):
+        engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    state = run.state()
+    assert (state.status, state.message, state.job) == ("failed", "the disk is full", None)
+
+
+def test_a_job_keeps_its_name_and_a_process_is_none(run, execute, monkeypatch):
+    job = RayJob("http://10.0.0.9:8265", "umbra-run-1")
+    run.update(job=job, jobs=1)
+    monkeypatch.setenv("UMBRA_JOB", job.submission_id)
+    execute(run)
+    assert run.state().job == job
+    monkeypatch.delenv("UMBRA_JOB")
+    run.update(status="failed")
+    execute(run)
+    assert (run.state().job, run.state().jobs) == (None, 1)
+
+
+def test_where_the_ledger_of_a_run_is_not_none_is_begun(house, run, execute):
+    (house.home.path / "ledger.db").rename(house.home.path / "elsewhere.db")
+    with pytest.raises(NoLedger):
+        execute(run)
+    assert not (house.home.path / "ledger.db").exists() and run.state().attempt == 0
+
+
+def test_workers_of_this_start_reach_the_stages_and_not_the_spec(run, house, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "cluster", lambda at, gib=None: nullcontext({"CPU": 4.0}))
+    monkeypatch.setattr(engine, "_run_stages", lambda *of: seen.append(of))
+    before = run.spec_path.read_bytes()
+    engine.execute(run, house.home, SilentProgress(), workers=3)
+    assert seen[0][-1] == 3 and seen[0][2].sha256() == run.state().spec_sha256
+    resources = engine._for_this_start(seen[0][2], 3).resources
+    assert (resources.workers, resources.sampling_actors) == (3, 3)
+    assert run.spec_path.read_bytes() == before
+    with pytest.raises(UmbraError, match="5 training workers"):
+        engine.execute(run, house.home, SilentProgress(), workers=5)
 
 
 def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, run):

@@ -62,3 +62,10 @@ def test_without_proc_ps_tells(monkeypatch, tmp_path, child):
     assert other.alive()
     child.communicate()
     assert not other.alive()
+
+
+def test_of_another_machine_nothing_is_looked_up():
+    current = ProcessIdentity.current()
+    elsewhere = ProcessIdentity(current.pid, current.started, "another-host")
+    assert current.here() and ProcessIdentity(1, "an older version noted no host").here()
+    assert not elsewhere.here() and not elsewhere.alive()

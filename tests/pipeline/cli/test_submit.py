@@ -31,7 +31,7 @@ exit 1
 def worked(monkeypatch, house):
     """Let `execute` do at once what the stages do, and tell as they tell."""
 
-    def execute(run, home, progress, address=None):
+    def execute(run, home, progress, address=None, workers=None):
         with progress.stage("train", 4) as stage:
             stage.reach(4)
         house.finish(run)
@@ -82,7 +82,7 @@ def test_resume_goes_on_with_the_same_run(umbra, house, worked, blots_spec):
 
 @pytest.mark.parametrize(("error", "code"), [(UmbraError, 1), (BudgetRefused, 3)])
 def test_a_run_that_fails(umbra, house, write_spec, monkeypatch, error, code):
-    def execute(run, home, progress, address=None):
+    def execute(run, home, progress, address=None, workers=None):
         with progress.stage("train", 4):
             raise error("the disk is full")
 
@@ -122,6 +122,57 @@ def test_detached(umbra, house, write_spec, in_place_of_python):
     (run,) = house.home.runs()
     assert result.json == {"run_id": run.run_id}
     assert run.state().attempt == 1  # it has begun when the id is told
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two", "1.5", ""])
+def test_workers_that_make_no_sense(umbra, house, no_ray, write_spec, workers):
+    before = house.kinds()
+    result = umbra("submit", write_spec(), "--workers", workers)
+    assert result.code == 2 and "a number from 1 or 'auto'" in result.err
+    assert house.home.runs() == () and house.kinds() == before
+
+
+@pytest.mark.parametrize(("given", "meant"), [("3", 3), ("auto", "auto"), (None, None)])
+def test_workers_of_this_start(umbra, house, write_spec, monkeypatch, given, meant):
+    seen = []
+
+    def execute(run, home, progress, address=None, workers=None):
+        seen.append(workers)
+        house.finish(run)
+
+    monkeypatch.setattr("pipeline.engine.execute", execute)
+    monkeypatch.setattr("pipeline.engine.this_machine", lambda: {"CPU": 8})
+    assert umbra("submit", write_spec(), *(["--workers", given] if given else [])).code == 0
+    assert seen == [meant]
+    assert house.home.runs()[0].spec().resources.workers == 1
+
+
+def test_more_workers_than_this_machine_has_are_refused(umbra, house, no_ray, write_spec):
+    result = umbra("submit", write_spec(), "--workers", "9999")
+    assert result.code == 1 and "9999 training workers" in result.err
+    assert house.home.runs() == ()
+
+
+def test_a_jobs_api_works_in_the_background_only(umbra, house, no_ray, write_spec):
+    result = umbra("submit", write_spec(), "--address", "http://127.0.0.1:1")
+    assert result.code == 2 and "add --detach" in result.err
+    assert house.home.runs() == ()
+
+
+def test_a_jobs_api_that_is_not_there_costs_no_budget(umbra, house, write_spec):
+    before = house.kinds()
+    result = umbra("submit", write_spec(), "--detach", "--address", "http://127.0.0.1:1", "--json")
+    assert result.code == 1 and "could not be reached" in result.json["error"]
+    assert house.home.runs() == () and house.kinds() == before
+
+
+def test_resume_in_the_background(umbra, house, blots_spec, in_place_of_python):
+    in_place_of_python(BEGINS)
+    run = house.reserve(blots_spec())
+    run.update(status="failed")
+    result = umbra("resume", run.run_id, "--detach", "--json")
+    assert (result.code, result.json) == (0, {"run_id": run.run_id})
+    assert run.state().attempt == 1
 
 
 def test_detached_and_died_at_once(umbra, house, write_spec, in_place_of_python):

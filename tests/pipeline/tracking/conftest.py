@@ -40,7 +40,9 @@ def release(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def identity() -> RunIdentity:
-    return RunIdentity("digits-1", "ab" * 32, "ledger-7", "cd" * 32, void=False)
+    return RunIdentity(
+        "digits-1", "ab" * 32, "ledger-7", "cd" * 32, void=False, gradient_engine="record"
+    )
 
 
 @pytest.fixture

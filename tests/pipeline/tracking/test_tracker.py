@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from pipeline.spec import Spec
 from pipeline.tracking.connection import TrackingUnavailable, without_password
 from pipeline.tracking.release import Release
-from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker, flatten
+from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker, flatten
 from privacy.errors import InvalidRequest
 
 
@@ -33,6 +33,7 @@ def test_parent_carries_its_identity(
     assert stored.info.run_name == "digits"
     assert identity.tags().items() <= stored.data.tags.items()
     assert stored.data.tags["umbra.void"] == "false"
+    assert stored.data.tags["umbra.gradient_engine"] == "record"
     assert "mlflow.user" not in stored.data.tags
 
 
@@ -75,16 +76,16 @@ def test_stage_error_is_not_masked_by_a_lost_server(
     with pytest.raises(ValueError, match="the stage's own"), run.stage("train"):
         monkeypatch.setattr(tracker.client, "set_terminated", lost)
         raise ValueError("the stage's own")
-    run.finish(succeeded=False)
+    run.finish(Ended.FAILED)
     with pytest.raises(TrackingUnavailable):
-        run.finish(succeeded=True)
+        run.finish(Ended.FINISHED)
 
 
 def test_reopen_and_find_after_a_crash(
     uri: str, tracker: Tracker, run: TrackedRun, release: Path, spec: Spec
 ) -> None:
     run.params(spec)
-    run.finish(succeeded=False)
+    run.finish(Ended.FAILED)
     again = Tracker(uri, None)
     assert again.experiment_id == tracker.experiment_id
     assert again.find("digits-1") == run.id
@@ -94,9 +95,34 @@ def test_reopen_and_find_after_a_crash(
     reopened.params(spec)
     with reopened.stage("sample"):
         pass
-    reopened.finish(succeeded=True)
+    reopened.finish(Ended.FINISHED)
     assert again.client.get_run(run.id).info.status == "FINISHED"
     assert len(_children(again, run.id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (ValueError(), "FAILED")]
+)
+def test_a_parent_ends_as_its_run_did(
+    tracker: Tracker, run: TrackedRun, error: BaseException, status: str
+) -> None:
+    run.finish(Ended.by(error))
+    assert tracker.client.get_run(run.id).info.status == status
+
+
+def test_a_stage_of_a_process_that_died_has_failed_when_its_run_goes_on(
+    tracker: Tracker, run: TrackedRun, identity: RunIdentity, release: Path
+) -> None:
+    with run.stage("plan"):
+        pass
+    other = tracker.start("other", identity, release)
+    stages = run.stage("train"), other.stage("train")
+    for stage in stages:
+        stage.__enter__()  # nothing ends it: the process was killed
+    tracker.reopen(run.id, release)
+    ended = {child.info.run_name: child.info.status for child in _children(tracker, run.id)}
+    assert ended == {"plan": "FINISHED", "train": "FAILED"}
+    assert [child.info.status for child in _children(tracker, other.id)] == ["RUNNING"]
 
 
 def test_reopen_of_an_unknown_run_is_a_readable_error(tracker: Tracker, release: Path) -> None:
@@ -186,12 +212,12 @@ def test_flatten() -> None:
 def test_quiet_and_without_telemetry(tmp_path: Path, migrated: Path) -> None:
     program = f"""
 from pathlib import Path
-from pipeline.tracking.tracker import RunIdentity, Tracker
+from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
-run = tracker.start("n", RunIdentity("r", "s", "l", "h", True), Path({str(tmp_path)!r}))
+run = tracker.start("n", RunIdentity("r", "s", "l", "h", True, "record"), Path({str(tmp_path)!r}))
 with run.stage("plan"):
     pass
-run.finish(True)
+run.finish(Ended.FINISHED)
 import mlflow.telemetry
 assert mlflow.telemetry.get_telemetry_client() is None
 """

@@ -1,0 +1,164 @@
+"""Runs as jobs of a Ray cluster, through its Jobs API: handed over, asked after, stopped."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
+from pipeline.home import Home
+from pipeline.ray_job import JOB_VARIABLE, RayJob
+from pipeline.spec.resources import Workers
+from privacy.errors import UmbraError
+
+# Ray's client lets these replace the address it is given; a run is asked after where it is.
+_MISLEADING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_STOP_SECONDS = "30"  # before a job that was told to stop is killed; Ray's own 3 s are too few
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
+_OURS = "umbra: "
+_MISSING = 404
+_Answer = TypeVar("_Answer")
+
+JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed", "gone"]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What a cluster says of a job; "gone" is one that it does not know, or no longer.
+
+    `words` are Umbra's own last line in the job's output, or Ray's reason where it never began.
+    """
+
+    status: JobStatus
+    words: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status not in {"pending", "running"}
+
+
+class Jobs:
+    """The Jobs API of one cluster.
+
+    Raises:
+        UmbraError: it cannot be reached, is open to everybody, or refuses this process.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        require_token(self.address)
+        from ray.job_submission import JobSubmissionClient
+
+        hidden = {name: os.environ.pop(name) for name in _MISLEADING if name in os.environ}
+        try:
+            self._client = self._asked(lambda: JobSubmissionClient(self.address))
+        finally:
+            os.environ.update(hidden)
+
+    def submit(self, job: RayJob, run_id: str, home: Home, workers: Workers | None) -> None:
+        """Let the cluster go on with a run, on room that it finds there (address "auto").
+
+        The command takes no processor from those who wait for one: it waits itself.
+
+        Raises:
+            UmbraError: the cluster refused it.
+        """
+        command = ["umbra", "resume", run_id, "--json"]
+        if workers is not None:
+            command += ["--workers", str(workers)]
+        variables = job_environment(home) | {JOB_VARIABLE: job.submission_id}
+        self._asked(
+            lambda: self._client.submit_job(
+                entrypoint=f"exec {shlex.join(command)}",
+                submission_id=job.submission_id,
+                runtime_env={"env_vars": variables},
+            )
+        )
+
+    def report(self, job: RayJob) -> JobReport:
+        """Ask after a job.
+
+        Raises:
+            UmbraError: the cluster cannot be reached.
+        """
+        try:
+            found = self._asked(lambda: self._client.get_job_info(job.submission_id))
+        except _NoSuchJob:
+            return JobReport("gone")
+        status: Any = found.status.value.lower()
+        return JobReport(status, _words(found.message or ""))
+
+    def stop(self, job: RayJob) -> None:
+        """Tell a job to stop; it may take some seconds to.
+
+        Raises:
+            UmbraError: the cluster cannot be reached.
+        """
+        try:
+            self._asked(lambda: self._client.stop_job(job.submission_id))
+        except _NoSuchJob:
+            return
+
+    def _asked(self, ask: Callable[[], _Answer]) -> _Answer:
+        with _in_words(self.address):
+            return ask()
+
+
+def job_environment(home: Home) -> dict[str, str]:
+    """Return the variables that a job is given. The dashboard shows them: none holds a secret.
+
+    An address with a password in it is left out, and the cluster's own takes its place.
+    """
+    places = {"UMBRA_LEDGER_URL": home.ledger_url, "MLFLOW_TRACKING_URI": home.mlflow_uri}
+    return {
+        "UMBRA_HOME": str(home.path),
+        "UMBRA_AUTHOR": home.author,
+        **{name: url for name, url in places.items() if not _holds_secret(url)},
+        **({OPEN_CLUSTER: "1"} if os.environ.get(OPEN_CLUSTER) == "1" else {}),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS,
+    }
+
+
+def _holds_secret(url: str) -> bool:
+    parts = urlsplit(url)
+    # What stands before an HTTP server's "@" may be a token all by itself.
+    user, _, _ = parts.netloc.rpartition("@")
+    web = parts.scheme in {"http", "https"}
+    query = parts.query.lower()
+    return ":" in user or (web and bool(user)) or any(word in query for word in _SECRET_WORDS)
+
+
+class _NoSuchJob(UmbraError):
+    """The cluster does not know the job."""
+
+
+@contextmanager
+def _in_words(address: str) -> Iterator[None]:
+    """Turn what Ray's client raises, which may hold the server's trace, into a sentence."""
+    try:
+        yield
+    except UmbraError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if f"status code {_MISSING}" in text:
+            raise _NoSuchJob(f"the Jobs API at {address} knows no such job") from None
+        kind, status = type(error).__name__, text.partition("status code ")[2][:3]
+        why = f"HTTP {status}" if status.isdigit() else kind
+        raise UmbraError(
+            f"the Jobs API at {address} refused or did not answer ({why}); its log on the cluster "
+            "(dashboard.log) says more"
+        ) from None
+
+
+def _words(message: str) -> str:
+    """Return Umbra's last line in a job's output, else the first line of Ray's own reason."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    ours = [line.removeprefix(_OURS) for line in lines if line.startswith(_OURS)]
+    return ours[-1] if ours else (lines or [""])[0]

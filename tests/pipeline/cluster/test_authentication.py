@@ -1,0 +1,117 @@
+"""What asks for a token and what does not, over real HTTP and gRPC servers on the loopback."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import grpc
+import pytest
+
+from pipeline.cluster import authentication
+from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
+from privacy.errors import UmbraError
+
+TOKEN = "t" * 64
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS", OPEN_CLUSTER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    monkeypatch.delitem(authentication.sys.modules, "ray", raising=False)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def serve(request):
+    """Start a cluster's door that asks for `token`, or nobody if None; return its address."""
+    running = []
+
+    def start(token):
+        start_one = _http if request.param == "http" else _grpc
+        address, stop = start_one(token)
+        running.append(stop)
+        return address
+
+    yield start
+    for stop in running:
+        stop()
+
+
+def _http(token):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            given = self.headers.get("Authorization")
+            allowed = token is None or given == f"Bearer {token}"
+            self.send_response(200 if allowed else 403 if given else 401)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}", server.shutdown
+
+
+def _grpc(token):
+    def answer(request, context):
+        given = dict(context.invocation_metadata()).get("authorization")
+        if token is not None and given != f"Bearer {token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or incorrect")
+        return b""
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details):
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return f"127.0.0.1:{port}", lambda: server.stop(None)
+
+
+def test_a_cluster_that_asks_for_this_token(serve, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    require_token(serve(TOKEN))
+    assert authentication.os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_token_may_stand_in_a_file(serve, tmp_path):
+    (tmp_path / "auth_token").write_text(f"{TOKEN}\n")
+    require_token(serve(TOKEN))
+
+
+def test_an_open_cluster_is_refused_unless_that_is_said_to_be_meant(serve, monkeypatch):
+    address = serve(None)
+    with pytest.raises(UmbraError, match="asks nobody for a token"):
+        require_token(address)
+    monkeypatch.setenv(OPEN_CLUSTER, "0")
+    with pytest.raises(UmbraError, match=OPEN_CLUSTER):
+        require_token(address)
+    monkeypatch.setenv(OPEN_CLUSTER, "1")
+    require_token(address)
+    assert "RAY_AUTH_MODE" not in authentication.os.environ
+
+
+def test_another_token_is_refused_in_words(serve, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 10)
+    with pytest.raises(UmbraError, match="refused the token") as told:
+        require_token(serve(TOKEN))
+    assert "wrong" not in str(told.value)
+
+
+def test_no_token_at_all(serve):
+    with pytest.raises(UmbraError, match="there is none here"):
+        require_token(serve(TOKEN))
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_where_nothing_answers(address):
+    with pytest.raises(UmbraError, match="could not be reached"):
+        require_token(address)
+
+
+def test_a_password_in_an_address_is_not_noted():
+    with pytest.raises(UmbraError, match="may hold no password"):
+        require_token("http://user:word@127.0.0.1:1")
