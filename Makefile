@@ -10,12 +10,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test slow lint bench clean
+.PHONY: help setup demo test slow cluster faults lint bench clean
 
 help:
 	@echo "make demo   a private synthetic data set from real digits, end to end"
 	@echo "make test   linters, type checker, import walls and all tests but the slow ones"
 	@echo "make slow   the slow tests: whole runs, crashes, races, damage"
+	@echo "make cluster the tests that start clusters of several machines: some ten minutes"
+	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
 	@echo "make lint   the first three only"
 	@echo "make bench  ratios against peers on this machine"
 
@@ -26,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,postgres]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,postgres,s3]'
 	touch $@
 
 lint: $(READY)
@@ -46,10 +48,16 @@ bench: $(READY)
 	$(BIN)/python -m tests.bench
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cluster"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+cluster: $(READY)
+	$(BIN)/python -m pytest -m cluster
+
+faults: $(READY)
+	$(BIN)/python -m tests.pipeline.faults --count 40
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

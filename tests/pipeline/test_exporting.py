@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_nothing(finished, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfile", full)
+    monkeypatch.setattr("shutil.copyfileobj", full)
     with pytest.raises(UmbraError, match="disk is full") as caught:
         house.export(run, tmp_path / "out")
     assert caught.value.exit_code == 1

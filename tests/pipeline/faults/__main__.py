@@ -1,0 +1,66 @@
+"""Faults at random instants in small whole runs: `python -m tests.pipeline.faults`.
+
+Prints one line a fault, appends it as JSON to a file so that pieces add up, and ends with 1 if
+anything was found that must not be.
+"""
+
+import argparse
+import json
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from tests.pipeline.faults.faults import KINDS, Fault
+from tests.pipeline.faults.ride import Outcome, ride
+from tests.pipeline.faults.small_runs import declared
+
+
+def main() -> int:
+    """Run faults until so many have happened or the time is over."""
+    options = _options()
+    print(f"seed {options.seed}", flush=True)
+    # As Ctrl-C, so that nothing of a run is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    dice, end, found = random.Random(options.seed), time.monotonic() + options.seconds, 0
+    with tempfile.TemporaryDirectory(prefix="umbra-faults-") as folder:
+        site = declared(Path(folder))
+        try:
+            left = options.count
+            while left and time.monotonic() < end:
+                outcome = ride(site, Fault.draw(dice, options.kind))
+                left -= outcome.happened_after is not None
+                found += len(outcome.wrong)
+                _tell(outcome, options)
+        finally:
+            site.close()
+    return 1 if found else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=40, help="faults that are to happen")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin none after this time")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--kind", choices=KINDS)
+    parser.add_argument("--out", type=Path, default=Path("faults.jsonl"))
+    return parser.parse_args()
+
+
+def _tell(outcome: Outcome, options: argparse.Namespace) -> None:
+    with options.out.open("a") as file:
+        file.write(json.dumps({"seed": options.seed, **outcome.to_dict()}) + "\n")
+    fault, when = outcome.fault, outcome.happened_after
+    told = "never, the run had ended" if when is None else f"after {when:.1f} s"
+    print(
+        f"{fault.kind:8} {fault.phase:10} +{fault.seconds:<6} {told:26} W={fault.workers} "
+        f"exits {outcome.codes} {outcome.end}, {outcome.executed} executed, "
+        f"{outcome.charged} charged, {outcome.seconds} s",
+        *(f"\n    WRONG: {wrong}" for wrong in outcome.wrong),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

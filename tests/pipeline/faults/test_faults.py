@@ -1,0 +1,45 @@
+"""A few of the faults that `make faults` injects by the dozen, each in a run of its own."""
+
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.faults.faults import KINDS, Fault
+from tests.pipeline.faults.ride import ride
+from tests.pipeline.faults.small_runs import STEPS, declared
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes: from /proc"),
+]
+
+SEED = random.SystemRandom().getrandbits(32)
+
+
+@pytest.fixture(scope="module")
+def site():
+    with tempfile.TemporaryDirectory(prefix="umbra-faults-") as folder:
+        site = declared(Path(folder))
+        yield site
+        site.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("driver", "steps", 0.5, workers=2),
+        Fault("driver", "synthesize", 0.5, workers=1),
+        Fault.draw(random.Random(SEED), random.Random(SEED).choice(KINDS)),
+    ],
+    ids=["driver while training", "driver while sampling", "any"],
+)
+def test_a_stricken_run_is_explained_leaves_nothing_running_and_goes_on_to_its_end(site, fault):
+    outcome = ride(site, fault)
+    assert outcome.wrong == [], (SEED, outcome)
+    assert outcome.end == "done" or outcome.end == "no run"
+    if fault.kind == "driver":
+        assert outcome.happened_after is not None and outcome.codes == [-9, 0]
+        assert outcome.status == "interrupted"
+        assert outcome.executed <= outcome.charged == STEPS
