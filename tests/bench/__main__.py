@@ -10,12 +10,17 @@ from time import monotonic
 from rich.console import Console
 
 from .cases import FULL, QUICK, measure
+from .curves import curves
 from .machine import busy, describe
-from .table import render
+from .memory import peaks
+from .plot import draw
+from .table import render, render_curves, render_peaks
+
+_ROUNDS = 5  # of a curve
 
 
 def main() -> None:
-    """Print each section's table as it is done, and write all of them as JSON."""
+    """Print each section's table as it is done, and write all of them as JSON and as a picture."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="within a minute, wider spread")
     parser.add_argument(
@@ -45,15 +50,23 @@ def main() -> None:
     for result in measure(QUICK if arguments.quick else FULL):
         console.print(render(result), highlight=False)
         results.append(result.to_dict())
+    memory, growth = list(peaks()), list(curves(_ROUNDS))
+    console.print(render_peaks(memory), render_curves(growth), highlight=False)
     report = {
         "machine": machine,
         "quick": arguments.quick,
         "seconds": round(monotonic() - start, 1),
         "sections": results,
+        "memory": [peak.to_dict() for peak in memory],
+        "curves": [curve.to_dict() for curve in growth],
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"{report['seconds']} s; written to {arguments.json}", highlight=False)
+    picture = arguments.json.with_suffix(".png")
+    draw(report, picture)
+    console.print(
+        f"{report['seconds']} s; written to {arguments.json} and {picture}", highlight=False
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .sampling import sampling_cases
 from .steps import step_cases
 from .table import Result
 from .timing import Case, interleave
-from .workload import PAPER, SMALL
+from .workload import COLOUR, LARGE, PAPER, PAPER_K32, SMALL
 from .writing import writing_cases
 
 Cases = tuple[list[Case], list[str]]
@@ -24,18 +24,19 @@ class Effort:
 
     Attributes:
         rounds: times each case is run, in turns.
-        small_records, paper_records: records n in a step of either size.
+        small_records, paper_records, large_records: records n in a step of each size.
         ledger_rows: of the ledger that is audited.
     """
 
     rounds: int
     small_records: int
     paper_records: int
+    large_records: int
     ledger_rows: int
 
 
-QUICK = Effort(rounds=3, small_records=16, paper_records=2, ledger_rows=1000)
-FULL = Effort(rounds=7, small_records=32, paper_records=8, ledger_rows=20_000)
+QUICK = Effort(rounds=3, small_records=16, paper_records=2, large_records=1, ledger_rows=1000)
+FULL = Effort(rounds=7, small_records=64, paper_records=8, large_records=2, ledger_rows=20_000)
 
 
 def measure(effort: Effort) -> Iterator[Result]:
@@ -55,6 +56,9 @@ def _sections(effort: Effort, scratch: Path) -> Iterator[tuple[str, Callable[[],
         yield f"Fixed costs of a step, {size.name}", partial(fixed_cases, size, n, folder)
         yield f"Sampling, {size.name}", partial(sampling_cases, size)
         yield f"Writing, {size.name}", partial(writing_cases, size, folder)
+    for size in (PAPER_K32, COLOUR, LARGE):
+        n = effort.large_records
+        yield f"Clipped gradients, {size.name}", partial(step_cases, size, n)
     folder = scratch / "ledger"
     folder.mkdir()
     yield "A charge", partial(charge_cases, folder)

@@ -2,73 +2,120 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from synth.denoisers import Denoiser
-from synth.samplers import Churn, guided
+from synth.precision import PRECISIONS, Precision
+from synth.samplers import Churn, at_precision, chosen_batch, guided
 
-from .timing import Case
+from .timing import Case, fastest
 from .workload import Workload
 
-Draw = Callable[[], Tensor]
+Draw = Callable[[tuple[int, ...]], Tensor]
 
-_TOLERANCE = 1e-3  # relative, float32 against a float64 state
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean, relative to the largest pixel
 
 
 @torch.no_grad()
-def plain_churn(denoiser: Denoiser, labels: Tensor, churn: Churn, draw: Draw) -> Tensor:
-    """Return what Karras et al. 2022, algorithm 2, gives, written out in float32."""
-    x = churn.sigma_max * draw()
+def plain_churn(
+    denoiser: Denoiser, labels: Tensor, churn: Churn, shape: tuple[int, ...], w: float, draw: Draw
+) -> Tensor:
+    """Return what Karras et al. 2022, algorithm 2, gives, written out in float32.
+
+    With guidance w it runs the two branches one after the other.
+    """
+    null = torch.full_like(labels, denoiser.network.config.classes)
+
+    def denoise(x: Tensor, level: float) -> Tensor:
+        sigma = torch.full((len(x),), level)
+        conditional = denoiser(x, sigma, labels)
+        return conditional if w == 0 else (1 + w) * conditional - w * denoiser(x, sigma, null)
+
+    x = churn.sigma_max * draw((len(labels), *shape))
     for sigma, lower in pairwise([*churn.sigmas, 0.0]):
         gamma = 0.0
         if churn.S_min <= sigma <= churn.S_max:
             gamma = min(churn.S_churn / churn.steps, math.sqrt(2) - 1)
         raised = sigma * (1 + gamma)
         if gamma > 0:
-            x = x + math.sqrt(raised**2 - sigma**2) * churn.S_noise * draw()
-        slope = (x - denoiser(x, torch.full((len(x),), raised), labels)) / raised
+            x = x + math.sqrt(raised**2 - sigma**2) * churn.S_noise * draw(x.shape)
+        slope = (x - denoise(x, raised)) / raised
         euler = x + (lower - raised) * slope
         if lower > 0:
-            end = (euler - denoiser(euler, torch.full((len(x),), lower), labels)) / lower
-            euler = x + (lower - raised) * (slope + end) / 2
+            euler = x + (lower - raised) * (slope + (euler - denoise(euler, lower)) / lower) / 2
         x = euler
     return x
 
 
 def sampling_cases(workload: Workload) -> tuple[list[Case], list[str]]:
-    """Return the plain loop and the shipped sampler, on the same labels.
+    """Return the plain loop and the shipped sampler in every precision, without and with guidance.
 
     Raises:
         AssertionError: from the same draws they make other images.
     """
-    size, channels = workload.network.size, workload.network.channels
-    labels = torch.arange(workload.sampled) % 10
-    denoiser = workload.denoiser()
-    denoise, churn = guided(denoiser), Churn(steps=workload.nfe_steps)
-    shape = (len(labels), channels, size, size)
-
-    def shipped(seed: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return churn.sample(denoise, labels, shape[1:], generator)
-
-    def plain() -> Tensor:
-        return plain_churn(denoiser, labels, churn, lambda: torch.randn(shape))
-
-    same = torch.Generator().manual_seed(0)
-    images = plain_churn(
-        denoiser,
-        labels,
-        churn,
-        lambda: torch.randn(shape, generator=same, dtype=torch.float64).float(),
-    )
-    difference = float((images - shipped()).abs().max() / images.abs().max())
-    if not difference < _TOLERANCE:
-        raise AssertionError(f"the two samplers' images are {difference:.1e} apart")
+    network, churn = workload.network, Churn(steps=workload.nfe_steps)
+    # Two batches of the largest kind.
+    count = 2 * chosen_batch(network.size, network.base, "bfloat16")
+    cases: list[Case] = []
+    for w in (0.0, 1.0):
+        peer = _plain_case(workload, churn, count, w)
+        cases.append(peer)
+        for precision in PRECISIONS:
+            _require_same(workload, churn, w, precision)
+            cases.append(_shipped_case(workload, churn, count, w, precision, peer.name))
     notes = [
-        f"{len(labels)} images, {churn.nfe} evaluations of the network each, w = 0.",
+        f"{count} images, Churn with {churn.nfe} evaluations each, w = 0 and w = 1.",
+        "The plain loop runs at its fastest batch, the shipped sampler at the one it chooses.",
         "The shipped sampler keeps its state in float64; from the same draws the same images.",
     ]
-    return [Case("plain eager float32 loop", plain), Case("Churn as shipped", shipped)], notes
+    return cases, notes
+
+
+def _plain_case(workload: Workload, churn: Churn, count: int, w: float) -> Case:
+    network, denoiser = workload.network, workload.denoiser().eval()
+    shape, labels = (network.channels, network.size, network.size), torch.arange(count) % 10
+
+    def plain(batch: int) -> None:
+        for y in labels.split(batch):
+            plain_churn(denoiser, y, churn, shape, w, torch.randn)
+
+    batches = [b for b in (16, 64, 256, 1024) if b <= count]
+    best = fastest([Case(str(b), partial(plain, b)) for b in batches])
+    return Case(f"plain eager float32 loop, w={w:g} (batch {best.name})", best.run)
+
+
+def _shipped_case(
+    workload: Workload, churn: Churn, count: int, w: float, precision: Precision, peer: str
+) -> Case:
+    network = workload.network
+    shape, labels = (network.channels, network.size, network.size), torch.arange(count) % 10
+    denoise = guided(at_precision(workload.denoiser(), precision), w, network.null_label)
+    batch = chosen_batch(network.size, network.base, precision, guided=w != 0)
+
+    @torch.inference_mode()
+    def run() -> None:
+        generator = torch.Generator().manual_seed(0)
+        for y in labels.split(batch):
+            churn.sample(denoise, y, shape, generator)
+
+    return Case(f"as shipped, {precision}, w={w:g} (batch {batch})", run, peer=peer)
+
+
+def _require_same(workload: Workload, churn: Churn, w: float, precision: str) -> None:
+    network, labels = workload.network, torch.arange(8)
+    shape = (network.channels, network.size, network.size)
+    same = torch.Generator().manual_seed(0)
+
+    def draw(of: tuple[int, ...]) -> Tensor:
+        return torch.randn(of, generator=same, dtype=torch.float64).float()
+
+    expected = plain_churn(workload.denoiser(), labels, churn, shape, w, draw)
+    denoise = guided(at_precision(workload.denoiser(), precision), w, network.null_label)
+    found = churn.sample(denoise, labels, shape, torch.Generator().manual_seed(0))
+    difference = float((expected - found).abs().mean() / expected.abs().max())
+    if not difference < _TOLERANCE[precision]:
+        raise AssertionError(f"{precision}: the two samplers' images are {difference:.1e} apart")

@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from .curves import Curve
+from .memory import Peak
 from .timing import Case, Ratio
 
 
@@ -90,6 +92,34 @@ def render(result: Result) -> Group:
             cells += _ratio(row.peer_ratio) if row.peer_ratio else ["", ""]
         table.add_row(*cells)
     return Group(table, *(Text(f"  {note}", style="dim") for note in result.notes), "")
+
+
+def render_peaks(peaks: Sequence[Peak]) -> Table:
+    """Return the table of peak memory."""
+    table = _plain_table("Peak memory of a step, above what the process held before it")
+    for heading in ("size", "way", "records", "micro-batch", "MiB"):
+        table.add_column(heading)
+    for peak in peaks:
+        counts = str(peak.records), str(peak.micro_batch)
+        table.add_row(peak.workload, peak.way, *counts, number(peak.mib))
+    return table
+
+
+def render_curves(curves: Sequence[Curve]) -> Table:
+    """Return the table of how cost grows."""
+    table = _plain_table("Growth of a step's time")
+    for heading in ("against", "sizes", "ms", "R²", "what does not grow"):
+        table.add_column(heading)
+    for curve in curves:
+        sizes = " ".join(f"{x:g}" for x in curve.x)
+        times = " ".join(number(s * 1e3) for s in curve.seconds)
+        straight, rest = f"{curve.r_squared:.4f}", f"{100 * curve.intercept:.0f} %"
+        table.add_row(curve.title, sizes, times, straight, rest)
+    return table
+
+
+def _plain_table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE, title_justify="left")
 
 
 def number(value: float) -> str:

@@ -1,9 +1,9 @@
-"""The two sizes that are measured: the demo's and the paper's MNIST.
+"""The sizes that are measured: the demo's, the paper's MNIST, and colour at 32x32 and 64x64.
 
 Shapes: n records run, K views, C channels, H = W = size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,4 +78,19 @@ PAPER = Workload(
     batch=4000,
     sampled=16,
     nfe_steps=2,
+)
+PAPER_K32 = replace(PAPER, name="28x28, 1.75 M parameters, K=32", views=32)
+COLOUR = Workload(
+    name="32x32x3, 1.81 M parameters, K=4",
+    network=UNetConfig(size=32, channels=3, attention=(16, 8), classes=_CLASSES),
+    views=4,
+    dataset=50_000,
+    batch=2000,
+    sampled=16,
+    nfe_steps=2,
+)
+LARGE = replace(
+    COLOUR,
+    name="64x64x3, 2.53 M parameters, K=4",
+    network=replace(COLOUR.network, size=64, multipliers=(1, 2, 2, 2)),
 )
