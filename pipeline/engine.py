@@ -4,36 +4,32 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from time import monotonic, sleep
+from contextlib import contextmanager
+from time import monotonic
 
+from pipeline.cancelling import CANCELLED
 from pipeline.cluster.authentication import require_token
 from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
 from pipeline.heads import record_head, require_history
-from pipeline.heartbeat import ask_to_stop, beating
+from pipeline.heartbeat import beating
 from pipeline.home import Home
 from pipeline.ingest import INGEST, give_back, ingest
-from pipeline.ledger_access import LedgerAccess, open_budget
+from pipeline.ledger_access import LedgerAccess
 from pipeline.plan import Plan, plan
 from pipeline.progress import Progress
 from pipeline.ray_job import JOB_VARIABLE, RayJob
-from pipeline.reserved_content import TRAIN
 from pipeline.run_directory import RunDirectory
 from pipeline.run_state import RunState
 from pipeline.spec import Spec
 from pipeline.spec.resources import Workers
-from pipeline.standing import standing
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker
-from privacy.budget import Budget, Settlement
+from privacy.budget import Budget
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger import Ledger
 
 _TRAIN_STAGE = "train"
-_STOP_SECONDS, _POLL = 60.0, 0.5  # a job that does not stop is killed by Ray before that
-CANCELLED = "cancelled; `umbra resume` goes on"
-GIVEN_UP = "given up: what was never charged went back to the budget"
 
 
 def submit(
@@ -133,47 +129,6 @@ def execute(
     return run.state()
 
 
-def hand_over(
-    run: RunDirectory, home: Home, address: str, workers: Workers | None = None
-) -> RayJob:
-    """Let a cluster go on with a run as a job of its own, and return the job.
-
-    The job works in this home, so its folder has to be the same there.
-
-    Args:
-        run: as for `execute`.
-        home: where the run is.
-        address: of the cluster's Jobs API, `http://host:8265`.
-        workers: as for `execute`.
-
-    Raises:
-        UmbraError: the Jobs API cannot be reached, lets anybody in, or refused the job; the run
-            is as it was, and what it reserved stays reserved.
-        InvalidRequest: a process or a job works on the run, or it is done already.
-    """
-    from pipeline.cluster.jobs import Jobs
-
-    now = standing(run)
-    if now.moves or now.status == "done":
-        raise InvalidRequest(
-            f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
-            "cannot be handed to a cluster"
-        )
-    jobs = Jobs(address)
-    before = run.state()
-    job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
-    # Noted first: a job that nobody knows of could not be cancelled.
-    run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
-    try:
-        jobs.submit(job, run.run_id, home, workers)
-    except BaseException:
-        run.update(
-            status=before.status, process=before.process, job=before.job, message=before.message
-        )
-        raise
-    return job
-
-
 def _own_job(run: RunDirectory) -> RayJob | None:
     """Return the job that this process is, if the run was handed to it."""
     job = run.state().job
@@ -184,82 +139,6 @@ def _for_this_start(spec: Spec, workers: Workers | None) -> Spec:
     if workers is None:
         return spec
     return spec.model_copy(update={"resources": spec.resources.with_workers(workers)})
-
-
-def cancel(run: RunDirectory) -> bool:
-    """Stop whoever works on a run, or is to; return whether there was anyone.
-
-    A process of another machine is asked through the run's folder and stops some seconds later; a
-    Ray job through its cluster. What was charged stays charged, what was only reserved stays
-    reserved: the run can be resumed, or given up.
-
-    Raises:
-        UmbraError: the process is another user's, or the job's cluster cannot be reached.
-    """
-    state = run.state()
-    if state.is_live() and state.process is not None:
-        return _stop_process(run, state.process.pid)
-    if state.status not in {"created", "running"}:
-        return False
-    if state.job is not None:
-        return _stop_job(run, state.job)
-    if state.process is not None and not state.process.here():
-        ask_to_stop(run)
-        return True
-    return False
-
-
-def _stop_process(run: RunDirectory, pid: int) -> bool:
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        raise UmbraError(
-            f"process {pid}, which works on run {run.run_id}, belongs to another user: ask them to "
-            "cancel it"
-        ) from None
-    return True
-
-
-def _stop_job(run: RunDirectory, job: RayJob) -> bool:
-    from pipeline.cluster.jobs import Jobs
-
-    jobs = Jobs(job.address)
-    if jobs.report(job).over:
-        return False
-    jobs.stop(job)
-    end = monotonic() + _STOP_SECONDS
-    while not jobs.report(job).over and monotonic() < end:
-        sleep(_POLL)
-    # One that was killed, or never began, has not said so itself; one that still works holds it.
-    with suppress(InvalidRequest), run.lock():
-        if run.state().status in {"created", "running"}:
-            run.update(status="cancelled", process=None, message=CANCELLED)
-    return True
-
-
-def give_up(run: RunDirectory, home: Home) -> Settlement:
-    """Settle a run that will not be resumed: what was never charged goes back to the budget.
-
-    Returns the settlement of the training; what was reserved for measures on the holdout is given
-    back with it.
-
-    Raises:
-        InvalidRequest: another process works on the run, or it is done, or never reserved.
-        LedgerUnavailable: the ledger cannot be reached; nothing was given back.
-    """
-    with run.lock():
-        state = run.state()
-        settled = {} if state.status == "done" else give_back(run, open_budget(home))
-        if TRAIN not in settled:
-            raise InvalidRequest(
-                f"run {run.run_id} is {state.status} and holds nothing to give back"
-            )
-        for settlement in settled.values():
-            record_head(run, settlement.head)
-        run.update(status="cancelled", process=None, message=GIVEN_UP)
-        return settled[TRAIN]
 
 
 def _run_stages(

@@ -23,11 +23,11 @@ _SECONDS, _POLL = 60.0, 0.2
 @json_option
 def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
     """Stop the process or the Ray job that works on RUN. What was charged stays charged."""
-    from pipeline import engine
+    from pipeline import cancelling
 
     home = Home.locate()
     run = home.run(run_id)
-    stopped = engine.cancel(run)
+    stopped = cancelling.cancel(run)
     refunded = _settle(run, home) if give_up else {}
 
     def show(console: Console) -> None:
@@ -40,9 +40,9 @@ def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
 
 def _settle(run: RunDirectory, home: Home) -> dict[str, int]:
     """Give up a run, once the process that was told to stop has let go of it."""
-    from pipeline import engine
+    from pipeline import cancelling
 
     deadline = time.monotonic() + _SECONDS
     while standing(run).moves and time.monotonic() < deadline:
         time.sleep(_POLL)
-    return engine.give_up(run, home).refunded
+    return cancelling.give_up(run, home).refunded

@@ -100,7 +100,7 @@ def work_on(
 
 
 def _run_as_job(run: RunDirectory, home: Home, address: str, workers: Workers | None) -> str:
-    from pipeline.engine import hand_over
+    from pipeline.handing_over import hand_over
 
     try:
         return hand_over(run, home, address, workers).submission_id

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 
-from pipeline import engine
+from pipeline import cancelling, engine, handing_over
 from pipeline.cluster.jobs import JobReport
 from pipeline.process import ProcessIdentity
 from pipeline.progress import SilentProgress
@@ -156,11 +156,11 @@ def test_only_one_process_works_on_a_run(run, execute):
 
 
 def test_cancel_signals_the_process_that_works_on_the_run(run, monkeypatch):
-    assert engine.cancel(run) is False
+    assert cancelling.cancel(run) is False
     run.begin()
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    assert engine.cancel(run) is True
+    assert cancelling.cancel(run) is True
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
@@ -173,10 +173,10 @@ def test_cancel_of_a_process_that_is_gone_or_not_ours(run, monkeypatch):
 
     run.begin()
     monkeypatch.setattr(os, "kill", kill(ProcessLookupError()))
-    assert engine.cancel(run) is False
+    assert cancelling.cancel(run) is False
     monkeypatch.setattr(os, "kill", kill(PermissionError()))
     with pytest.raises(UmbraError, match="belongs to another user"):
-        engine.cancel(run)
+        cancelling.cancel(run)
 
 
 ELSEWHERE = ProcessIdentity(7, "today", "another-host")
@@ -213,21 +213,21 @@ def jobs(monkeypatch):
 def test_a_process_elsewhere_is_asked_through_the_folder(run, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("a process here was signalled"))
     run.update(status="running", process=ELSEWHERE)
-    assert engine.cancel(run) is True
+    assert cancelling.cancel(run) is True
     assert (run.path / "stop-asked").exists()
 
 
 def test_a_run_is_handed_to_one_job_at_a_time_and_cancelled_there(house, run, jobs):
-    job = engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    job = handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
     state = run.state()
     assert (state.status, state.job) == ("created", job)
     with pytest.raises(InvalidRequest, match="cannot be handed to a cluster"):
-        engine.hand_over(run, house.home, "http://10.0.0.9:8265")
-    assert engine.cancel(run) is True
+        handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+    assert cancelling.cancel(run) is True
     assert jobs.stopped == (job.submission_id,)
     assert run.state().status == "cancelled"
-    assert engine.cancel(run) is False
-    again = engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+    assert cancelling.cancel(run) is False
+    again = handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
     assert again.submission_id != job.submission_id
 
 
@@ -235,7 +235,7 @@ def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
     run.update(status="failed", message="the disk is full")
     jobs.refusal = UmbraError("no")
     with pytest.raises(UmbraError, match="no"):
-        engine.hand_over(run, house.home, "http://10.0.0.9:8265")
+        handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
     state = run.state()
     assert (state.status, state.message, state.job) == ("failed", "the disk is full", None)
 
@@ -277,7 +277,7 @@ def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, 
     before = house.budget.odometer("blots")
     assert before.open_reservations == 1
     run.update(reservation_id=None, stages=())
-    assert engine.give_up(run, house.home).refunded == {"dp-sgd": 4}
+    assert cancelling.give_up(run, house.home).refunded == {"dp-sgd": 4}
     assert house.budget.odometer("blots").left == 8.5
     assert run.state().status == "cancelled"
 
@@ -285,7 +285,7 @@ def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, 
 def test_a_run_that_reserved_nothing_has_nothing_to_give_up(house, blots_spec):
     run = house.home.new_run(blots_spec())
     with pytest.raises(InvalidRequest, match="nothing to give back"):
-        engine.give_up(run, house.home)
+        cancelling.give_up(run, house.home)
 
 
 def test_submit_gives_back_what_a_full_disk_made_it_forget(house, blots_spec, monkeypatch):
