@@ -62,7 +62,7 @@ def curves(rounds: int) -> Iterator[Curve]:
     views = (2, 4, 8, 16, 32)
     of_views = [_step(replace(SMALL, views=K), _RECORDS // 2) for K in views]
     yield _curve("views K", "views", views, of_views, rounds)
-    networks = [replace(SMALL.network, size=side) for side in _SIDES]
+    networks = [replace(SMALL.network, size=side, attention=()) for side in _SIDES]
     of_pixels = [_step(replace(SMALL, network=network), _RECORDS // 4) for network in networks]
     yield _curve("image size", "pixels", [side**2 for side in _SIDES], of_pixels, rounds)
     yield workers(rounds)

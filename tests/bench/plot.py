@@ -39,6 +39,7 @@ def _ratios(axis: Axes, section: Mapping[str, Any]) -> None:
     bars = axis.barh(names, medians, xerr=[low, high], color=_BAR, ecolor="#777777")
     axis.bar_label(bars, [f"{m:.2f}" for m in medians], padding=4, fontsize=8)
     axis.axvline(1.0, color=_LIMIT, linewidth=1)
+    axis.margins(x=0.15)
     axis.invert_yaxis()
     axis.set(title=section["title"], xlabel="time over the non-private step")
 
@@ -51,6 +52,7 @@ def _memory(axis: Axes, title: str, peaks: Sequence[Mapping[str, Any]]) -> None:
     names = [f"{p['way']} (n={p['records']}, by {p['micro_batch']})" for p in here]
     bars = axis.barh(names, [p["mib"] for p in here], color=_BAR)
     axis.bar_label(bars, [f"{p['mib']:.0f}" for p in here], padding=4, fontsize=8)
+    axis.margins(x=0.15)
     axis.invert_yaxis()
     axis.set(title="peak memory of a step", xlabel="MiB above the process before it")
 
