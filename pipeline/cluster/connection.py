@@ -37,6 +37,8 @@ _ALONE = {
     **_LOOPBACK,
     # Watches for a cloud that takes machines back.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchange their sums
 _FOLDERS = "umbra-ray-"

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from threading import Barrier
+from time import sleep
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from pipeline.process import ProcessIdentity
 from pipeline.progress import SilentProgress
 from pipeline.ray_job import RayJob
 from pipeline.run_directory import RunDirectory
+from pipeline.tracking.tracker import RunIdentity, Tracker
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 
 SECRET = "pixel 0.7310585"
@@ -231,6 +235,25 @@ def test_a_run_is_handed_to_one_job_at_a_time_and_cancelled_there(house, run, jo
     assert again.submission_id != job.submission_id
 
 
+def test_of_two_that_hand_a_run_over_at_once_one_is_refused(house, run, jobs, monkeypatch):
+    both_look, submitted = Barrier(2), []
+
+    def submit(self, job, run_id, home, workers):
+        submitted.append(job.submission_id)
+        sleep(0.2)  # the other would come in here
+
+    def hand_over():
+        both_look.wait()
+        return handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(hand_over) for _ in range(2)]
+    refusals = [one.exception() for one in asked if one.exception()]
+    assert len(refusals) == 1 and "cannot be handed to a cluster" in str(refusals[0])
+    assert submitted == [run.state().job.submission_id]
+
+
 def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
     run.update(status="failed", message="the disk is full")
     jobs.refusal = UmbraError("no")
@@ -280,6 +303,20 @@ def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, 
     assert cancelling.give_up(run, house.home).refunded == {"dp-sgd": 4}
     assert house.budget.odometer("blots").left == 8.5
     assert run.state().status == "cancelled"
+
+
+def test_a_killed_run_that_is_given_up_no_longer_runs_in_mlflow(house, run):
+    tracker = Tracker(house.home.mlflow_uri, house.home.artifacts)
+    identity = RunIdentity(run.run_id, "0" * 64, "ledger", "1:" + "0" * 64, False, "record")
+    tracked = tracker.start("blots", identity, run.release)
+    run.update(mlflow_run_id=tracked.id)
+    cancelling.give_up(run, house.home)
+    assert tracker.client.get_run(tracked.id).info.status == "KILLED"
+
+
+def test_a_run_is_given_up_without_mlflow(house, run):
+    run.update(mlflow_run_id="0" * 32)
+    assert cancelling.give_up(run, house.home).refunded == {"dp-sgd": 4}
 
 
 def test_a_run_that_reserved_nothing_has_nothing_to_give_up(house, blots_spec):

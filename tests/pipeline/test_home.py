@@ -37,6 +37,11 @@ def test_everything_is_in_one_folder_by_default(home, tmp_path):
     assert home.runs_path == root / "runs"
 
 
+def test_a_tracking_server_keeps_its_artifacts_itself(tmp_path):
+    environment = {"UMBRA_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": "http://10.0.0.9:5000"}
+    assert Home.locate(environment).artifacts is None
+
+
 @pytest.mark.parametrize("env", [{}, {"UMBRA_HOME": ""}])
 def test_without_a_word_it_is_in_the_users_home(env, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")

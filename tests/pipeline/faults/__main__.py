@@ -8,13 +8,12 @@ import argparse
 import json
 import random
 import signal
-import tempfile
 import time
 from pathlib import Path
 
 from tests.pipeline.faults.faults import KINDS, Fault
 from tests.pipeline.faults.ride import Outcome, ride
-from tests.pipeline.faults.small_runs import declared
+from tests.pipeline.faults.sites import sites
 
 
 def main() -> int:
@@ -24,17 +23,15 @@ def main() -> int:
     # As Ctrl-C, so that nothing of a run is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     dice, end, found = random.Random(options.seed), time.monotonic() + options.seconds, 0
-    with tempfile.TemporaryDirectory(prefix="umbra-faults-") as folder:
-        site = declared(Path(folder))
-        try:
-            left = options.count
-            while left and time.monotonic() < end:
-                outcome = ride(site, Fault.draw(dice, options.kind))
-                left -= outcome.happened_after is not None
-                found += len(outcome.wrong)
-                _tell(outcome, options)
-        finally:
-            site.close()
+    kinds = [options.kind] if options.kind else KINDS
+    with sites(kinds) as places:
+        left = options.count
+        while left and time.monotonic() < end:
+            fault = Fault.draw(dice, list(places))
+            outcome = ride(places[fault.kind], fault)
+            left -= outcome.happened_after is not None
+            found += len(outcome.wrong)
+            _tell(outcome, options)
     return 1 if found else 0
 
 

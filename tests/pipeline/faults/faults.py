@@ -7,12 +7,13 @@ import resource
 import signal
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from tests.pipeline.faults.small_runs import Site, Start
 
-KINDS = ("worker", "sampler", "raylet", "gcs", "driver", "disk", "ledger")
+KINDS = ("worker", "sampler", "raylet", "gcs", "driver", "disk", "ledger", "database")
 # Where a fault may fall, and for about how many seconds after that began. Whoever dies has to be
 # there first: a fault waits for its victim.
 _WINDOWS = {
@@ -29,6 +30,7 @@ _MAY_FALL = {
     "driver": tuple(_WINDOWS),
     "disk": tuple(_WINDOWS),
     "ledger": tuple(_WINDOWS),
+    "database": tuple(_WINDOWS),
 }
 
 
@@ -37,7 +39,9 @@ class Fault:
     """What befalls a run.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`: a process of that name is killed; "disk" is full; the "ledger", a
+            file, is locked by somebody else; the "database" that keeps the ledger crashes and is
+            back for the next start.
         phase: what has to have begun.
         seconds: after that.
         workers: training workers of the run.
@@ -49,9 +53,9 @@ class Fault:
     workers: int
 
     @classmethod
-    def draw(cls, dice: random.Random, kind: str | None = None) -> "Fault":
+    def draw(cls, dice: random.Random, kinds: Sequence[str] = KINDS) -> "Fault":
         """Draw one at random."""
-        kind = kind or dice.choice(KINDS)
+        kind = dice.choice(kinds)
         phase = dice.choice(_MAY_FALL[kind])
         seconds = round(dice.uniform(0, _WINDOWS[phase]), 2)
         return cls(kind, phase, seconds, dice.choice((1, 1, 2)))
@@ -85,6 +89,8 @@ class Injection:
         if self._held is not None:
             self._held.rollback()
             self._held.close()
+        if self._fault.kind == "database" and self.happened_after is not None:
+            self._place.postgres.start()
 
     def _phase_began(self) -> bool:
         site = self._place
@@ -105,6 +111,9 @@ class Injection:
             return self._fill_disk()
         if kind == "ledger":
             return self._hold_ledger()
+        if kind == "database":
+            self._place.postgres.crash()
+            return True
         victims = [self._start.process.pid] if kind == "driver" else self._place.of_kind(kind)
         if not victims:
             return False

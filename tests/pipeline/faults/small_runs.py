@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.home import Home
+from tests.postgres import PostgresServer
 
 STEPS = 100  # T of every run
 SHARDS, SHARD_ROWS = 40, 10
@@ -78,14 +79,19 @@ class Site:
 
     Attributes:
         folder: holds the home, specs and what commands said.
+        postgres: the server that keeps the ledger; None keeps it in a file of the home.
         executed: private steps that were begun, by attempt, of the run that is on.
     """
 
     folder: Path
+    postgres: PostgresServer | None = None
     executed: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.home = Home.locate({"UMBRA_HOME": str(self.folder / "home")})
+        places = {"UMBRA_HOME": str(self.folder / "home")}
+        if self.postgres is not None:
+            places["UMBRA_LEDGER_URL"] = self.postgres.url
+        self.home = Home.locate(places)
         self._pipe = self.folder / "journal"
         os.mkfifo(self._pipe)
         # For reading and writing: so that it has a reader as long as this process lives.
@@ -94,12 +100,10 @@ class Site:
         path = [str(Path(__file__).with_name("journal")), os.environ.get("PYTHONPATH")]
         dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "UMBRA_LEDGER_URL")
         self._environ = {name: text for name, text in os.environ.items() if name not in dropped} | {
-            "UMBRA_HOME": str(self.home.path),
+            **places,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "UMBRA_TEST_JOURNAL": str(self._pipe),
-            # Ray waits a minute for a GCS that nobody will bring back.
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         }
 
     def start(self, *arguments: str) -> Start:
@@ -178,9 +182,10 @@ class Site:
         os.close(self._journal)
 
 
-def declared(folder: Path) -> Site:
+def declared(folder: Path, postgres: PostgresServer | None = None) -> Site:
     """Make a site whose data set has a budget."""
-    site = Site(folder)
+    folder.mkdir()
+    site = Site(folder, postgres)
     start = site.start("budget", "declare", "digits", "--epsilon", "1000", "--delta", "1e-4")
     assert site.wait(start, 120) == 0, start.said
     return site

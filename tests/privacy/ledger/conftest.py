@@ -1,11 +1,6 @@
 import os
-import pwd
-import shutil
 import sqlite3
-import subprocess
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +9,7 @@ from privacy.budget import Budget, Component
 from privacy.fingerprint import Content
 from privacy.ledger import Ledger
 from privacy.mechanism import Gaussian
+from tests.postgres import NoPostgres, running_postgres
 
 KEY = bytes(range(32))
 SIGNING_KEYS = bytes([1]) * 32, bytes([2]) * 32
@@ -98,68 +94,13 @@ def again():
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """The URL of a real server, started for these tests."""
-    initdb = shutil.which("initdb") or next(
-        (str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
-    )
-    if initdb is None:
-        pytest.skip("PostgreSQL's initdb is not installed")
-    pytest.importorskip("psycopg")
-    pg_ctl = Path(initdb).resolve().with_name("pg_ctl")
-    folder = Path(tempfile.mkdtemp(prefix="umbra-pg-"))
-    user = _unprivileged(folder)
-    data = folder / "data"
-    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
-
-    def as_user(*command):
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        done = subprocess.run(command, user=user, cwd=folder, check=False, **streams)
-        return done.stderr.decode()[-300:] if done.returncode else None
-
-    def control(*command):
-        return as_user(pg_ctl, "-D", data, "-w", "-l", folder / "log", *command)
-
-    failure = as_user(initdb, "-D", data, "-U", "umbra", "-A", "trust", "-E", "UTF8", "--no-sync")
-    failure = failure or control("-o", options, "start")
-    if failure:
-        pytest.skip(f"PostgreSQL does not start here: {failure}")
-    yield PostgresServer(f"postgresql://umbra@/postgres?host={folder}", control)
-    control("-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class PostgresServer:
-    """A running server; `control` runs pg_ctl on it and returns what went wrong."""
-
-    url: str
-    control: Callable[..., str | None]
-
-    def sql(self, *statements):
-        """Run statements as another session does, each committed by itself."""
-        import psycopg
-
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
-
-    def restart(self, mode):
-        """Stop and start it again; "immediate" is a crash, after which it recovers."""
-        assert self.control("-m", mode, "restart") is None
-
-
-def _unprivileged(folder):
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
+    """A real server, started for these tests."""
+    with ExitStack() as stack:
         try:
-            account = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        return name
-    pytest.skip("PostgreSQL refuses to run as root and there is no other account")
-    return None
+            server = stack.enter_context(running_postgres())
+        except NoPostgres as reason:
+            pytest.skip(str(reason))
+        yield server
 
 
 @pytest.fixture
