@@ -94,4 +94,18 @@ def give_up(run: RunDirectory, home: Home) -> Settlement:
         for settlement in settled.values():
             record_head(run, settlement.head)
         run.update(status="cancelled", process=None, message=GIVEN_UP)
+        if state.mlflow_run_id is not None:
+            _end_in_mlflow(run, home, state.mlflow_run_id)
         return settled[TRAIN]
+
+
+def _end_in_mlflow(run: RunDirectory, home: Home, mlflow_run_id: str) -> None:
+    """Let a run that was killed, and could not say so, no longer be shown as running there."""
+    from pipeline.tracking.connection import TrackingUnavailable
+    from pipeline.tracking.tracker import Ended, Tracker
+
+    # The budget is back whether MLflow hears of it or not.
+    with suppress(TrackingUnavailable):
+        Tracker(home.mlflow_uri, home.artifacts).reopen(mlflow_run_id, run.release).finish(
+            Ended.KILLED
+        )

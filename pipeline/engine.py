@@ -186,8 +186,7 @@ def _run_stages(
 
 
 def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:
-    local = home.mlflow_uri.startswith("sqlite:")
-    tracker = Tracker(home.mlflow_uri, home.artifacts if local else None)
+    tracker = Tracker(home.mlflow_uri, home.artifacts)
     known = run.state().mlflow_run_id or tracker.find(run.run_id)
     if known:
         tracked = tracker.reopen(known, run.release)

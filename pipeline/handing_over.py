@@ -28,22 +28,23 @@ def hand_over(
     """
     from pipeline.cluster.jobs import Jobs
 
-    now = standing(run)
-    if now.moves or now.status == "done":
-        raise InvalidRequest(
-            f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
-            "cannot be handed to a cluster"
-        )
-    jobs = Jobs(address)
-    before = run.state()
-    job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
-    # Noted first: a job that nobody knows of could not be cancelled.
-    run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
-    try:
-        jobs.submit(job, run.run_id, home, workers)
-    except BaseException:
-        run.update(
-            status=before.status, process=before.process, job=before.job, message=before.message
-        )
-        raise
-    return job
+    with run.handing_over():
+        now = standing(run)
+        if now.moves or now.status == "done":
+            raise InvalidRequest(
+                f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
+                "cannot be handed to a cluster"
+            )
+        jobs = Jobs(address)
+        before = run.state()
+        job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
+        # Noted first: a job that nobody knows of could not be cancelled.
+        run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
+        try:
+            jobs.submit(job, run.run_id, home, workers)
+        except BaseException:
+            run.update(
+                status=before.status, process=before.process, job=before.job, message=before.message
+            )
+            raise
+        return job

@@ -50,9 +50,9 @@ class Home:
         )
 
     @property
-    def artifacts(self) -> Path:
-        """MLflow's artifacts, where no server keeps them."""
-        return self.path / "mlartifacts"
+    def artifacts(self) -> Path | None:
+        """MLflow's artifacts; None where a server keeps them."""
+        return self.path / "mlartifacts" if self.mlflow_uri.startswith("sqlite:") else None
 
     @property
     def key_path(self) -> Path:

@@ -206,6 +206,15 @@ class RunDirectory:
                 ) from error
             yield
 
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Lets one process at a time hand the run to a cluster; another waits for its turn.
+
+        It is not `lock`, which the job takes while this process still writes down that it began.
+        """
+        with self._exclusive("handing-over.lock", block=True):
+            yield
+
     def begin(self) -> RunState:
         """Marks the run as running in this process, as a new attempt; call under `lock`.
 
