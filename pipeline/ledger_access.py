@@ -51,13 +51,18 @@ class LedgerAccess:
             witness=home.witness_path,
         )
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the ledger is a file of this machine, and no server that others reach, too."""
+        return self.url.startswith("sqlite:")
+
     def anywhere(self) -> "LedgerAccess":
         """Return the access for a process that may run on another machine of a cluster.
 
         The witness is a file of this machine. A ledger that is a file is on this machine too, so
         only then may the process write both.
         """
-        return self if self.url.startswith("sqlite:") else replace(self, witness=None)
+        return self if self.is_file else replace(self, witness=None)
 
     def digest(self) -> str:
         """Return a public name for exactly this access: 12 hex digits."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.calls import answer
 from pipeline.ledger_access import LedgerAccess
@@ -68,7 +69,15 @@ def budget_manager(access: LedgerAccess) -> Any:
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=-1,
+        scheduling_strategy=_where(access),
     ).remote(access)
+
+
+def _where(access: LedgerAccess) -> NodeAffinitySchedulingStrategy | None:
+    """Keep the door to a ledger that is a file on the machine that has the file: this one."""
+    if not access.is_file:
+        return None
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def begin_attempt(manager: Any, reservation_id: str) -> int:

@@ -5,6 +5,7 @@ import pytest
 from pipeline.cluster.budget_actor import (
     ActorMeter,
     BudgetManager,
+    _where,
     begin_attempt,
     budget_manager,
 )
@@ -47,6 +48,13 @@ def test_a_refusal_arrives_as_it_was_raised(reserved, manager):
 def test_one_manager_serves_a_ledger(manager, house):
     again = budget_manager(house.access)
     assert again._actor_id == manager._actor_id
+
+
+def test_the_door_to_a_file_is_on_the_machine_that_has_it(embedded, house):
+    here = pytest.importorskip("ray").get_runtime_context().get_node_id()
+    where = _where(house.access)
+    assert (where.node_id, where.soft) == (here, False)
+    assert _where(replace(house.access, url="postgresql://db/umbra")) is None
 
 
 def test_a_ledger_that_is_gone_is_told_as_such(embedded, tmp_path, house):
