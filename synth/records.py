@@ -45,9 +45,10 @@ class Records:
 class ViewDrawer:
     """Draws a record's K noised views and drops its label, as a function of (key, step, record).
 
-    Nothing depends on which worker asks, so a step is the same step however many workers take it.
-    These draws need no privacy (they are no part of the mechanism); they share its key derivation
-    for being reproducible exactly when masks are.
+    Nothing depends on which worker asks, so a step is the same step however many workers take it
+    (on one type of device: a GPU's generator gives other numbers than a processor's). These draws
+    need no privacy (they are no part of the mechanism); they share its key derivation for being
+    reproducible exactly when masks are.
 
     Attributes:
         config: gives p(sigma).
@@ -72,7 +73,9 @@ class ViewDrawer:
         seeds = words_at(derive(self.key, _DOMAIN, self.attempt, step), record_ids)
 
         def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
-            ids = torch.from_numpy(record_ids[positions]).to(records.labels.device)
+            ids = torch.from_numpy(record_ids[positions]).to(
+                records.labels.device, non_blocking=True
+            )
             images, labels = records.images[ids], records.labels[ids]
             drawn = [
                 self._draw(images[i : i + 1], labels[i : i + 1], int(seeds[position]))
@@ -84,7 +87,8 @@ class ViewDrawer:
         return gather
 
     def _draw(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        # torch takes seeds below 2**63 without wrapping.
-        generator = torch.Generator().manual_seed(seed >> 1)
+        # Where the images are: a GPU draws while it is handed the next record's, and nothing has to
+        # be carried to it. torch takes seeds below 2**63 without wrapping.
+        generator = torch.Generator(image.device).manual_seed(seed >> 1)
         label = drop_labels(label, self.null, self.label_dropout, generator)
         return label, *draw_views(self.config, image, self.K, generator)

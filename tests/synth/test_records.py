@@ -102,6 +102,19 @@ class TestViewDrawer:
         assert abs(scaled.mean()) < 6 / scaled.numel() ** 0.5
         assert abs(scaled.std() - 1) < 6 / scaled.numel() ** 0.5
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu_they_are_drawn_there_and_depend_on_no_worker(self):
+        records = make_records()
+        there = Records(records.images.cuda(), records.labels.cuda())
+        whole = views(records=there)
+        assert all(part.is_cuda for part in whole)
+        mine = views(records=there, positions=[7, 2])
+        assert all(
+            torch.equal(part, all_of_it[[7, 2]])
+            for part, all_of_it in zip(mine, whole, strict=True)
+        )
+        assert abs((whole[3] / whole[2][:, :, None, None, None]).double().std() - 1) < 0.05
+
     def test_labels_are_dropped_at_their_rate_and_else_kept(self):
         records = make_records()
         labels = torch.stack([views(step=s, records=records)[1] for s in range(100)])
