@@ -1,5 +1,6 @@
 """`umbra`: the commands, and how every error ends."""
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,11 @@ from privacy.errors import UmbraError
 
 _BAD_USAGE = 2
 _INTERRUPTED = 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_ROOM = (
+    ". Something could not be written, standard output included: free or repair the disk, then "
+    "repeat the command; `umbra resume` goes on with a run that was begun"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -81,7 +87,8 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     if isinstance(error, OSError) and error.errno:
         # The system's own words and a path: a full disk or a missing right is no fault of ours.
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{os.strerror(error.errno)}", 1, as_json)
+        advice = _ROOM if error.errno in _NO_ROOM else ""
+        return _fail(f"{where}{os.strerror(error.errno)}{advice}", 1, as_json)
     return _fail(
         f"unexpected {type(error).__name__}: this is a fault of Umbra. Set UMBRA_TRACEBACK=1 "
         "to see where (the text may hold private values: do not share it)",

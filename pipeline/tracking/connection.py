@@ -20,11 +20,12 @@ class TrackingUnavailable(UmbraError):
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the tracking server or database at `uri`; its logs are warnings at most."""
-    # Creating a database announces every migration; MLflow's own switch would also touch the root
-    # logger's level, which is not ours to set.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """A client of the tracking server or database at `uri` that writes nothing to the terminal."""
+    # Creating a database announces every migration, and whatever a database refuses is written out
+    # with its statement and a traceback before it is raised: `readable_errors` says it in a
+    # sentence. MLflow's own switch would also touch the root logger's level, which is not ours.
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with readable_errors(uri):
         return MlflowClient(tracking_uri=uri)
 

@@ -233,6 +233,27 @@ assert mlflow.telemetry.get_telemetry_client() is None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_what_a_full_disk_does_to_its_database_is_told_in_a_sentence(
+    tmp_path: Path, migrated: Path
+) -> None:
+    program = f"""
+import resource
+from pathlib import Path
+from pipeline.tracking.connection import TrackingUnavailable
+from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
+tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
+run = tracker.start("n", RunIdentity("r", "s", "l", "h", True, "record"), Path({str(tmp_path)!r}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+try:
+    run.finish(Ended.FINISHED)
+except TrackingUnavailable as error:
+    raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_client_keeps_no_active_run(run: TrackedRun) -> None:
     import mlflow
 
