@@ -3,10 +3,13 @@
 import errno
 import io
 import json
+import logging
 import os
 import sys
+import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -25,6 +28,7 @@ from pipeline.cli.status import status
 from pipeline.cli.submit import submit
 from privacy.errors import UmbraError
 
+_TRACEBACK = "UMBRA_TRACEBACK"
 _BAD_USAGE = 2
 _INTERRUPTED = 130
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -56,7 +60,26 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show an ε
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    with _libraries_silent():
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
+
+
+@contextmanager
+def _libraries_silent() -> Iterator[None]:
+    """Let no library's thread or logger write a trace of its own, which may hold private values.
+
+    A full disk, for one, makes the log files of Ray fail in the middle of a run.
+    """
+    if os.environ.get(_TRACEBACK) == "1":
+        yield
+        return
+    hook, logged = threading.excepthook, logging.raiseExceptions
+    threading.excepthook, logging.raiseExceptions = lambda _: None, False
+    try:
+        yield
+    finally:
+        threading.excepthook, logging.raiseExceptions = hook, logged
 
 
 def _run(arguments: list[str]) -> int:
@@ -82,7 +105,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _unforeseen(error: Exception, as_json: bool) -> int:
     # A text may hold private values; a developer asks for it by name.
-    if os.environ.get("UMBRA_TRACEBACK") == "1":
+    if os.environ.get(_TRACEBACK) == "1":
         traceback.print_exc()
     if isinstance(error, OSError) and error.errno:
         # The system's own words and a path: a full disk or a missing right is no fault of ours.
@@ -90,7 +113,7 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
         advice = _ROOM if error.errno in _NO_ROOM else ""
         return _fail(f"{where}{os.strerror(error.errno)}{advice}", 1, as_json)
     return _fail(
-        f"unexpected {type(error).__name__}: this is a fault of Umbra. Set UMBRA_TRACEBACK=1 "
+        f"unexpected {type(error).__name__}: this is a fault of Umbra. Set {_TRACEBACK}=1 "
         "to see where (the text may hold private values: do not share it)",
         1,
         as_json,

@@ -1,8 +1,10 @@
 """How every command ends: help, usage, errors, pipes."""
 
+import logging
 import os
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -119,6 +121,40 @@ def test_a_developer_may_see_where(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["runs"])
     assert "ValueError: here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wanted", "shown"), [(None, False), ("1", True)])
+def test_a_library_writes_no_trace_of_its_own_unless_asked(monkeypatch, capsys, wanted, shown):
+    """A thread that dies, and a log file that cannot be written."""
+    from pipeline.cli.main import main
+
+    def fail():
+        raise ValueError("pixel 17 of patient 4 is 255")
+
+    class Full(logging.Handler):
+        def emit(self, record):
+            try:
+                fail()
+            except ValueError:
+                self.handleError(record)
+
+    def work(self):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        Full().handle(logging.makeLogRecord({}))
+        return ()
+
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda of: told.append(of.exc_type))
+    monkeypatch.setattr("pipeline.home.Home.runs", work)
+    if wanted is not None:
+        monkeypatch.setenv("UMBRA_TRACEBACK", wanted)
+    with pytest.raises(SystemExit):
+        main(["runs", "--json"])
+    assert told == ([ValueError] if shown else [])
+    assert ("patient" in capsys.readouterr().err) == shown
+    assert logging.raiseExceptions
 
 
 def test_the_systems_refusals_are_told_in_its_words(umbra, monkeypatch):

@@ -89,7 +89,7 @@ def _take_note(outcome: Outcome, site: Site, start: Start) -> None:
     if start.code is None:
         outcome.wrong.append(f"no end came within {PATIENCE:g} s: {start.said[-300:]}")
     elif start.code != 0:
-        outcome.said.append(start.said[-400:])
+        outcome.said.append(start.said[-4000:])
         outcome.wrong += [] if silenced else wrong_words(start.said)
     ended = time.monotonic()
     while left := site.processes():
