@@ -19,7 +19,7 @@ help:
 	@echo "make cluster the tests that start clusters of several machines: some ten minutes"
 	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
 	@echo "make lint   the first three only"
-	@echo "make bench  ratios against peers on this machine"
+	@echo "make bench  ratios against peers on this machine: a quarter of an hour; BENCH=--quick"
 
 setup: $(READY)
 
@@ -45,7 +45,7 @@ demo: $(READY)
 	$(BIN)/umbra audit $(DEMO_HOME)/export
 
 bench: $(READY)
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cluster"

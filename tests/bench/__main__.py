@@ -3,26 +3,35 @@
 import argparse
 import json
 import logging
+import re
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
+import torch
 from rich.console import Console
 
-from .cases import FULL, QUICK, measure
-from .curves import curves
-from .machine import busy, describe
-from .memory import peaks
+from .cases import FULL, QUICK, Section, sections
+from .machine import busy, describe, load
 from .plot import draw
-from .table import render, render_curves, render_peaks
 
-_ROUNDS = 5  # of a curve
+_KINDS = ("sections", "rates", "orchestration", "memory", "curves")
 
 
 def main() -> None:
     """Print each section's table as it is done, and write all of them as JSON and as a picture."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="within a minute, wider spread")
+    parser.add_argument("--quick", action="store_true", help="within minutes, wider spread")
+    parser.add_argument(
+        "--only",
+        metavar="REGEX",
+        type=re.compile,
+        default=re.compile(""),
+        help="measure the sections whose title it is found in; --list names them",
+    )
+    parser.add_argument("--list", action="store_true", help="show the titles and measure nothing")
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
@@ -30,8 +39,40 @@ def main() -> None:
     # Opacus warns of its own hooks on every backward pass.
     warnings.filterwarnings("ignore")
     logging.getLogger("opacus").setLevel(logging.ERROR)
+    # A GPU's convolutions would round to 10 bits: too far apart to be checked against each other.
+    torch.backends.cudnn.allow_tf32 = False
 
+    with sections(QUICK if arguments.quick else FULL) as every:
+        chosen = [section for section in every if arguments.only.search(section.title)]
+        if arguments.list:
+            print(*(section.title for section in chosen), sep="\n")
+            return
+        if not chosen:
+            parser.error("no section's title matches; --list names them")
+        _measure(chosen, arguments.quick, arguments.json)
+
+
+def _measure(chosen: Sequence[Section], quick: bool, target: Path) -> None:
     console, machine, start = Console(width=110), describe(), monotonic()
+    _introduce(console, machine)
+    report: dict[str, Any] = {"machine": machine, "quick": quick, "seconds": {}}
+    report |= {kind: [] for kind in _KINDS}
+    for section in chosen:
+        begun = monotonic()
+        found = section.measure()
+        report[section.kind] += [one.to_dict() for one in found]
+        report["seconds"][section.title] = round(monotonic() - begun, 1)
+        console.print(section.show(found), highlight=False)
+    report["load after"] = load()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    picture = target.with_suffix(".png")
+    draw(report, picture)
+    seconds = f"{monotonic() - start:.0f} s"
+    console.print(f"{seconds}; written to {target} and {picture}", highlight=False)
+
+
+def _introduce(console: Console, machine: Mapping[str, Any]) -> None:
     for name, value in machine.items():
         shown = value if not isinstance(value, dict) else "  ".join(map(" ".join, value.items()))
         console.print(f"{name}: {shown}", markup=False, highlight=False)
@@ -46,27 +87,6 @@ def main() -> None:
             "wait for a quiet machine, or set OMP_NUM_THREADS=1.\n",
             highlight=False,
         )
-    results = []
-    for result in measure(QUICK if arguments.quick else FULL):
-        console.print(render(result), highlight=False)
-        results.append(result.to_dict())
-    memory, growth = list(peaks()), list(curves(_ROUNDS))
-    console.print(render_peaks(memory), render_curves(growth), highlight=False)
-    report = {
-        "machine": machine,
-        "quick": arguments.quick,
-        "seconds": round(monotonic() - start, 1),
-        "sections": results,
-        "memory": [peak.to_dict() for peak in memory],
-        "curves": [curve.to_dict() for curve in growth],
-    }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    picture = arguments.json.with_suffix(".png")
-    draw(report, picture)
-    console.print(
-        f"{report['seconds']} s; written to {arguments.json} and {picture}", highlight=False
-    )
 
 
 if __name__ == "__main__":

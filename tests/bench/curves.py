@@ -1,4 +1,9 @@
-"""How the cost of a step grows with records B, views K, pixels and workers W: straight lines."""
+"""How the cost of a step grows with records B, views K, pixels and workers W: straight lines.
+
+A point is the least of its rounds, for what disturbs a machine only ever adds time. All points of
+a curve are computed by one engine at one micro-batch, so that nothing but the size varies; where
+images grow, the micro-batch shrinks as a training's does, for all points to hold as much at a time.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,13 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from privacy.gradients import choose
+from privacy.gradients import GradientEngine, choose
 
+from .machine import cores
 from .timing import Case, interleave
 from .workload import SMALL, Workload
 
-_RECORDS = 64
-_SIDES = (8, 12, 16, 24)
+_MICRO_BATCH = 32
+_RECORDS = (32, 64, 128, 256)
+_VIEWS = (2, 4, 8, 16)
+_SIDES = (8, 12, 16, 32)
+_PIXELS = 2**15  # of all views in a micro-batch
+_WORKERS = (1, 2, 4)
+_GPU_TIMES = 16  # as many records for a GPU
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Curve:
         title: what varies.
         unit: of `x`.
         x: sizes.
-        seconds: medians.
+        seconds: the least of the rounds.
         r_squared: of the least squares line; 1 is straight.
         intercept: of that line, as a part of the last value: what does not grow.
     """
@@ -55,45 +66,71 @@ class Curve:
         return asdict(self)
 
 
-def curves(rounds: int) -> Iterator[Curve]:
-    """Measure clipped sums, with the engine that training would choose, at growing sizes."""
-    records = (16, 32, 64, 128)
-    yield _curve("records B", "records", records, [_step(SMALL, n) for n in records], rounds)
-    views = (2, 4, 8, 16, 32)
-    of_views = [_step(replace(SMALL, views=K), _RECORDS // 2) for K in views]
-    yield _curve("views K", "views", views, of_views, rounds)
-    networks = [replace(SMALL.network, size=side, attention=()) for side in _SIDES]
-    of_pixels = [_step(replace(SMALL, network=network), _RECORDS // 4) for network in networks]
+def curves(rounds: int, kind: str) -> Iterator[Curve]:
+    """Measure clipped sums at growing sizes, with the engine that training chooses at 8x8.
+
+    Args:
+        rounds: times each point is run.
+        kind: type of the device.
+    """
+    small = replace(SMALL, kind=kind)
+    times = _GPU_TIMES if kind == "cuda" else 1
+    size = _MICRO_BATCH * times
+    engine = choose(small.network.size**2, small.views, kind)
+    step = partial(_step, engine=engine, micro_batch=size)
+
+    of_records = [step(small, times * n) for n in _RECORDS]
+    yield _curve("records B", "records", [times * n for n in _RECORDS], of_records, rounds)
+    of_views = [step(replace(small, views=K), size) for K in _VIEWS]
+    yield _curve("views K", "views", _VIEWS, of_views, rounds)
+    # Attention costs the square of the pixels; without it the cost is theirs.
+    networks = [replace(small.network, size=side, attention=()) for side in _SIDES]
+    largest = size // 2
+    of_pixels = [
+        _step(
+            replace(small, network=network),
+            largest,
+            engine,
+            min(largest, max(1, _PIXELS * times // (network.size**2 * small.views))),
+        )
+        for network in networks
+    ]
     yield _curve("image size", "pixels", [side**2 for side in _SIDES], of_pixels, rounds)
     yield workers(rounds)
 
 
-def workers(rounds: int, counts: Sequence[int] = (1, 2, 4)) -> Curve:
-    """Measure W workers of one thread each, side by side, each with the same number of records.
+def workers(rounds: int, counts: Sequence[int] = _WORKERS) -> Curve:
+    """Measure W workers of one CPU thread each, side by side, each with the same number of records.
 
-    With a core for each the line is flat; with fewer it rises from there on.
+    Their seconds are times the cores that they share: a line, if side by side nothing is lost.
     """
     seconds = []
     for count in counts:
         with ProcessPoolExecutor(count, get_context("spawn")) as pool:
             list(pool.map(_alone, [1] * count))  # builds kernels
-            seconds.append(max(pool.map(_alone, [rounds] * count)))
+            slowest = np.max(list(pool.map(_alone, [rounds] * count)), axis=0)
+            seconds.append(float(slowest.min()) * min(count, cores()))
     return Curve.of("workers W, equal work each", "workers", counts, seconds)
 
 
-def _alone(rounds: int) -> float:
+def _alone(rounds: int) -> list[float]:
+    """Return seconds of each round."""
     torch.set_num_threads(1)
-    step = _step(SMALL, _RECORDS)
-    start = perf_counter()
+    engine = choose(SMALL.network.size**2, SMALL.views, "cpu")
+    step = _step(SMALL, 2 * _MICRO_BATCH, engine, _MICRO_BATCH)
+    seconds = []
     for _ in range(rounds):
+        start = perf_counter()
         step()
-    return (perf_counter() - start) / rounds
+        seconds.append(perf_counter() - start)
+    return seconds
 
 
-def _step(workload: Workload, n: int) -> Callable[[], object]:
-    engine = choose(workload.network.size**2, workload.views, "cpu")
+def _step(
+    workload: Workload, n: int, engine: GradientEngine, micro_batch: int
+) -> Callable[[], object]:
     denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    return partial(engine.sum_of_clipped, denoiser, loss, records, 1.0, _RECORDS)
+    return partial(engine.sum_of_clipped, denoiser, loss, records, 1.0, micro_batch)
 
 
 def _curve(
@@ -101,4 +138,4 @@ def _curve(
 ) -> Curve:
     cases = [Case(str(size), step) for size, step in zip(x, steps, strict=True)]
     measured = interleave(cases, rounds)
-    return Curve.of(title, unit, x, [float(np.median(measured[case.name])) for case in cases])
+    return Curve.of(title, unit, x, [min(measured[case.name]) for case in cases])

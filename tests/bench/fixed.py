@@ -50,11 +50,14 @@ def fixed_cases(workload: Workload, n: int, folder: Path) -> tuple[list[Case], l
 
 def _noise(workload: Workload) -> tuple[Callable[[], object], Callable[[], object]]:
     shapes = {name: p.shape for name, p in workload.denoiser().named_parameters()}
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    sums = {
+        name: torch.zeros(shape, dtype=torch.float64, device=workload.kind)
+        for name, shape in shapes.items()
+    }
     source = SecureGaussian()
     return (
         lambda: privatize(sums, 1.0, 1.0, source),
-        lambda: [torch.randn(shape) for shape in shapes.values()],
+        lambda: [torch.randn(shape, device=workload.kind) for shape in shapes.values()],
     )
 
 

@@ -14,19 +14,28 @@ def describe() -> dict[str, str | int | float | dict[str, str]]:
     """Return processor, cores that this process may use, threads, load, system and versions."""
     return {
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "torch threads": torch.get_num_threads(),
-        "load before": round(os.getloadavg()[0], 2),
-        "device": "cpu",
+        "load before": load(),
+        "device": _device(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
 
 
+def load() -> float:
+    """Return how many processes wanted a core over the last minute, in the mean."""
+    return round(os.getloadavg()[0], 2)
+
+
 def busy() -> bool:
     """Return whether others use the cores: threads then wait for each other at every small step."""
-    return os.getloadavg()[0] > _cores() / 2
+    return load() > cores() / 2
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _processor() -> str:
@@ -39,7 +48,8 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the cores that this process may use."""
     # Containers and batch systems give a process fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,15 +1,19 @@
-"""Peak memory of a step: every way in a process of its own, above what was there before it."""
+"""Peak memory of a step: every way in a process of its own, above what was there before it.
 
-import resource
-import subprocess
+On a GPU it is the device's memory that counts, and what the weights and records take is left out.
+"""
+
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
 
 from privacy.gradients import ENGINES
 
 from .opacus_peer import OpacusPeer
+from .processes import last_line, peak_bytes, start
 from .steps import LIMIT, non_private
 from .workload import PAPER, PAPER_K32, SMALL, Workload
 
@@ -41,33 +45,46 @@ class Peak:
         return asdict(self)
 
 
-def peaks() -> Iterator[Peak]:
-    """Measure all ways at equal micro-batch, then one at growing B and K: it should stay flat."""
-    for name, n in (("small", 32), ("paper", 4)):
-        for way in (LIMIT, *ENGINES, _OPACUS):
-            yield _measure(name, way, n, n)
-    for name, n in (("paper", 4), ("paper", 16), ("paper, K=32", 4)):
-        yield _measure(name, "record", n, 4)
+# Size, way, records, micro-batch: all ways at equal micro-batch, then one at growing B and K, where
+# it should stay flat.
+QUICK_PEAKS = [("small", way, 32, 32) for way in (LIMIT, "layerwise", _OPACUS)]
+PEAKS = [
+    *(("small", way, 32, 32) for way in (LIMIT, *ENGINES, _OPACUS)),
+    *(("paper", way, 4, 4) for way in (LIMIT, *ENGINES, _OPACUS)),
+    *((size, "record", n, 4) for size, n in (("paper", 4), ("paper", 16), ("paper, K=32", 4))),
+]
+
+
+def peaks(wanted: Sequence[tuple[str, str, int, int]]) -> Iterator[Peak]:
+    """Measure each size, way, number of records and micro-batch."""
+    for name, way, n, micro_batch in wanted:
+        yield _measure(name, way, n, micro_batch)
 
 
 def _measure(name: str, way: str, n: int, micro_batch: int) -> Peak:
-    command = [sys.executable, "-m", "tests.bench.memory", name, way, str(n), str(micro_batch)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return Peak(_WORKLOADS[name].name, way, n, micro_batch, float(shown.split()[-1]))
+    mib = float(last_line(start("tests.bench.memory", name, way, n, micro_batch)))
+    return Peak(_WORKLOADS[name].name, way, n, micro_batch, mib)
 
 
 def _peak(workload: Workload, way: str, n: int, micro_batch: int) -> float:
     denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_bytes(workload.kind)
     if way == LIMIT:
         non_private(denoiser, records, micro_batch)
     elif way == _OPACUS:
         OpacusPeer(denoiser, 1.0).sums(records, micro_batch)
     else:
         ENGINES[way].sum_of_clipped(denoiser, loss, records, 1.0, micro_batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / _MIB
+    return (_most_bytes(workload.kind) - before) / _MIB
+
+
+def _most_bytes(kind: str) -> int:
+    if kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return peak_bytes()
 
 
 if __name__ == "__main__":
     name, way, n, micro_batch = sys.argv[1:]
-    print(_peak(_WORKLOADS[name], way, int(n), int(micro_batch)))
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    print(_peak(replace(_WORKLOADS[name], kind=kind), way, int(n), int(micro_batch)))

@@ -48,7 +48,7 @@ class OpacusPeer:
 
     def _backward(self, image: Tensor, label: Tensor, sigma: Tensor, noise: Tensor) -> None:
         views = sigma.shape[1]
-        total = torch.zeros(())
+        total = sigma.new_zeros(())
         for k in range(views):
             denoised = self._model(image + noise[:, k], sigma[:, k], label)
             squared = (denoised - image).square().sum(dim=(1, 2, 3))

@@ -38,7 +38,7 @@ def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
     best = fastest(
         [
             Case(str(size), partial(non_private, denoiser, records, size))
-            for size in _micro_batches(n)
+            for size in micro_batches(n)
         ]
     )
     return Case(LIMIT, best.run, weight)
@@ -66,9 +66,9 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
     cases = [limit(workload, n)]
     for name, way in ways.items():
         _require_equal(name, way(n), expected)
-        best = fastest([Case(str(size), partial(way, size)) for size in _micro_batches(n)])
+        best = fastest([Case(str(size), partial(way, size)) for size in micro_batches(n)])
         cases.append(Case(f"{name} (micro-batch {best.name})", best.run))
-    chosen = choose(workload.network.size**2, workload.views, "cpu").name
+    chosen = choose(workload.network.size**2, workload.views, workload.kind).name
     notes = [
         f"{n} records; the training would choose the engine {chosen!r} here.",
         "All give the same sums of gradients clipped once a record (checked before timing).",
@@ -88,5 +88,6 @@ def _norm(tensors: Iterator[Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
 
 
-def _micro_batches(n: int) -> list[int]:
+def micro_batches(n: int) -> list[int]:
+    """Return the micro-batches that are tried for `n` records."""
     return sorted({n, max(n // 4, 1)})

@@ -12,7 +12,10 @@ from rich.text import Text
 
 from .curves import Curve
 from .memory import Peak
+from .orchestration import MOST, STEP_SECONDS, TOTALS, Orchestration
+from .rates import NOTES, Rate
 from .timing import Case, Ratio
+from .workload import SMALL
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def render(result: Result) -> Group:
         if peers:
             cells += _ratio(row.peer_ratio) if row.peer_ratio else ["", ""]
         table.add_row(*cells)
-    return Group(table, *(Text(f"  {note}", style="dim") for note in result.notes), "")
+    return Group(table, _notes(result.notes), "")
 
 
 def render_peaks(peaks: Sequence[Peak]) -> Table:
@@ -118,8 +121,75 @@ def render_curves(curves: Sequence[Curve]) -> Table:
     return table
 
 
+def render_rates(rates: Sequence[Rate]) -> Group:
+    """Return the table of what steps achieve of the device."""
+    table = _plain_table("Achieved rates")
+    table.add_column("size")
+    table.add_column("way")
+    table.add_column("precision")
+    for heading in ("ms", "ratio", "TFLOP/s", "of products", "GB/s", "of bandwidth"):
+        table.add_column(heading, justify="right")
+    for rate in rates:
+        compute = number(rate.teraflops), _percent(rate.of_matrix)
+        memory = number(rate.gigabytes), _percent(rate.of_bandwidth)
+        taken = number(rate.seconds * 1e3), number(rate.ratio)
+        table.add_row(short(rate.workload), rate.way, rate.precision, *taken, *compute, *memory)
+    return Group(table, _notes(NOTES), "")
+
+
+def render_orchestration(found: Sequence[Orchestration]) -> Group:
+    """Return the table of what a run costs beside its bare steps."""
+    (cost,) = found
+    table = _plain_table("Orchestration of a run: Ray, ledger, MLflow, checkpoints")
+    table.add_column("what")
+    table.add_column("found", justify="right")
+    table.add_row("bare step", f"{cost.bare_step * 1e3:.0f} ms")
+    within = f"{cost.step.median:.3f} ({cost.step.low:.3f} to {cost.step.high:.3f})"
+    table.add_row("step of the run, within a block, over a bare one", within)
+    table.add_row("charge and checkpoint, a block", f"{cost.block_price * 1e3:.1f} ms")
+    table.add_row("  over the steps of a block", _percent(cost.of_blocks))
+    clock = cost.by_the_clock()
+    spread = f"({_percent(clock.low)} to {_percent(clock.high)})"
+    table.add_row("more a step, by the clock", f"{_percent(clock.median)} {spread}")
+    if cost.others_cpu is not None:
+        table.add_row("other processes of the run, of one core", _percent(cost.others_cpu))
+    growing = {"clock": clock.median}
+    if (books := cost.by_the_books()) is not None:
+        table.add_row("more a step, by the books", _percent(books))
+        growing["books"] = books
+    table.add_row("once a run", f"{cost.fixed:.1f} s")
+    for T in TOTALS:
+        shares = ", ".join(f"{_percent(cost.share(g, T))} ({w})" for w, g in growing.items())
+        table.add_row(f"share of a run of {T} steps", shares)
+    reached = ", ".join(f"{cost.steps_below(g) or 'never'} ({w})" for w, g in growing.items())
+    table.add_row(f"share below {_percent(MOST)} from T =", reached)
+    notes = [
+        f"{SMALL.name}: B = {cost.batch} for a step of {STEP_SECONDS} s. {cost.steps} steps of a",
+        "whole run and as many of a bare loop, which takes turns with it, block by block.",
+        f"A charge and a checkpoint were made every few steps; specs have {cost.block} by default.",
+        "By the clock the run's other processes had the cores beside its one worker. The books",
+        f"take the block's price and their time, of {cost.cores} cores: what is lost where all are",
+        "trained on. Rounds differ by as much as the machine is busy; the books hardly do.",
+    ]
+    return Group(table, _notes(notes), "")
+
+
+def _notes(notes: Sequence[str]) -> Group:
+    return Group(*(Text(f"  {note}", style="dim") for note in notes))
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2f} %" if abs(part) < 0.1 else f"{100 * part:.0f} %"
+
+
 def _plain_table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE, title_justify="left")
+
+
+def short(workload: str) -> str:
+    """Return a size's name without its parameters: 28x28, K=8."""
+    pixels, _, views = workload.split(", ")
+    return f"{pixels}, {views}"
 
 
 def number(value: float) -> str:

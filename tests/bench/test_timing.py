@@ -2,21 +2,9 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def repository_on_path():
-    """`python -m tests.bench` runs from the root, where `tests` is found without an install."""
-    sys.path.insert(0, str(ROOT))
-    yield
-    sys.path.remove(str(ROOT))
 
 
 @pytest.fixture

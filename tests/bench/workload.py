@@ -27,6 +27,7 @@ class Workload:
         batch: B, the expected batch of a real step.
         sampled: images in a batch of the sampler.
         nfe_steps: levels of the sampler, few: every one costs the same.
+        kind: type of the device that steps run on, "cpu" or "cuda".
     """
 
     name: str
@@ -36,6 +37,7 @@ class Workload:
     batch: int
     sampled: int
     nfe_steps: int
+    kind: str = "cpu"
 
     def denoiser(self) -> Denoiser:
         """Return D with weights away from their start, where most gradients are zero."""
@@ -44,7 +46,7 @@ class Workload:
         with torch.no_grad():
             for parameter in denoiser.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-        return denoiser
+        return denoiser.to(self.kind)
 
     def records(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return images [n, C, H, W], labels [n], sigma [n, K] and noise [n, K, C, H, W]."""
@@ -52,7 +54,9 @@ class Workload:
         shape = (n, self.network.channels, self.network.size, self.network.size)
         images = 2 * torch.rand(shape, generator=generator) - 1
         labels = torch.randint(0, _CLASSES, (n,), generator=generator)
-        return images, labels, *draw_views(EDM(), images, self.views, generator)
+        drawn = (images, labels, *draw_views(EDM(), images, self.views, generator))
+        images, labels, sigma, noise = (part.to(self.kind) for part in drawn)
+        return images, labels, sigma, noise
 
     def loss(self) -> DenoisingLoss:
         """Return the loss of one record over its views."""

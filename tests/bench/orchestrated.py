@@ -1,0 +1,265 @@
+"""One training in a process of its own: as a whole run on Ray, or as the bare loop of its steps.
+
+`python -m tests.bench.orchestrated run|bare|trial BATCH STEPS BLOCK FOLDER` prints a line of JSON.
+A run and a bare loop that are given the same folder take turns, block by block.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import yaml
+
+from pipeline.building import build_denoiser, build_training
+from pipeline.cluster import connection
+from pipeline.engine import execute, submit
+from pipeline.home import Home
+from pipeline.ledger_access import LedgerAccess
+from pipeline.plan import plan
+from pipeline.spec import Spec, parse_spec
+from privacy.budget import Budget, Reservation
+from privacy.collective import Alone
+from privacy.keystream import os_key
+from privacy.ledger import Head
+from synth.attempt import Attempt
+from synth.records import Records
+from synth.training import Trainer
+
+from .processes import cpu_seconds, others
+from .turns import Turns
+from .workload import SMALL
+
+BARE, RUN, TRIAL = "bare", "run", "trial"
+READY = "ready"  # a file: the bare loop waits for its turn
+_WAITED = "waited.json"
+_TRAIN = "train"
+_BETWEEN_READINGS = 2.0  # seconds: to read is work too
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a process measured of its training.
+
+    Attributes:
+        steps: when each step had been done, seconds on one clock.
+        waited: seconds that this process waited for its turn, before every block.
+        other_stages: seconds of the run's stages that are no training.
+        others_cpu: seconds of processor time that a second of training took from the first step
+            to the last, in all processes of the run but the worker's; None if it cannot be told.
+    """
+
+    steps: tuple[float, ...]
+    waited: tuple[float, ...] = ()
+    other_stages: float = 0.0
+    others_cpu: float | None = None
+
+
+def spec_of(batch: int, steps: int, block: int) -> Spec:
+    """Return the spec of the training: 8x8, 0.19 M parameters, K = 8, all else by default.
+
+    Args:
+        batch: B, which sets how long a step takes.
+        steps: T.
+        block: steps to a charge and to a checkpoint.
+    """
+    network = SMALL.network
+    sections = {
+        "name": "bench",
+        "data": {
+            "name": "digits",
+            "source": {"kind": "digits", "split": "train"},
+            "records": SMALL.dataset,
+            "size": network.size,
+            "channels": network.channels,
+            "classes": [str(label) for label in range(network.classes)],
+            "public": True,
+        },
+        # With a seed both processes draw the same batches, which else differ by a tenth in size.
+        "privacy": {"epsilon": 5.0, "delta": 1e-4, "seed": 0},
+        "model": {
+            "base": network.base,
+            "multipliers": list(network.multipliers),
+            "blocks": network.blocks,
+            "attention": list(network.attention),
+        },
+        "train": {
+            "batch": batch,
+            "steps": steps,
+            "views": SMALL.views,
+            "charge_block": block,
+            "checkpoint_every": block,
+        },
+        "synthesize": {"images": 10, "sampler": "ddim", "steps": 2},
+    }
+    return parse_spec(yaml.safe_dump(sections))
+
+
+def run(spec: Spec, folder: Path) -> Timed:
+    """Execute a whole run in a new home: ledger, MLflow, Ray, checkpoints as for any user."""
+    home = Home.locate({"UMBRA_HOME": str(folder / "home")}).ensure()
+    Budget(LedgerAccess.of(home).open()).declare(spec.data.name, 10.0, spec.privacy.delta)
+    watch = _Watch()
+    # To reach these Ray is imported earlier than the engine does; this must be set before.
+    os.environ.update(connection._QUIET | connection._ALONE)
+    with (
+        patch("pipeline.stages.train.progress_board", watch.board),
+        patch("pipeline.cluster.budget_actor.budget_manager", partial(_manager_in_turns, folder)),
+    ):
+        state = execute(submit(spec, home, embedded=True), home, watch)
+    other = sum(stage.seconds for stage in state.stages if stage.name not in ("ingest", _TRAIN))
+    waited = json.loads((folder / _WAITED).read_text())
+    return Timed(tuple(watch.times), tuple(waited), other, watch.others_cpu())
+
+
+def bare(spec: Spec, folder: Path) -> Timed:
+    """Take the same steps in this process: no Ray, ledger, MLflow or checkpoint between them."""
+    return _loop(spec, folder, Turns(folder, 0))
+
+
+def trial(spec: Spec, folder: Path) -> Timed:
+    """Take the steps of the bare loop without turns."""
+    return _loop(spec, folder, None)
+
+
+def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
+    data, T = spec.data, spec.train.steps
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    loaded = data.source.load(data.size, data.channels, data.classes)
+    components = plan(spec, trial=False).components
+    reserved = Reservation(
+        "bench", "bench", data.name, data.records, "image", 1, False, components, Head(0, "")
+    )
+    training = build_training(spec, reserved)
+    times: list[float] = []
+    trainer = Trainer(
+        replace(training, checkpoint_every=training.steps),
+        build_denoiser(spec),
+        Records.from_uint8(loaded.images, loaded.labels, torch.device("cpu")),
+        Attempt.start(1, os_key(), spec.privacy.seed, Alone()),
+        _Unlimited(training.steps, turns),
+        folder,
+        on_progress=lambda phase, done, total: times.append(monotonic()),
+    )
+    (folder / READY).touch()
+    trainer.run()
+    assert len(times) == T
+    return Timed(tuple(times), tuple(turns.waited) if turns else ())
+
+
+class _Unlimited:
+    """Grants a number of steps and keeps no books; with turns it gives the turn after a block."""
+
+    def __init__(self, steps: int, turns: Turns | None) -> None:
+        self._left = steps
+        self._turns = turns
+
+    def charge(self, component: str, steps: int) -> str:
+        self._left -= steps
+        if self._turns:
+            self._turns.take()
+        return ""
+
+    def remaining(self, component: str) -> int:
+        if self._turns and self._turns.waited:
+            self._turns.give()
+        return self._left
+
+
+def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
+    """Start the budget manager that lets a block be charged when it is the run's turn."""
+    import ray
+
+    from pipeline.cluster.budget_actor import BudgetManager
+
+    class InTurns(BudgetManager):
+        def __init__(self, access: LedgerAccess) -> None:
+            super().__init__(access)
+            self._turns = Turns(folder, 1)
+
+        def charge(self, *of: Any) -> Any:
+            self._turns.give()
+            self._turns.take()
+            (folder / _WAITED).write_text(json.dumps(self._turns.waited))
+            return super().charge(*of)
+
+    return ray.remote(InTurns).options(num_cpus=0).remote(access)
+
+
+class _TimedBoard:
+    """A progress board that notes when it is told of a step."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, int] = {}
+        self._times: list[float] = []
+
+    def tell(self, phase: str, done: int) -> None:
+        self._times.append(monotonic())
+        self._done[phase] = done
+
+    def read(self) -> dict[str, int]:
+        return dict(self._done)
+
+    def times(self) -> list[float]:
+        return self._times
+
+
+@dataclass
+class _Watch:
+    """A run's progress: takes the steps' times from the board, and processor times meanwhile."""
+
+    times: list[float] = field(default_factory=list)
+    _board: Any = None
+    _cpu: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+
+    def board(self) -> Any:
+        """Start the board in place of the pipeline's own."""
+        import ray
+
+        self._board = ray.remote(_TimedBoard).options(num_cpus=0).remote()
+        return self._board
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator["_Watch"]:
+        """See `Progress.stage`."""
+        yield self
+        if name == _TRAIN:
+            import ray
+
+            self.times = ray.get(self._board.times.remote())
+
+    def advance(self, n: int = 1) -> None:
+        """See `Stage.advance`."""
+
+    def reach(self, done: int) -> None:
+        """Read processor times while steps are being taken."""
+        now = monotonic()
+        if done > 0 and (not self._cpu or now - self._cpu[-1][0] > _BETWEEN_READINGS):
+            self._cpu.append((now, cpu_seconds(os.getpid())))
+
+    def others_cpu(self) -> float | None:
+        """Return processor seconds, a second, of all but the busiest process: the worker."""
+        inside = [reading for reading in self._cpu if reading[0] < self.times[-1] and reading[1]]
+        if len(inside) < 2:
+            return None
+        (begun, before), (ended, after) = inside[0], inside[-1]
+        return others(before, after) / (ended - begun)
+
+
+def main() -> None:
+    """Train as the arguments say."""
+    way, batch, steps, block, folder = sys.argv[1:]
+    spec = spec_of(int(batch), int(steps), int(block))
+    print(json.dumps(asdict({RUN: run, BARE: bare, TRIAL: trial}[way](spec, Path(folder)))))
+
+
+if __name__ == "__main__":
+    main()
