@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster.calls import answer
+from pipeline.cluster.memory import keep_freed_memory
 from pipeline.cluster.progress_board import progress_board
 from pipeline.cluster.shard_schedule import ShardSchedule
 from pipeline.image_sampler import ImageSampler
@@ -58,6 +59,7 @@ class ShardSampler:
         """Sample the shard's images and write them; a batch is encoded beside the next one."""
         # One thread: sums in another order would change last bits, and a shard's bytes with them.
         torch.set_num_threads(1)
+        keep_freed_memory()
         generator = shard_generator(self._spec.synthesize.seed, shard.number, self._device)
         told = monotonic()
 

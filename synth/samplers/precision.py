@@ -1,8 +1,9 @@
 """In which arithmetic a sampler's network runs.
 
-Only the raw network F may run in bfloat16, and of it only products and convolutions. The schedule,
-the state x and the preconditioning stay in float64 (`base.py`), the noise level and its embedding
-in float32: bfloat16 has 8 bits, and 50 levels between 80 and 0.002 would fall together or jump.
+Only the raw network F may run in bfloat16, and of it only products and convolutions: on a GPU by
+autocast, on a CPU as `rounded.py` does it. The schedule, the state x and the preconditioning stay
+in float64 (`base.py`), the noise level and its embedding in float32: bfloat16 has 8 bits, and 50
+levels between 80 and 0.002 would fall together or jump.
 """
 
 import torch
@@ -12,6 +13,7 @@ from privacy.errors import InvalidRequest
 from synth.denoisers import Denoiser
 from synth.precision import PRECISIONS, computing_in
 from synth.samplers.cuda_graph import CudaGraph
+from synth.samplers.rounded import rounded
 
 
 class Bfloat16(nn.Module):
@@ -37,7 +39,7 @@ def at_precision(
     """Make a denoiser ready for sampling: on its device, for evaluation only, at a precision.
 
     Args:
-        denoiser: with trained weights; its network is moved, not copied.
+        denoiser: with trained weights; its network is moved, and copied where it is rounded.
         precision: one of `PRECISIONS`. A public choice: it decides the last bits of every image.
         device: where it shall run. On CUDA the network is captured as a graph, channels last.
 
@@ -52,7 +54,7 @@ def at_precision(
     if on_gpu:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "bfloat16":
-        network = Bfloat16(network)
+        network = Bfloat16(network) if on_gpu else rounded(network)
     if on_gpu:
         network = CudaGraph(network)
     return Denoiser(network, denoiser.config)

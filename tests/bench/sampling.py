@@ -1,16 +1,23 @@
-"""The shipped Churn sampler beside a plain eager loop in float32."""
+"""The shipped Churn sampler beside a plain eager loop in float32.
+
+Both use all threads that torch would: the plain loop in one process, the shipped sampler as it is
+spread over actors, one process with one thread for each.
+"""
 
 import math
+import multiprocessing
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from pipeline.cluster.memory import keep_freed_memory
 from synth.denoisers import Denoiser
 from synth.precision import PRECISIONS, Precision
-from synth.samplers import Churn, at_precision, chosen_batch, guided
+from synth.samplers import Churn, Denoise, at_precision, chosen_batch, guided
 
 from .timing import Case, fastest
 from .workload import Workload
@@ -58,18 +65,23 @@ def sampling_cases(workload: Workload) -> tuple[list[Case], list[str]]:
         AssertionError: from the same draws they make other images.
     """
     network, churn = workload.network, Churn(steps=workload.nfe_steps)
-    # Two batches of the largest kind.
-    count = 2 * chosen_batch(network.size, network.base, "bfloat16")
+    workers = torch.get_num_threads()
+    # A batch of the largest kind for each.
+    count = workers * chosen_batch(network.size, network.base, "bfloat16")
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_as_an_actor
+    )
     cases: list[Case] = []
     for w in (0.0, 1.0):
         peer = _plain_case(workload, churn, count, w)
         cases.append(peer)
         for precision in PRECISIONS:
             _require_same(workload, churn, w, precision)
-            cases.append(_shipped_case(workload, churn, count, w, precision, peer.name))
+            cases.append(_shipped_case(workload, pool, count, w, precision, peer.name))
     notes = [
         f"{count} images, Churn with {churn.nfe} evaluations each, w = 0 and w = 1.",
-        "The plain loop runs at its fastest batch, the shipped sampler at the one it chooses.",
+        f"The plain loop runs in one process with {workers} threads, at its fastest batch.",
+        f"As shipped: {workers} processes of one thread, at the batch the sampler chooses.",
         "The shipped sampler keeps its state in float64; from the same draws the same images.",
     ]
     return cases, notes
@@ -89,23 +101,45 @@ def _plain_case(workload: Workload, churn: Churn, count: int, w: float) -> Case:
 
 
 def _shipped_case(
-    workload: Workload, churn: Churn, count: int, w: float, precision: Precision, peer: str
+    workload: Workload,
+    pool: ProcessPoolExecutor,
+    count: int,
+    w: float,
+    precision: Precision,
+    peer: str,
 ) -> Case:
     network = workload.network
-    shape, labels = (network.channels, network.size, network.size), torch.arange(count) % 10
-    denoise = guided(at_precision(workload.denoiser(), precision), w, network.null_label)
     batch = chosen_batch(network.size, network.base, precision, guided=w != 0)
+    # The last one is short where the batch does not divide the images.
+    sizes = [min(batch, count - begun) for begun in range(0, count, batch)]
 
-    @torch.inference_mode()
     def run() -> None:
-        generator = torch.Generator().manual_seed(0)
-        for y in labels.split(batch):
-            churn.sample(denoise, y, shape, generator)
+        list(pool.map(partial(_draw, workload, w, precision), sizes))
 
     return Case(f"as shipped, {precision}, w={w:g} (batch {batch})", run, peer=peer)
 
 
-def _require_same(workload: Workload, churn: Churn, w: float, precision: str) -> None:
+def _as_an_actor() -> None:
+    """Make this process what `ShardSampler` makes of an actor's."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+@torch.inference_mode()
+def _draw(workload: Workload, w: float, precision: Precision, count: int) -> None:
+    network, generator = workload.network, torch.Generator().manual_seed(0)
+    shape, labels = (network.channels, network.size, network.size), torch.arange(count) % 10
+    churn = Churn(steps=workload.nfe_steps)
+    churn.sample(_denoise(workload, w, precision), labels, shape, generator)
+
+
+@cache
+def _denoise(workload: Workload, w: float, precision: Precision) -> Denoise:
+    null = workload.network.null_label
+    return guided(at_precision(workload.denoiser(), precision), w, null)
+
+
+def _require_same(workload: Workload, churn: Churn, w: float, precision: Precision) -> None:
     network, labels = workload.network, torch.arange(8)
     shape = (network.channels, network.size, network.size)
     same = torch.Generator().manual_seed(0)
@@ -114,7 +148,7 @@ def _require_same(workload: Workload, churn: Churn, w: float, precision: str) ->
         return torch.randn(of, generator=same, dtype=torch.float64).float()
 
     expected = plain_churn(workload.denoiser(), labels, churn, shape, w, draw)
-    denoise = guided(at_precision(workload.denoiser(), precision), w, network.null_label)
+    denoise = _denoise(workload, w, precision)
     found = churn.sample(denoise, labels, shape, torch.Generator().manual_seed(0))
     difference = float((expected - found).abs().mean() / expected.abs().max())
     if not difference < _TOLERANCE[precision]:

@@ -88,13 +88,11 @@ def test_noise_level_and_state_never_become_bfloat16(denoiser):
     """The network is told c_noise in float32 and embeds it so; the sum outside is float64."""
     ready = at_precision(denoiser, "bfloat16")
     seen = {}
-    condition = denoiser.network.condition
+    condition = ready.network.condition
     condition.noise.register_forward_hook(
         lambda module, given, embedded: seen.update(told=given[0].dtype, embedded=embedded.dtype)
     )
-    denoiser.network.stem.register_forward_hook(
-        lambda module, given, out: seen.update(stem=out.dtype)
-    )
+    ready.network.stem.register_forward_hook(lambda module, given, out: seen.update(stem=out.dtype))
     out = ready(
         torch.ones(2, *SHAPE, dtype=torch.float64), torch.ones(2).double(), torch.zeros(2).long()
     )
