@@ -58,7 +58,10 @@ def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
     Returns:
         float64 [...].
     """
-    left_out = (factors == 0).reshape(-1, *[1] * (vectors.ndim - 1))
-    # A copy even of float64 vectors, which are the caller's.
-    kept = vectors.to(torch.float64, copy=True).masked_fill_(left_out, 0.0)
-    return torch.tensordot(factors, kept, dims=1)
+    numbers = vectors.to(torch.float64)
+    left_out = factors == 0
+    # Where there is none to leave out, which is nearly always, nothing need be copied for it; but
+    # to ask a GPU is to wait for it.
+    if vectors.device.type != "cpu" or left_out.any():
+        numbers = numbers.masked_fill(left_out.reshape(-1, *[1] * (vectors.ndim - 1)), 0.0)
+    return torch.tensordot(factors, numbers, dims=1)

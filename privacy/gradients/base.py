@@ -15,6 +15,7 @@ from privacy.errors import InvalidRequest
 from privacy.keystream import require_uint64
 
 ModelCall = Callable[..., Tensor]
+AddClipped = Callable[[dict[str, Tensor], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
 
 class RecordLoss(Protocol):
@@ -155,6 +156,33 @@ def check_request(
     if not records or any(part.ndim < 1 or len(part) != len(records[0]) for part in records):
         raise InvalidRequest("records must be tensors with the same leading dimension")
     return len(records[0])
+
+
+def sum_over_micro_batches(
+    model: nn.Module,
+    records: tuple[Tensor, ...],
+    clip_norm: float,
+    micro_batch: int,
+    add: AddClipped,
+) -> ClippedSum:
+    """Do what every `GradientEngine.sum_of_clipped` does around its own way to the gradients.
+
+    Args:
+        model, records, clip_norm, micro_batch: of `GradientEngine.sum_of_clipped`.
+        add: adds the clipped gradients of a micro-batch to the sums, in place, and returns its
+            losses and its norms before clipping.
+
+    Raises:
+        InvalidRequest: see `GradientEngine.sum_of_clipped`.
+    """
+    n = check_request(model, records, clip_norm, micro_batch)
+    result = ClippedSum.zeros(trainable(model), n)
+    with buffers_unchanged(model):
+        for start in range(0, n, micro_batch):
+            chunk = slice(start, start + micro_batch)
+            part = tuple(p[chunk] for p in records)
+            result.losses[chunk], result.norms[chunk] = add(result.sums, part)
+    return result
 
 
 def require_scalar(loss: Tensor) -> Tensor:

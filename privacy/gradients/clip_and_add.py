@@ -2,85 +2,127 @@
 
 Norms and sums are float64, while the gradients are not. They are turned into float64 in blocks:
 large parameters a few records at a time, so that a block stays in a processor's cache, and small
-ones many at a time, since a call costs more than what it does with a bias.
+ones all together, since a call costs more than what it does with a bias.
 
 Shapes: n records, m numbers of a record in a block.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from privacy.clipping import sum_clipped
+from privacy.clipping import clip_factors, sum_clipped
 
 _NUMBERS = 2**17  # in a block: 1 MiB of float64
 
 
-def joint_norms(gradients: Mapping[str, Tensor]) -> Tensor:
-    """Return the float64 [n] L2 norms over all gradients [n, ...] of at least one parameter."""
-    squares = [squared_norms(matrix_nm) for _, matrix_nm in _matrices(gradients)]
-    return torch.stack(squares).sum(0).sqrt()
+def add_clipped(
+    sums: Mapping[str, Tensor], gradients: Mapping[str, Tensor], clip_norm: float
+) -> Tensor:
+    """Clip every record's gradients jointly to C and add their sum to `sums`, in place.
+
+    Args:
+        sums: float64 [...] by parameter; those without gradients stay as they are.
+        gradients: [n, ...] of at least one parameter.
+        clip_norm: C, positive.
+
+    Returns:
+        The float64 [n] L2 norms over all gradients, before clipping.
+    """
+    matrices = list(_matrices(gradients))
+    norms = torch.stack([_squared_norms(matrix.numbers_nm) for matrix in matrices]).sum(0).sqrt()
+    factors = clip_factors(norms, clip_norm)
+    for matrix in matrices:
+        matrix.add(sums, factors)
+    return norms
+
+
+def add_scaled(sums: Mapping[str, Tensor], name: str, gradients: Tensor, factors: Tensor) -> Tensor:
+    """Add one parameter's gradients [n, ...] times `clip_factors` to its sum, in place.
+
+    Returns:
+        The float64 [n] squared L2 norms of what was scaled.
+    """
+    matrix = _matrix(name, gradients)
+    matrix.add(sums, factors)
+    return _squared_norms(matrix.numbers_nm)
 
 
 def squared_norms(gradients: Tensor) -> Tensor:
     """Return the float64 [n] squared L2 norms of gradients [n, ...]."""
-    rows = gradients.flatten(1) if gradients.ndim > 1 else gradients[:, None]
+    return _squared_norms(_matrix("", gradients).numbers_nm)
+
+
+def _squared_norms(numbers_nm: Tensor) -> Tensor:
     norms = [
         torch.linalg.vector_norm(block_nm, dim=1, dtype=torch.float64)
-        for block_nm in rows.split(_rows(rows))
+        for block_nm in numbers_nm.split(_rows(numbers_nm))
     ]
     return torch.cat(norms).square()
 
 
-def add_clipped(
-    sums: Mapping[str, Tensor], gradients: Mapping[str, Tensor], factors: Tensor
-) -> None:
-    """Add the sum over records of factor times gradient to `sums`, in place.
+@dataclass(frozen=True)
+class _Columns:
+    """Where a parameter lies in a matrix.
 
-    Args:
-        sums: float64 [...] by parameter; those without gradients stay as they are.
-        gradients: [n, ...] by parameter.
-        factors: float64 [n] of `clip_factors`.
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter, its dimensions in the order of memory.
+        places: for each dimension of the parameter, where it is in `shape`.
     """
-    for names, matrix_nm in _matrices(gradients):
-        total_m = _sum_clipped(matrix_nm, factors)
-        parts = total_m.split([sums[name].numel() for name in names])
-        for name, part in zip(names, parts, strict=True):
-            sums[name] += part.reshape(sums[name].shape)
+
+    name: str
+    shape: torch.Size
+    places: list[int]
+
+    def add(self, sums: Mapping[str, Tensor], total_m: Tensor) -> None:
+        sums[self.name] += total_m.reshape(self.shape).permute(self.places)
 
 
-def _sum_clipped(matrix_nm: Tensor, factors: Tensor) -> Tensor:
-    size = _rows(matrix_nm)
-    blocks = zip(matrix_nm.split(size), factors.split(size), strict=True)
-    total_m, *others = (sum_clipped(block_nm, weights) for block_nm, weights in blocks)
-    for other_m in others:
-        total_m += other_m
-    return total_m
+@dataclass(frozen=True)
+class _Matrix:
+    """Gradients [n, m] of one or more parameters, whose columns follow one another."""
+
+    columns: list[_Columns]
+    numbers_nm: Tensor
+
+    def add(self, sums: Mapping[str, Tensor], factors: Tensor) -> None:
+        size = _rows(self.numbers_nm)
+        blocks = zip(self.numbers_nm.split(size), factors.split(size), strict=True)
+        total_m, *others = (sum_clipped(block_nm, weights) for block_nm, weights in blocks)
+        for other_m in others:
+            total_m += other_m
+        parts = total_m.split([column.shape.numel() for column in self.columns])
+        for column, part_m in zip(self.columns, parts, strict=True):
+            column.add(sums, part_m)
 
 
-def _matrices(gradients: Mapping[str, Tensor]) -> Iterator[tuple[list[str], Tensor]]:
-    """Yield all gradients as matrices [n, m], with the parameters whose columns follow in each."""
-    names: list[str] = []
-    parts: list[Tensor] = []
-    numbers = 0
+def _matrices(gradients: Mapping[str, Tensor]) -> Iterator[_Matrix]:
+    """Yield all gradients: every large parameter's by themselves, the small ones' together."""
+    small: list[_Matrix] = []
     for name, gradient in gradients.items():
-        if numbers + gradient.numel() > _NUMBERS and parts:
-            yield names, _joined(parts)
-            names, parts, numbers = [], [], 0
-        names.append(name)
-        parts.append(gradient.flatten(1) if gradient.ndim > 1 else gradient[:, None])
-        numbers += gradient.numel()
-    if parts:
-        yield names, _joined(parts)
+        matrix = _matrix(name, gradient)
+        if gradient.numel() >= _NUMBERS:
+            yield matrix
+        else:
+            small.append(matrix)
+    if small:
+        columns = [column for matrix in small for column in matrix.columns]
+        yield _Matrix(columns, torch.cat([matrix.numbers_nm for matrix in small], dim=1))
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _matrix(name: str, gradients: Tensor) -> _Matrix:
+    """Return gradients [n, ...] as a matrix: a view where there are no gaps between them."""
+    order = sorted(range(gradients.ndim - 1), key=lambda i: -gradients.stride(i + 1))
+    ordered = gradients.permute(0, *(i + 1 for i in order))
+    columns = _Columns(name, ordered.shape[1:], [order.index(i) for i in range(len(order))])
+    return _Matrix([columns], ordered.reshape(len(gradients), -1))
 
 
-def _rows(matrix_nm: Tensor) -> int:
+def _rows(numbers_nm: Tensor) -> int:
     """Return how many records make a block."""
-    if matrix_nm.device.type != "cpu":
-        return len(matrix_nm)
-    return max(1, _NUMBERS // max(1, matrix_nm.shape[1]))
+    if numbers_nm.device.type != "cpu":
+        return len(numbers_nm)
+    return max(1, _NUMBERS // max(1, numbers_nm.shape[1]))

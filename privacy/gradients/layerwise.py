@@ -2,15 +2,8 @@
 
 from torch import Tensor, nn
 
-from privacy.clipping import clip_factors
-from privacy.gradients.base import (
-    ClippedSum,
-    RecordLoss,
-    buffers_unchanged,
-    check_request,
-    trainable,
-)
-from privacy.gradients.clip_and_add import add_clipped, joint_norms
+from privacy.gradients.base import ClippedSum, RecordLoss, sum_over_micro_batches
+from privacy.gradients.clip_and_add import add_clipped
 from privacy.gradients.per_record import backward
 
 
@@ -28,16 +21,10 @@ class LayerwiseEngine:
         micro_batch: int,
     ) -> ClippedSum:
         """See `GradientEngine.sum_of_clipped`."""
-        n = check_request(model, records, clip_norm, micro_batch)
-        result = ClippedSum.zeros(trainable(model), n)
-        with buffers_unchanged(model):
-            for start in range(0, n, micro_batch):
-                chunk = slice(start, start + micro_batch)
-                gradients: dict[str, Tensor] = {}
-                result.losses[chunk] = backward(
-                    model, loss, tuple(part[chunk] for part in records), gradients.__setitem__
-                )
-                result.norms[chunk] = joint_norms(gradients)
-                factors = clip_factors(result.norms[chunk], clip_norm)
-                add_clipped(result.sums, gradients, factors)
-        return result
+
+        def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            gradients: dict[str, Tensor] = {}
+            losses = backward(model, loss, part, gradients.__setitem__)
+            return losses, add_clipped(sums, gradients, clip_norm)
+
+        return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from privacy.gradients.base import RecordLoss, require_scalar, trainable
-from privacy.gradients.rules import RULES, OverRecords
+from privacy.gradients.rules import RULES, over_records
+from privacy.gradients.rules.memory_order import concatenated
 
 Take = Callable[[str, Tensor], None]
 
@@ -85,10 +86,12 @@ class _ByRule(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.cat and not {"axis", "out"} & set(kwargs or {}):
+            return concatenated(*args, **(kwargs or {}))
         rule = RULES.get(func)
         bound = rule.bind(*args, **(kwargs or {})) if rule else None
         if rule and bound and self._all_trained(bound[1:]):
-            return OverRecords.apply(rule.operation, *bound)
+            return over_records(rule.operation, bound)
         return func(*args, **(kwargs or {}))
 
     def _all_trained(self, weights: tuple[Any, ...]) -> bool:

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from privacy.clipping import clip_factors
 from privacy.gradients.base import (
     ClippedSum,
     RecordLoss,
-    buffers_unchanged,
-    check_request,
     require_scalar,
+    sum_over_micro_batches,
     trainable,
 )
-from privacy.gradients.clip_and_add import add_clipped, joint_norms
+from privacy.gradients.clip_and_add import add_clipped
 
 
 class RecordEngine:
@@ -35,17 +33,17 @@ class RecordEngine:
         micro_batch: int,
     ) -> ClippedSum:
         """See `GradientEngine.sum_of_clipped`."""
-        n = check_request(model, records, clip_norm, micro_batch)
-        parameters = trainable(model)
-        result = ClippedSum.zeros(parameters, n)
-        with buffers_unchanged(model):
-            for i in range(n):
-                record = tuple(part[i] for part in records)
-                result.losses[i], gradients = _gradients(model, loss, record, parameters)
-                result.norms[i : i + 1] = joint_norms(gradients)
-                factors = clip_factors(result.norms[i : i + 1], clip_norm)
-                add_clipped(result.sums, gradients, factors)
-        return result
+
+        def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            parameters = trainable(model)
+            found = []
+            for record in zip(*part, strict=True):
+                value, gradients = _gradients(model, loss, record, parameters)
+                found.append((value, add_clipped(sums, gradients, clip_norm)[0]))
+            losses, norms = zip(*found, strict=True)
+            return torch.stack(losses), torch.stack(norms)
+
+        return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
 
 
 def _gradients(

@@ -11,14 +11,8 @@ from torch import Tensor, nn
 
 from privacy.clipping import clip_factors
 from privacy.errors import UmbraError
-from privacy.gradients.base import (
-    ClippedSum,
-    RecordLoss,
-    buffers_unchanged,
-    check_request,
-    trainable,
-)
-from privacy.gradients.clip_and_add import add_clipped, squared_norms
+from privacy.gradients.base import ClippedSum, RecordLoss, sum_over_micro_batches
+from privacy.gradients.clip_and_add import add_scaled, squared_norms
 from privacy.gradients.per_record import backward
 
 
@@ -41,28 +35,26 @@ class TwoPassEngine:
             UmbraError: the two passes disagree, as only a device does whose sums have no fixed
                 order; nothing was released.
         """
-        n = check_request(model, records, clip_norm, micro_batch)
-        result = ClippedSum.zeros(trainable(model), n)
-        with buffers_unchanged(model):
-            for start in range(0, n, micro_batch):
-                chunk = slice(start, start + micro_batch)
-                part = tuple(p[chunk] for p in records)
-                squares = _SquaredNorms(result.norms[chunk])
-                # A layer that draws (dropout) has to draw the same in both passes.
-                with torch.random.fork_rng(_gpus(part)):
-                    result.losses[chunk] = backward(model, loss, part, squares.take)
-                result.norms[chunk] = squares.total.sqrt()
-                clipped = _Clipped(result.sums, clip_factors(result.norms[chunk], clip_norm))
-                backward(model, loss, part, clipped.take)
-                _require_equal(clipped.squares.total, squares.total, clipped.factors)
-        return result
+
+        def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            squares = _SquaredNorms(part[0])
+            # A layer that draws (dropout) has to draw the same in both passes.
+            with torch.random.fork_rng(_gpus(part)):
+                losses = backward(model, loss, part, squares.take)
+            norms = squares.total.sqrt()
+            clipped = _Clipped(sums, clip_factors(norms, clip_norm))
+            backward(model, loss, part, clipped.take)
+            _require_equal(clipped.total, squares.total, clipped.factors)
+            return losses, norms
+
+        return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
 
 
 class _SquaredNorms:
     """Adds up the squared norms [n] of every parameter's gradients."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.total = torch.zeros_like(like)
+    def __init__(self, records: Tensor) -> None:
+        self.total = torch.zeros(len(records), dtype=torch.float64, device=records.device)
 
     def take(self, name: str, gradients: Tensor) -> None:
         self.total += squared_norms(gradients)
@@ -73,12 +65,11 @@ class _Clipped:
 
     def __init__(self, sums: dict[str, Tensor], factors: Tensor) -> None:
         self.factors = factors
-        self.squares = _SquaredNorms(factors)
+        self.total = torch.zeros_like(factors)
         self._sums = sums
 
     def take(self, name: str, gradients: Tensor) -> None:
-        self.squares.take(name, gradients)
-        add_clipped(self._sums, {name: gradients}, self.factors)
+        self.total += add_scaled(self._sums, name, gradients, self.factors)
 
 
 def _gpus(records: tuple[Tensor, ...]) -> list[torch.device]:

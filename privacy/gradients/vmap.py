@@ -6,16 +6,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from privacy.clipping import clip_factors
 from privacy.gradients.base import (
     ClippedSum,
     RecordLoss,
-    buffers_unchanged,
-    check_request,
     require_scalar,
+    sum_over_micro_batches,
     trainable,
 )
-from privacy.gradients.clip_and_add import add_clipped, joint_norms
+from privacy.gradients.clip_and_add import add_clipped
 
 
 class VmapEngine:
@@ -32,9 +30,6 @@ class VmapEngine:
         micro_batch: int,
     ) -> ClippedSum:
         """See `GradientEngine.sum_of_clipped`."""
-        n = check_request(model, records, clip_norm, micro_batch)
-        parameters = {name: p.detach() for name, p in trainable(model).items()}
-        result = ClippedSum.zeros(parameters, n)
 
         def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
             def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -44,14 +39,12 @@ class VmapEngine:
 
         in_dims = (None, *[0] * len(records))
         per_record = vmap(grad_and_value(of_one), in_dims=in_dims, randomness="different")
+
+        def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            parameters = {name: p.detach() for name, p in trainable(model).items()}
+            gradients, losses = per_record(parameters, *part)
+            return losses, add_clipped(sums, gradients, clip_norm)
+
         # The fused kernels' backward passes cannot be batched: vmap would run them one by one.
-        with buffers_unchanged(model), sdpa_kernel(SDPBackend.MATH):
-            for start in range(0, n, micro_batch):
-                chunk = slice(start, start + micro_batch)
-                gradients, result.losses[chunk] = per_record(
-                    parameters, *[part[chunk] for part in records]
-                )
-                result.norms[chunk] = joint_norms(gradients)
-                factors = clip_factors(result.norms[chunk], clip_norm)
-                add_clipped(result.sums, gradients, factors)
-        return result
+        with sdpa_kernel(SDPBackend.MATH):
+            return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)

@@ -14,7 +14,6 @@ from torch import nn
 
 import privacy.dp_sgd
 import privacy.gradients.clip_and_add
-import privacy.gradients.record
 from privacy.collective import Alone
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
@@ -272,7 +271,9 @@ def clip_per_view(patch):
 
 
 def clip_missing(patch):
-    patch.setattr(privacy.gradients.record, "clip_factors", lambda norms, C: torch.ones_like(norms))
+    patch.setattr(
+        privacy.gradients.clip_and_add, "clip_factors", lambda norms, C: torch.ones_like(norms)
+    )
 
 
 def clip_without_a_layer(patch):
@@ -287,7 +288,7 @@ def clip_without_a_layer(patch):
 
 def not_finite_taints(patch):
     patch.setattr(
-        privacy.gradients.record, "clip_factors", lambda norms, C: (C / norms).clamp(max=1.0)
+        privacy.gradients.clip_and_add, "clip_factors", lambda norms, C: (C / norms).clamp(max=1.0)
     )
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch.nn import functional
 
-from privacy.gradients.rules.base import OverRecords, Rule
+from privacy.gradients.rules.base import Rule, over_records
 from privacy.gradients.rules.convolution import CONVOLUTION
 from privacy.gradients.rules.embedding import EMBEDDING
 from privacy.gradients.rules.group_norm import GROUP_NORM
 from privacy.gradients.rules.linear import LINEAR
 
-__all__ = ["RULES", "OverRecords", "Rule"]
+__all__ = ["RULES", "Rule", "over_records"]
 
 RULES: dict[Callable[..., Any], Rule] = {
     functional.conv2d: CONVOLUTION,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from privacy.gradients.rules.base import Rule, shared
+from privacy.gradients.rules.memory_order import in_order
 
 Pair = tuple[int, int]
 _OF_INPUT = [True, False, False]
@@ -32,38 +33,38 @@ class _Convolution(Function):
         padding: Pair,
         dilation: Pair,
     ) -> Tensor:
-        views = x_BKCHW.flatten(0, 1)
-        y = torch.conv2d(views, weight[0], shared(bias), stride, padding, dilation)
-        ctx.save_for_backward(x_BKCHW.to(y.dtype), weight)
+        x = in_order(x_BKCHW.flatten(0, 1))
+        y = in_order(torch.conv2d(x, weight[0], shared(bias), stride, padding, dilation))
+        ctx.save_for_backward(x.to(y.dtype), weight)
         ctx.where, ctx.dtype = (stride, padding, dilation), x_BKCHW.dtype
         return y.unflatten(0, x_BKCHW.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (g_BKDHW,) = grad_outputs
-        x_BKCHW, weight = ctx.saved_tensors
+        g_BKDHW = grad_outputs[0]
+        records = g_BKDHW.shape[:2]
+        g, (x, weight) = in_order(g_BKDHW.flatten(0, 1)), ctx.saved_tensors
+        g_BKDHW, x_BKCHW = g.unflatten(0, records), x.unflatten(0, records)
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         return (
-            _of_input(g_BKDHW, x_BKCHW, weight[0], ctx.where).to(ctx.dtype) if of_x else None,
+            _of_input(g, x, weight[0], ctx.where).unflatten(0, records).to(ctx.dtype)
+            if of_x
+            else None,
             _of_weight(g_BKDHW, x_BKCHW, weight, ctx.where).to(weight.dtype) if of_weight else None,
-            g_BKDHW.flatten(3).sum(3, dtype=weight.dtype).sum(1) if of_bias else None,
+            g_BKDHW.sum((1, 3, 4), dtype=weight.dtype) if of_bias else None,
             *[None] * 3,
         )
 
 
-def _of_input(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
-    views = _backward(
-        g_BKDHW.flatten(0, 1), x_BKCHW.flatten(0, 1), weight.to(g_BKDHW.dtype), where, 1, _OF_INPUT
-    )
-    return views[0].unflatten(0, x_BKCHW.shape[:2])
+def _of_input(g: Tensor, x: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
+    return _backward(g, x, weight.to(g.dtype), where, 1, _OF_INPUT)[0]
 
 
 def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
     """Return [B, D, C, h, w]."""
     B, D = weight.shape[:2]
     if weight.shape[3:] == (1, 1) and where == ((1, 1), (0, 0), (1, 1)):
-        products = torch.einsum("bkdl,bkcl->bdc", g_BKDHW.flatten(3), x_BKCHW.flatten(3))
-        return products.reshape(weight.shape)
+        return (_positions(g_BKDHW).mT @ _positions(x_BKCHW)).reshape(weight.shape)
     # Only its shape and layout matter.
     any_weight = torch.empty(
         (B * D, *weight.shape[2:]),
@@ -73,6 +74,11 @@ def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pa
     )
     sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
     return _backward(*sides, any_weight, where, B, _OF_WEIGHT)[1].unflatten(0, (B, D))
+
+
+def _positions(x_BKCHW: Tensor) -> Tensor:
+    """Return [B, K H W, C]: a view, where channels are last in memory."""
+    return x_BKCHW.movedim(2, -1).flatten(1, 3)
 
 
 def _side_by_side(x_BKCHW: Tensor) -> Tensor:

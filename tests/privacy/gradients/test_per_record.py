@@ -7,7 +7,7 @@ from torch import nn
 from privacy.errors import UmbraError
 from privacy.gradients import ENGINES, per_record, two_pass
 from privacy.gradients.base import trainable
-from privacy.gradients.rules import RULES, OverRecords
+from privacy.gradients.rules import RULES, over_records
 from privacy.gradients.two_pass import TwoPassEngine
 from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
@@ -38,11 +38,10 @@ def records():
 def test_every_layer_of_the_network_that_ships_runs_by_its_rule(denoiser, records, monkeypatch):
     """A layer that falls to vmap is right but several times slower, and nothing else would tell."""
     used = []
-    shipped = OverRecords.apply
     monkeypatch.setattr(
-        OverRecords,
-        "apply",
-        lambda operation, *args: used.append(operation) or shipped(operation, *args),
+        per_record,
+        "over_records",
+        lambda operation, args: used.append(operation) or over_records(operation, args),
     )
     per_record.backward(denoiser, DenoisingLoss(EDM()), records, lambda name, gradients: None)
     layers = [module for module in denoiser.modules() if isinstance(module, WITH_RULES)]
@@ -98,7 +97,7 @@ def test_a_second_pass_that_differs_is_refused(denoiser, records, monkeypatch):
 
 def test_a_rule_has_no_use_without_records():
     with pytest.raises(RuntimeError, match="outside of vmap"):
-        OverRecords.apply(RULES[nn.functional.linear].operation, torch.ones(1))
+        over_records(RULES[nn.functional.linear].operation, (torch.ones(1),))
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
