@@ -11,7 +11,8 @@ def keep_freed_memory() -> None:
     """Have this process keep up to 1 GiB of what it frees, where its C library is glibc.
 
     By default glibc gives feature maps of a megabyte back at once, and the system clears new pages
-    for the next: a fifth of the time at 8x8. A process never holds more than it did at its peak.
+    for the next: at 8x8 a tenth to a fifth of the time of sampling and of training. A process never
+    holds more than it did at its peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

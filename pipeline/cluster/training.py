@@ -22,6 +22,7 @@ from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, answer, contained
 from pipeline.cluster.capacity import per_worker
 from pipeline.cluster.first_error import first_error, raise_told
+from pipeline.cluster.memory import keep_freed_memory
 from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.reserved_content import ReservedContent
 from pipeline.spec import Spec
@@ -146,6 +147,7 @@ def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callabl
             # A refusal is final: this is only Ray starting the workers again after it.
             return
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+        keep_freed_memory()
         try:
             with contained(job.traces), workers_group(resources.gpus_per_worker) as collective:
                 device = torch.device("cuda" if use_gpu else "cpu")

@@ -52,7 +52,7 @@ class Synthesize(Section):
     reproducible; it has nothing to do with the seed of section privacy.
 
     `batch` images are sampled at a time; None takes what suits the network's size. `precision`
-    bfloat16 runs the network's convolutions and products in it, which is faster on GPUs and on
+    bfloat16 runs the network's convolutions and attention in it, which is faster on GPUs and on
     processors made for it (AVX512-BF16, AMX) and slower on others; the default is float32
     everywhere. Both decide last bits or more of the images, so they stand in the spec and no
     machine chooses them.

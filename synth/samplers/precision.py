@@ -1,9 +1,9 @@
 """In which arithmetic a sampler's network runs.
 
-Only the raw network F may run in bfloat16, and of it only products and convolutions: on a GPU by
-autocast, on a CPU as `rounded.py` does it. The schedule, the state x and the preconditioning stay
-in float64 (`base.py`), the noise level and its embedding in float32: bfloat16 has 8 bits, and 50
-levels between 80 and 0.002 would fall together or jump.
+Only the raw network F may run in bfloat16, and of it only convolutions and products: on a GPU by
+autocast, on a CPU, linear layers left out, as `rounded.py` does it. The schedule, the state x and
+the preconditioning stay in float64 (`base.py`), the noise level and its embedding in float32:
+bfloat16 has 8 bits, and 50 levels between 80 and 0.002 would fall together or jump.
 """
 
 import torch

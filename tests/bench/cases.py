@@ -108,7 +108,7 @@ QUICK = Effort(
 )
 FULL = Effort(
     rounds=7,
-    small_records=64,
+    small_records=128,
     paper_records=4,
     large_records=2,
     curve_rounds=7,
