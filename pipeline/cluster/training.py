@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
@@ -21,7 +22,7 @@ from pipeline.building import build_denoiser
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, answer, contained
 from pipeline.cluster.capacity import per_worker
-from pipeline.cluster.first_error import first_error, raise_told
+from pipeline.cluster.first_error import ended_when_told, first_error, raise_told
 from pipeline.cluster.memory import keep_freed_memory
 from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.reserved_content import ReservedContent
@@ -89,7 +90,8 @@ def train(job: TrainingJob, name: str, storage: Place, manager: Any, board: Any)
         ),
     )
     try:
-        trainer.fit()
+        with ended_when_told(refusal, trainer.end):
+            trainer.fit()
     except Exception as error:
         raise_told(refusal)
         raise UmbraError(_in_words(error)) from None
@@ -117,8 +119,16 @@ def _scaling(resources: Resources, training: Training) -> ScalingConfig:
 
 
 class _Trainer(TorchTrainer):
+    _controller: Any = None
+
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to the engine: Ray's handler outlives the training and exits with 0."""
+        self._controller = controller
+
+    def end(self) -> None:
+        """Kill what starts workers; they end with it, and `fit` raises."""
+        if self._controller is not None:
+            ray.kill(self._controller)
 
 
 def _in_words(error: Exception) -> str:

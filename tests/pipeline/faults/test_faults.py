@@ -29,9 +29,11 @@ def places():
     [
         Fault("driver", "steps", 0.5, workers=2),
         Fault("driver", "synthesize", 0.5, workers=1),
+        # Ray cannot start the workers anew that are to hear of it, and would try for ever.
+        Fault("disk", "steps", 3.0, workers=2),
         Fault.draw(random.Random(SEED)),
     ],
-    ids=["driver while training", "driver while sampling", "any"],
+    ids=["driver while training", "driver while sampling", "disk while training", "any"],
 )
 def test_a_stricken_run_is_explained_leaves_nothing_running_and_goes_on_to_its_end(places, fault):
     if fault.kind not in places:
