@@ -448,6 +448,7 @@ def test_the_repr_shows_nothing_private(engine):
     ("pixels", "views", "device", "name"),
     [
         (28 * 28, 16, "cpu", "record"),
+        (28 * 28, 8, "cpu", "layerwise"),
         (8 * 8, 8, "cpu", "layerwise"),
         (28 * 28, 32, "cuda", "layerwise"),
         (8 * 8, 8, "cuda", "layerwise"),
