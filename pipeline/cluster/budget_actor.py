@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.calls import answer
+from pipeline.cluster.placement import beside_driver
 from pipeline.ledger_access import LedgerAccess
 from privacy.budget import Budget, Receipt, Settlement
 from privacy.keystream import os_key
@@ -75,9 +76,7 @@ def budget_manager(access: LedgerAccess) -> Any:
 
 def _where(access: LedgerAccess) -> NodeAffinitySchedulingStrategy | None:
     """Keep the door to a ledger that is a file on the machine that has the file: this one."""
-    if not access.is_file:
-        return None
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return beside_driver() if access.is_file else None
 
 
 def begin_attempt(manager: Any, reservation_id: str) -> int:

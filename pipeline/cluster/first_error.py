@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.cluster.calls import answer
+from pipeline.cluster.placement import beside_driver
 from privacy.errors import UmbraError
 
 _SECONDS = 1.0  # between two looks
@@ -32,7 +33,7 @@ class FirstError:
 
 def first_error() -> Any:
     """Start the actor; it ends with its last handle."""
-    return ray.remote(FirstError).options(num_cpus=0).remote()
+    return ray.remote(FirstError).options(num_cpus=0, scheduling_strategy=beside_driver()).remote()
 
 
 def raise_told(actor: Any) -> None:

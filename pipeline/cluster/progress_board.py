@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from pipeline.cluster.placement import beside_driver
 from pipeline.progress import Stage
 
 _SECONDS = 0.5
@@ -30,7 +31,9 @@ class ProgressBoard:
 
 def progress_board() -> Any:
     """Start a board; it ends with its last handle."""
-    return ray.remote(ProgressBoard).options(num_cpus=0).remote()
+    return (
+        ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=beside_driver()).remote()
+    )
 
 
 @contextmanager

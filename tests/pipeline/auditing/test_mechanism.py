@@ -41,7 +41,7 @@ def test_a_spec(house, blots, asked):
 
 
 def test_large_images_are_trained_by_another_engine(house, blots_spec, asked):
-    run = house.reserve(blots_spec(("views: 2", "views: 32")))
+    run = house.reserve(blots_spec(("views: 2", "views: 128")))
     audit_step(house.home, run.run_id, SilentProgress())
     assert asked[0][1]["path"].engine.name == "record"
 
