@@ -80,8 +80,8 @@ def test_memory_grows_with_the_records_at_once():
 
 
 def test_memory_is_that_of_one_record_where_they_are_taken_one_by_one():
-    few = estimate(spec(("views: 4", "views: 64, micro_batch: 1")), 1.0, trial=False)
-    many = estimate(spec(("views: 4", "views: 64, micro_batch: 8")), 1.0, trial=False)
+    few = estimate(spec(("views: 4", "views: 128, micro_batch: 1")), 1.0, trial=False)
+    many = estimate(spec(("views: 4", "views: 128, micro_batch: 8")), 1.0, trial=False)
     assert few.worker_bytes == many.worker_bytes
 
 
