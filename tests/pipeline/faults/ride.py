@@ -15,10 +15,9 @@ from tests.pipeline.faults.checks import (
 from tests.pipeline.faults.faults import Fault, Injection
 from tests.pipeline.faults.small_runs import SPEC, Site, Start
 
-PATIENCE = 300.0  # seconds for one start: who meets a locked ledger waits for a minute by rule
+PATIENCE = 150.0  # seconds for one start: Ray itself waits for a minute here and there
 RESUMES = 3
-# An agent of Ray's tries for a minute to tell a dead GCS of its raylet's end, and only then ends.
-_ORPHANS_SECONDS = 90.0
+_ORPHANS_SECONDS = 30.0
 # Ray ends a driver whose raylet or GCS is gone on the spot: it can say nothing, so its status must.
 _TAKES_DRIVER = ("driver", "raylet", "gcs")
 
