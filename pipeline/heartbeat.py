@@ -6,11 +6,11 @@ seconds, and looks there whether it has been asked to stop.
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from pipeline.polling import polled
 from pipeline.run_directory import RunDirectory
 
 SECONDS = 5.0  # between two beats
@@ -26,24 +26,17 @@ def beating(run: RunDirectory) -> Iterator[None]:
     stop, beat = run.path / _STOP, run.path / _BEAT
     stop.unlink(missing_ok=True)  # asked of an earlier process
     beat.touch()
-    ended = threading.Event()
 
-    def work() -> None:
-        while not ended.wait(SECONDS):
-            # A full disk or a folder out of reach for a while ends no training.
-            with suppress(OSError):
-                os.utime(beat)
-                if stop.exists():
-                    stop.unlink()
-                    os.kill(os.getpid(), signal.SIGTERM)
+    def look() -> None:
+        # A full disk or a folder out of reach for a while ends no training.
+        with suppress(OSError):
+            os.utime(beat)
+            if stop.exists():
+                stop.unlink()
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
+    with polled(look, SECONDS):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def seconds_silent(run: RunDirectory) -> float | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.reaper import reaped
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"
@@ -74,13 +75,20 @@ def cluster(
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with nullcontext() if address else _private_folder() as folder:
+    with nullcontext() if address else _own_folder() as folder:
         try:
             _join(_arguments(address, folder, object_store_gib), address)
             signal.signal(signal.SIGTERM, on_terminate)
             yield {"GPU": 0.0, **ray.cluster_resources()}
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a private folder for the block, and let no process outlive it."""
+    with _private_folder() as folder, reaped(folder):
+        yield folder
 
 
 @contextmanager
@@ -125,6 +133,20 @@ def _join(arguments: dict[str, Any], address: str | None) -> None:
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
+        _end_servants()
+
+
+def _end_servants() -> None:
+    """End what an embedded cluster has no use for, and what would cost as much as many workers.
+
+    The log monitor reads all that workers print, to show it here, which is never wanted; the
+    dashboard and the autoscaler serve nobody. `ray.init` has no switch for any of them.
+    """
+    import ray._private.worker
+
+    node = ray._private.worker._global_node
+    for kill in (node.kill_log_monitor, node.kill_dashboard, node.kill_monitor):
+        kill(check_alive=False)
 
 
 def _loopback_name() -> str:

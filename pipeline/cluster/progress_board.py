@@ -1,56 +1,45 @@
-"""How far a training is, told by its workers and read by whoever shows it."""
+"""How far the parts of a stage are, told by workers and read by whoever shows it."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+import math
+from contextlib import suppress
+from time import monotonic
 
-import ray
-from ray.exceptions import RayError
+from pipeline.cluster.noticeboard import Noticeboard
+from privacy.errors import UmbraError
 
-from pipeline.cluster.placement import beside_driver
-from pipeline.progress import Stage
-
-_SECONDS = 0.5
+_SECONDS = 0.25  # between two words of a worker: steps may take milliseconds
 
 
 class ProgressBoard:
-    """Holds the newest count of every phase; counts of steps are public."""
+    """Holds the newest count of every part: steps of a phase, images of a shard; all public.
+
+    It is only for people to see: a cluster that cannot be asked stops nobody.
+    """
 
     def __init__(self) -> None:
-        self._done: dict[str, int] = {}
+        self._board = Noticeboard()
+        self._told = -math.inf
 
-    def tell(self, phase: str, done: int) -> None:
-        """Note that `done` units of `phase` are done."""
-        self._done[phase] = done
+    def tell(self, part: str, done: int, total: int) -> None:
+        """Tell that `done` of a part's `total` units are done; not all that is told is noted."""
+        if done < total and monotonic() - self._told < _SECONDS:
+            return
+        self._told = monotonic()
+        with suppress(UmbraError):
+            self._board.put(part, done)
+
+    def forget(self, part: str) -> None:
+        """Take a part away."""
+        with suppress(UmbraError):
+            self._board.remove(part)
 
     def read(self) -> dict[str, int]:
-        """Return the counts by phase."""
-        return dict(self._done)
+        """Return the counts by part."""
+        with suppress(UmbraError):
+            return self._board.everything()
+        return {}
 
-
-def progress_board() -> Any:
-    """Start a board; it ends with its last handle."""
-    return (
-        ray.remote(ProgressBoard).options(num_cpus=0, scheduling_strategy=beside_driver()).remote()
-    )
-
-
-@contextmanager
-def shown(board: Any, stage: Stage) -> Iterator[None]:
-    """Show the sum of all phases on `stage` while the block waits for the training."""
-    ended = threading.Event()
-
-    def poll() -> None:
-        while not ended.wait(_SECONDS):
-            # A board that died takes no training with it, nor a trace to the terminal.
-            with suppress(RayError):
-                stage.reach(sum(ray.get(board.read.remote()).values()))
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def clear(self) -> None:
+        """Leave nothing in the cluster."""
+        with suppress(UmbraError):
+            self._board.clear()

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster.calls import answer
 from pipeline.cluster.memory import keep_freed_memory
-from pipeline.cluster.progress_board import progress_board
+from pipeline.cluster.progress_board import ProgressBoard
 from pipeline.cluster.shard_schedule import ShardSchedule
 from pipeline.image_sampler import ImageSampler
 from pipeline.spec import Spec
@@ -22,7 +22,7 @@ from synth.place import Place
 from synth.png import PngEncoder
 from synth.shards import Shard, shard_generator, write_pngs
 
-_SECONDS = 0.5  # between two looks at the cluster, and two words of a worker on how far it is
+_SECONDS = 0.5  # between two looks at the cluster
 
 
 class ShardSampler:
@@ -32,7 +32,7 @@ class ShardSampler:
         spec: of the run.
         weights: file of the released weights.
         folder: the release.
-        tell: told a shard's number and how many of its images are done, now and then.
+        progress: told how many images of a shard, by its number, are done.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class ShardSampler:
         spec: Spec,
         weights: Place,
         folder: Place,
-        tell: Callable[[int, int], object] = lambda number, done: None,
+        progress: ProgressBoard | None = None,
     ) -> None:
         self._spec = spec
         self._weights = weights
         self._folder = folder
-        self._tell = tell
+        self._progress = progress
         gpu = spec.resources.gpus_per_worker > 0
         self._device = torch.device("cuda" if gpu else "cpu")
 
@@ -61,19 +61,19 @@ class ShardSampler:
         torch.set_num_threads(1)
         keep_freed_memory()
         generator = shard_generator(self._spec.synthesize.seed, shard.number, self._device)
-        told = monotonic()
 
         def on_images(done: float) -> None:
-            nonlocal told
-            if monotonic() - told >= _SECONDS:
-                told = monotonic()
-                self._tell(shard.number, int(done))
+            if self._progress:
+                self._progress.tell(str(shard.number), int(done), len(shard.labels))
 
         with PngEncoder() as encoder:
             for images in self._images.draw(torch.tensor(shard.labels), generator, on_images):
                 encoder.add(images)
             pngs = encoder.pngs()
-        return write_pngs(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
+        entry = write_pngs(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
+        if self._progress:
+            self._progress.forget(str(shard.number))
+        return entry
 
 
 def make_shards(
@@ -122,13 +122,8 @@ class _Crew:
     """The actors of one call: started, given work, waited for, ended."""
 
     def __init__(self, spec: Spec, weights: Place, folder: Place) -> None:
-        self._board = board = progress_board()
-        self._arguments = (
-            spec,
-            weights,
-            folder,
-            lambda number, done: board.tell.remote(str(number), done),
-        )
+        self._progress = ProgressBoard()
+        self._arguments = (spec, weights, folder, self._progress)
         # Ray restarts nothing: an actor that died is replaced, by the schedule's count and where
         # there is room now.
         self._actor = ray.remote(ShardSampler).options(
@@ -161,8 +156,7 @@ class _Crew:
         """Wait a little for what ends; return the entries of shards that are newly made."""
         references = [*self._starting, *self._working]
         ended, _ = ray.wait(references, num_returns=1, timeout=_SECONDS)
-        with suppress(RayError):  # a board that died takes no sampling with it
-            self._told = ray.get(self._board.read.remote(), timeout=_SECONDS)
+        self._told = self._progress.read()
         entries = [entry for reference in ended if (entry := self._ended(reference, schedule))]
         for name in schedule.take_back():
             self._dismiss(name)
@@ -176,7 +170,7 @@ class _Crew:
         """End all actors, also those that are stuck."""
         for name in list(self._actors):
             self._dismiss(name)
-        ray.kill(self._board)
+        self._progress.clear()
 
     def _ended(self, reference: Any, schedule: ShardSchedule) -> ShardEntry | None:
         """Take in what one reference brought; return the entry of a shard made for the first time.

@@ -7,7 +7,9 @@ computed depends on how many there are, so their number may be another at every 
 
 import math
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,20 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import save as to_safetensors
 
 from pipeline.building import build_denoiser
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
-from pipeline.cluster.calls import WorkerFailed, answer, contained
+from pipeline.cluster.calls import WorkerFailed, contained
 from pipeline.cluster.capacity import per_worker
-from pipeline.cluster.first_error import ended_when_told, first_error, raise_told
 from pipeline.cluster.memory import keep_freed_memory
+from pipeline.cluster.progress_board import ProgressBoard
+from pipeline.cluster.refusal import Refusal
+from pipeline.cluster.watchdog import ended_if, no_room
 from pipeline.cluster.workers_group import NoGroup, workers_group
+from pipeline.polling import polled
 from pipeline.reserved_content import ReservedContent
 from pipeline.spec import Spec
 from pipeline.spec.resources import Resources
@@ -38,6 +45,7 @@ from synth.records import Records
 from synth.training import Trainer, Training
 
 _RESTARTS = 2  # of the worker group, before the driver is told; `umbra resume` may follow
+_SECONDS = 0.5  # between two looks at how far it is
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -64,7 +72,9 @@ class TrainingJob:
     weights: Place
 
 
-def train(job: TrainingJob, name: str, storage: Place, manager: Any, board: Any) -> None:
+def train(
+    job: TrainingJob, name: str, storage: Place, manager: Any, on_steps: Callable[[int], object]
+) -> None:
     """Run the training to its end on the workers that the spec asks for.
 
     Args:
@@ -72,14 +82,14 @@ def train(job: TrainingJob, name: str, storage: Place, manager: Any, board: Any)
         name: Ray Train's name for this start of the run.
         storage: Ray Train's own folder (internal).
         manager: the budget manager's actor.
-        board: where steps done are told.
+        on_steps: told now and then how many steps, of all phases, are done.
 
     Raises:
         UmbraError: as the worker raised it, or with the type of what went wrong there.
     """
-    refusal = first_error()
+    progress, refusal = ProgressBoard(), Refusal()
     trainer = _Trainer(
-        _worker(job, manager, board, refusal),
+        _worker(job, manager, progress, refusal),
         torch_config=NoGroup(),
         scaling_config=_scaling(job.spec.resources, job.training),
         run_config=RunConfig(
@@ -89,13 +99,29 @@ def train(job: TrainingJob, name: str, storage: Place, manager: Any, board: Any)
             failure_config=FailureConfig(max_failures=_RESTARTS),
         ),
     )
+    # Of this machine: of another's full disk its own workers tell.
+    folders = (job.traces.parent, Path(tempfile.gettempdir()))
+
+    def show() -> None:
+        on_steps(sum(progress.read().values()))
+
+    def hopeless() -> UmbraError | None:
+        with suppress(UmbraError):
+            if told := refusal.read():
+                return told
+        return no_room(folders)
+
     try:
-        with ended_when_told(refusal, trainer.end):
+        with polled(show, _SECONDS), ended_if(hopeless, trainer.end):
             trainer.fit()
     except Exception as error:
-        raise_told(refusal)
-        raise UmbraError(_in_words(error)) from None
-    raise_told(refusal)
+        raise (hopeless() or UmbraError(_in_words(error))) from None
+    else:
+        if told := refusal.read():
+            raise told
+    finally:
+        progress.clear()
+        refusal.clear()
 
 
 def _scaling(resources: Resources, training: Training) -> ScalingConfig:
@@ -125,6 +151,15 @@ class _Trainer(TorchTrainer):
         """Leave Ctrl-C to the engine: Ray's handler outlives the training and exits with 0."""
         self._controller = controller
 
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out those that keep an actor and have nothing to do.
+
+        There is no Ray data set; and workers' room is given back with the job, which ends if its
+        controller does.
+        """
+        idle = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
+
     def end(self) -> None:
         """Kill what starts workers; they end with it, and `fit` raises."""
         if self._controller is not None:
@@ -146,14 +181,16 @@ def _in_words(error: Exception) -> str:
     )
 
 
-def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callable[[], None]:
+def _worker(
+    job: TrainingJob, manager: Any, progress: ProgressBoard, refusal: Refusal
+) -> Callable[[], None]:
     """Return the function that every worker runs."""
 
     resources = job.spec.resources
     use_gpu = resources.gpus_per_worker > 0
 
     def work() -> None:
-        if answer(refusal.read.remote()) is not None:
+        if refusal.read() is not None:
             # A refusal is final: this is only Ray starting the workers again after it.
             return
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
@@ -161,11 +198,11 @@ def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callabl
         try:
             with contained(job.traces), workers_group(resources.gpus_per_worker) as collective:
                 device = torch.device("cuda" if use_gpu else "cpu")
-                _train_here(job, manager, board, collective, device)
+                _train_here(job, manager, progress, collective, device)
         except WorkerFailed:
             raise
         except UmbraError as error:
-            answer(refusal.tell.remote(error))
+            refusal.tell(error)
             if get_context().get_world_size() > 1:
                 # The others may wait for a word from this one; Ray stops them only for an error.
                 raise
@@ -174,7 +211,11 @@ def _worker(job: TrainingJob, manager: Any, board: Any, refusal: Any) -> Callabl
 
 
 def _train_here(
-    job: TrainingJob, manager: Any, board: Any, collective: Collective, device: torch.device
+    job: TrainingJob,
+    manager: Any,
+    progress: ProgressBoard,
+    collective: Collective,
+    device: torch.device,
 ) -> None:
     first = collective.rank == 0
     number = begin_attempt(manager, job.reservation_id) if first else 0
@@ -187,7 +228,7 @@ def _train_here(
         ActorMeter(manager, job.reservation_id, attempt.number),
         job.checkpoints,
         collective,
-        (lambda phase, done, total: board.tell.remote(phase, done)) if first else _ignore,
+        progress.tell if first else _ignore,
     )
     weights = trainer.run()
     if first:

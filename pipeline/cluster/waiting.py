@@ -4,12 +4,13 @@ Training workers are one placement group, which Ray gives room to as a whole or 
 runs cannot hold half of it each; the run that got none waits. Tasks and actors wait one by one.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+
+from pipeline.polling import polled
 
 _SECONDS = 3.0
 _LIMIT = 1000
@@ -18,25 +19,21 @@ _LIMIT = 1000
 @contextmanager
 def told_waiting(tell: Callable[[str], Any]) -> Iterator[None]:
     """Tell what this process's job waits for whenever that changes; "" while it has its room."""
-    ended, told = threading.Event(), ""
+    told = ""
 
-    def poll() -> None:
+    def look() -> None:
         nonlocal told
-        while not ended.wait(_SECONDS):
-            # A cluster without a dashboard, or a busy one, tells nothing; the run goes on.
-            with suppress(Exception):
-                now = waiting()
-                if now != told:
-                    tell(now)
-                    told = now
+        # A cluster without a dashboard, or a busy one, tells nothing; the run goes on.
+        with suppress(Exception):
+            now = waiting()
+            if now != told:
+                tell(now)
+                told = now
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
     try:
-        yield
+        with polled(look, _SECONDS):
+            yield
     finally:
-        ended.set()
-        thread.join()
         if told:
             tell("")
 

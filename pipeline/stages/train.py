@@ -4,7 +4,6 @@ from pathlib import Path
 
 from pipeline.building import build_training
 from pipeline.cluster.calls import answer
-from pipeline.cluster.progress_board import progress_board, shown
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.promise import charged_mechanisms, epsilons
 from pipeline.reserved_content import TRAIN, ReservedContent
@@ -43,17 +42,15 @@ class Train:
             weights=run.release / WEIGHTS,
         )
         total = training.steps + (training.warmup.steps if training.warmup else 0)
-        board = progress_board()
         # A name of its own for every attempt: Ray Train goes on with a run whose name it knows, and
         # what there is to go on from is in the checkpoints and the ledger.
         name = f"{run.run_id}-{spec.sha256()[:12]}-{run.state().attempt}"
         # The weights are written at the very end. With them there the training is over, though the
         # run may have died before it noted that; its reservation may be settled by now.
         if not job.weights.exists():
-            with context.progress.stage("train", total) as stage, shown(board, stage):
-                train(
-                    job, name, (run.storage or run.internal) / "ray-train", context.manager, board
-                )
+            folder = (run.storage or run.internal) / "ray-train"
+            with context.progress.stage("train", total) as stage:
+                train(job, name, folder, context.manager, stage.reach)
         answer(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))

@@ -41,6 +41,7 @@ from .workload import SMALL
 BARE, RUN, TRIAL = "bare", "run", "trial"
 READY = "ready"  # a file: the bare loop waits for its turn
 _WAITED = "waited.json"
+_TIMES = "times.txt"
 _TRAIN = "train"
 _BETWEEN_READINGS = 2.0  # seconds: to read is work too
 
@@ -107,11 +108,11 @@ def run(spec: Spec, folder: Path) -> Timed:
     """Execute a whole run in a new home: ledger, MLflow, Ray, checkpoints as for any user."""
     home = Home.locate({"UMBRA_HOME": str(folder / "home")}).ensure()
     Budget(LedgerAccess.of(home).open()).declare(spec.data.name, 10.0, spec.privacy.delta)
-    watch = _Watch()
+    watch = _Watch(folder / _TIMES)
     # To reach these Ray is imported earlier than the engine does; this must be set before.
     os.environ.update(connection._QUIET | connection._ALONE)
     with (
-        patch("pipeline.stages.train.progress_board", watch.board),
+        patch("pipeline.cluster.training.ProgressBoard", partial(_timed_board, watch.file)),
         patch("pipeline.cluster.budget_actor.budget_manager", partial(_manager_in_turns, folder)),
     ):
         state = execute(submit(spec, home, embedded=True), home, watch)
@@ -194,47 +195,33 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
     return ray.remote(InTurns).options(num_cpus=0).remote(access)
 
 
-class _TimedBoard:
-    """A progress board that notes when it is told of a step."""
+def _timed_board(file: Path) -> Any:
+    """Return a progress board that notes in a file when it is told of each step."""
+    from pipeline.cluster.progress_board import ProgressBoard
 
-    def __init__(self) -> None:
-        self._done: dict[str, int] = {}
-        self._times: list[float] = []
+    class Timed(ProgressBoard):
+        def tell(self, part: str, done: int, total: int) -> None:
+            with file.open("a") as times:
+                times.write(f"{monotonic()}\n")
+            super().tell(part, done, total)
 
-    def tell(self, phase: str, done: int) -> None:
-        self._times.append(monotonic())
-        self._done[phase] = done
-
-    def read(self) -> dict[str, int]:
-        return dict(self._done)
-
-    def times(self) -> list[float]:
-        return self._times
+    return Timed()
 
 
 @dataclass
 class _Watch:
-    """A run's progress: takes the steps' times from the board, and processor times meanwhile."""
+    """A run's progress: reads processor times meanwhile, and in the end when steps were done."""
 
+    file: Path
     times: list[float] = field(default_factory=list)
-    _board: Any = None
     _cpu: list[tuple[float, dict[int, float]]] = field(default_factory=list)
-
-    def board(self) -> Any:
-        """Start the board in place of the pipeline's own."""
-        import ray
-
-        self._board = ray.remote(_TimedBoard).options(num_cpus=0).remote()
-        return self._board
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator["_Watch"]:
         """See `Progress.stage`."""
         yield self
         if name == _TRAIN:
-            import ray
-
-            self.times = ray.get(self._board.times.remote())
+            self.times = [float(line) for line in self.file.read_text().split()]
 
     def advance(self, n: int = 1) -> None:
         """See `Stage.advance`."""

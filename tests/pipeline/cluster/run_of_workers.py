@@ -78,7 +78,6 @@ def _nodes():
 def _train(home, workers, notes, step_seconds=0.0, take_node=None):
     import pipeline.cluster.training as subject
     from pipeline.cluster.budget_actor import budget_manager
-    from pipeline.cluster.progress_board import progress_board
 
     notes.mkdir()
     spec = parse_spec(SPEC.format(workers=workers), folder=notes)
@@ -91,7 +90,7 @@ def _train(home, workers, notes, step_seconds=0.0, take_node=None):
     if take_node is not None:
         threading.Thread(target=_take, args=(take_node, job.checkpoints), daemon=True).start()
     try:
-        subject.train(job, run.run_id, notes / "ray", budget_manager(access), progress_board())
+        subject.train(job, run.run_id, notes / "ray", budget_manager(access), lambda done: None)
     finally:
         subject._worker = work
     (notes / "job.pickle").write_bytes(pickle.dumps(job))

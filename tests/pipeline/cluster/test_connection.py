@@ -2,6 +2,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -65,3 +66,11 @@ def test_sigterm_stays_with_the_caller(monkeypatch):
     with connection.cluster("10.0.0.9:6379") as there:
         assert signal.getsignal(signal.SIGTERM) == before
         assert there == {"CPU": 3.0, "GPU": 0.0}
+
+
+@pytest.mark.slow
+def test_nobody_reads_what_workers_print_and_no_idle_server_is_kept(embedded):
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert any("gcs_server" in command for command in commands)
+    idle = ("log_monitor.py", "monitor.py", "dashboard.py")
+    assert [command for command in commands if any(name in command for name in idle)] == []

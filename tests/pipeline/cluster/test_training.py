@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 import pipeline.cluster.training as subject
 from pipeline.building import build_denoiser, build_training
 from pipeline.cluster.budget_actor import budget_manager
-from pipeline.cluster.progress_board import progress_board
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.cluster.workers_group import _backend
 from pipeline.reserved_content import TRAIN, ReservedContent
@@ -45,9 +44,9 @@ def prepare(house, blots_spec):
 
 @pytest.fixture
 def start(embedded, house, tmp_path):
-    def run(job):
+    def run(job, on_steps=lambda done: None):
         manager = budget_manager(house.access)
-        train(job, job.reservation_id, tmp_path / "ray-train", manager, progress_board())
+        train(job, job.reservation_id, tmp_path / "ray-train", manager, on_steps)
 
     return run
 

@@ -1,4 +1,3 @@
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -48,21 +47,15 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
     run = house.reserve(blots_spec())
     budget, ran = house.budget, []
 
-    def train(job, name, storage, manager, board):
+    def train(job, name, storage, manager, on_steps):
         ran.append(name)
         attempt = budget.begin_attempt(job.reservation_id, f"start-{len(ran)}")
         budget.charge(job.reservation_id, "dp-sgd", 4, attempt, f"all-{len(ran)}")
         job.weights.parent.mkdir(parents=True, exist_ok=True)
         job.weights.write_bytes(b"weights")
 
-    @contextmanager
-    def shown(board, stage):
-        yield
-
     settle = SimpleNamespace(remote=budget.settle)
     monkeypatch.setattr(subject, "train", train)
-    monkeypatch.setattr(subject, "progress_board", lambda: None)
-    monkeypatch.setattr(subject, "shown", shown)
     monkeypatch.setattr(subject, "answer", lambda value: value)
     monkeypatch.setattr(subject, "log_sampling_model", lambda *_: None)
     given = context(run)
