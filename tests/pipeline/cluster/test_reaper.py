@@ -7,28 +7,26 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.cluster.reaper import reap, reaped
 
-SLEEPER = [
-    sys.executable,
-    "-c",
-    "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)",
-]
-# Starts a sleeper with a child of its own in a cluster's block, tells their ids, and waits.
-DRIVER = """
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+
+CHILD = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+PARENT = (
+    "import os, subprocess, sys; print(os.getpid(), flush=True); "
+    f"subprocess.run([sys.executable, '-c', {CHILD!r}])"
+)
+# Starts, in a cluster's block, a process that has a child; their logs tell their ids. Then waits.
+DRIVER = f"""
 import subprocess, sys, time
 from pipeline.cluster.reaper import reaped
-sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
-with reaped(sys.argv[1]):
-    nested = f"import subprocess; subprocess.run({sleeper!r})"
-    children = [
-        subprocess.Popen(sleeper, start_new_session=True),
-        subprocess.Popen([sys.executable, "-c", nested], start_new_session=True),
-    ]
-    print(*(child.pid for child in children), flush=True)
+with reaped(sys.argv[1]), open(sys.argv[1] + "/driver.log", "w"):
+    log = open(sys.argv[1] + "/worker.out", "w")
+    command = [sys.executable, "-c", {PARENT!r}]
+    subprocess.Popen(command, start_new_session=True, stdout=log)
+    print("started", flush=True)
     time.sleep(600)
 """
 
@@ -42,44 +40,60 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def bystander():
-    """A process of no cluster."""
-    with subprocess.Popen(SLEEPER) as process:
-        yield process
-        assert process.poll() is None
-        process.kill()
+def bystander(tmp_path):
+    """A process of no cluster; its log's folder has nearly the name of the cluster's."""
+    other = tmp_path / "umbra-ray-xy"
+    other.mkdir()
+    process = _sleeper(other)
+    yield process
+    assert process.poll() is None
+    process.kill()
+    process.wait()
 
 
-def _gone(pids, seconds=60.0):
-    end = time.monotonic() + seconds
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids):
-        if time.monotonic() > end:
-            return False
+def _sleeper(folder):
+    """Start a process that ignores SIGTERM, with a log in a folder."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    with (folder / "log.out").open("w") as log:
+        return subprocess.Popen([sys.executable, "-c", code], stdout=log, start_new_session=True)
+
+
+def _runs(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _becomes(condition):
+    """Wait until something is so."""
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
         time.sleep(0.02)
-    return True
+    return condition()
 
 
-def test_after_the_block_nothing_of_it_runs(folder, bystander):
-    with reaped(str(folder)):
-        left = subprocess.Popen(SLEEPER, start_new_session=True)
+def test_after_the_block_nothing_of_it_runs_but_who_began_it(folder, bystander):
+    with (folder / "driver.log").open("w"), reaped(str(folder)):
+        left = _sleeper(folder)
     assert left.wait(60) == -signal.SIGKILL
     assert not folder.exists()
-    assert "UMBRA_CLUSTER_FOLDER" not in os.environ
 
 
 def test_an_error_in_the_block_changes_nothing(folder):
     with pytest.raises(ValueError, match="of the block"), reaped(str(folder)):
-        left = subprocess.Popen(SLEEPER)
+        left = _sleeper(folder)
         raise ValueError("of the block")
     assert left.wait(60) == -signal.SIGKILL
 
 
-def test_clusters_of_others_are_left_alone(folder, tmp_path):
-    with reaped(str(tmp_path / "umbra-ray-y")):
-        theirs = subprocess.Popen(SLEEPER)
-        reap(str(folder))
-        assert theirs.poll() is None
-    theirs.wait(60)
+def test_one_process_may_be_spared(folder):
+    spared = _sleeper(folder)
+    reap(str(folder), spared.pid)
+    assert spared.poll() is None and not folder.exists()
+    spared.kill()
+    spared.wait()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -87,23 +101,13 @@ def test_a_killed_driver_takes_all_along_grandchildren_and_folder(folder, bystan
     command = [sys.executable, "-c", DRIVER, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    told = [int(word) for word in driver.stdout.readline().split()]
-    family = [
-        pid for parent in told for pid in _with_children(parent, 1 if parent == told[1] else 0)
-    ]
-    assert len(family) == 3
+    assert driver.stdout.readline() == "started\n"
+    log = folder / "worker.out"
+    assert _becomes(lambda: log.read_text().count("\n") == 2)
+    family = [int(pid) for pid in log.read_text().split()]
+    assert all(map(_runs, family))
     driver.send_signal(how)
     driver.wait(60)
-    assert _gone(family)
-    end = time.monotonic() + 60
-    while folder.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not folder.exists()
-
-
-def _with_children(pid, least):
-    """Return a process and its children, once it has as many."""
-    end = time.monotonic() + 60
-    while len(children := psutil.Process(pid).children()) < least and time.monotonic() < end:
-        time.sleep(0.02)
-    return [pid, *(child.pid for child in children)]
+    driver.stdout.close()
+    assert _becomes(lambda: not any(map(_runs, family)))
+    assert _becomes(lambda: not folder.exists())
