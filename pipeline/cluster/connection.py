@@ -23,7 +23,7 @@ _QUIET = {
     # Starting takes 5 s, but a busy machine has been seen to need a minute.
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,6 +38,8 @@ _ALONE = {
     **_LOOPBACK,
     # Watches for a cloud that takes machines back.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Processes are started when they are wanted: of those in stock one would stay idle.
+    "RAY_prestart_worker_first_driver": "0",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from safetensors.torch import save as to_safetensors
 
 from pipeline.building import build_denoiser
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, contained
 from pipeline.cluster.capacity import per_worker
+from pipeline.cluster.lean_trainer import LeanTrainer
 from pipeline.cluster.memory import keep_freed_memory
 from pipeline.cluster.progress_board import ProgressBoard
 from pipeline.cluster.refusal import Refusal
@@ -88,7 +85,7 @@ def train(
         UmbraError: as the worker raised it, or with the type of what went wrong there.
     """
     progress, refusal = ProgressBoard(), Refusal()
-    trainer = _Trainer(
+    trainer = LeanTrainer(
         _worker(job, manager, progress, refusal),
         torch_config=NoGroup(),
         scaling_config=_scaling(job.spec.resources, job.training),
@@ -142,28 +139,6 @@ def _scaling(resources: Resources, training: Training) -> ScalingConfig:
         # Workers that are well are left alone: to start them anew forfeits what they were charged.
         elastic_resize_monitor_interval_s=math.inf,
     )
-
-
-class _Trainer(TorchTrainer):
-    _controller: Any = None
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to the engine: Ray's handler outlives the training and exits with 0."""
-        self._controller = controller
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Leave out those that keep an actor and have nothing to do.
-
-        There is no Ray data set; and workers' room is given back with the job, which ends if its
-        controller does.
-        """
-        idle = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, idle)]
-
-    def end(self) -> None:
-        """Kill what starts workers; they end with it, and `fit` raises."""
-        if self._controller is not None:
-            ray.kill(self._controller)
 
 
 def _in_words(error: Exception) -> str:
