@@ -40,6 +40,15 @@ _ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Processes are started when they are wanted: of those in stock one would stay idle.
     "RAY_prestart_worker_first_driver": "0",
+    # Statistics that nobody reads here, and timers (ms) for other machines and for an autoscaler:
+    # each wakes every process of the cluster up to twenty times a second.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_io_context_monitor_probe_interval_ms": "10000",
+    "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_report_worker_backlog_interval_ms": "10000",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

@@ -7,7 +7,7 @@ from time import monotonic
 from pipeline.cluster.noticeboard import Noticeboard
 from privacy.errors import UmbraError
 
-_SECONDS = 0.25  # between two words of a worker: steps may take milliseconds
+_SECONDS = 1.0  # between two words of a worker: steps may take milliseconds, a word takes one
 
 
 class ProgressBoard:

@@ -21,6 +21,7 @@ import yaml
 
 from pipeline.building import build_denoiser, build_training
 from pipeline.cluster import connection
+from pipeline.cluster.memory import keep_freed_memory
 from pipeline.engine import execute, submit
 from pipeline.home import Home
 from pipeline.ledger_access import LedgerAccess
@@ -134,6 +135,7 @@ def trial(spec: Spec, folder: Path) -> Timed:
 def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     data, T = spec.data, spec.train.steps
     torch.set_num_threads(spec.resources.cpus_per_worker)
+    keep_freed_memory()  # as a worker does
     loaded = data.source.load(data.size, data.channels, data.classes)
     components = plan(spec, trial=False).components
     reserved = Reservation(

@@ -112,9 +112,9 @@ def test_a_turn_that_never_comes_is_an_error(orchestrated, tmp_path, monkeypatch
         orchestrated.Turns(tmp_path, 0).take()
 
 
-def test_the_watch_knows_what_other_processes_took(orchestrated):
+def test_the_watch_knows_what_other_processes_took(orchestrated, tmp_path):
     # The worker is 1; from the second to the fourth second the others took 0.2 s.
     readings = [(2.0, {1: 5.0, 2: 1.0}), (4.0, {1: 7.0, 2: 1.1, 3: 0.1}), (9.0, {1: 7.0, 2: 50.0})]
-    watch = orchestrated._Watch(times=[1.0, 8.0], _cpu=readings)
+    watch = orchestrated._Watch(tmp_path, times=[1.0, 8.0], _cpu=readings)
     assert watch.others_cpu() == pytest.approx(0.1)
-    assert orchestrated._Watch(times=[1.0, 3.0], _cpu=readings).others_cpu() is None
+    assert orchestrated._Watch(tmp_path, times=[1.0, 3.0], _cpu=readings).others_cpu() is None
