@@ -12,6 +12,7 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 from prdc import compute_prdc
 
@@ -93,8 +94,9 @@ def precision_recall(
     generator = np.random.default_rng(seed)
     real = _sample(real, max_images, generator)
     synthetic = _sample(synthetic, max_images, generator)
-    # The library prints counts; standard output belongs to the caller.
-    with contextlib.redirect_stdout(io.StringIO()):
+    # The library prints counts, and standard output belongs to the caller. It also asks for eight
+    # threads, each of which would multiply matrices on all cores.
+    with contextlib.redirect_stdout(io.StringIO()), joblib.parallel_config(backend="sequential"):
         found = compute_prdc(real, synthetic, nearest)
     return PrecisionRecallResult(
         precision=float(found["precision"]),

@@ -31,7 +31,7 @@ ENGINES: dict[str, GradientEngine] = {
 
 # On a CPU a record this large keeps the cores busy by itself, and its plain backward pass already
 # is its gradient. Measured on 2 cores in units of the non-private step, record by record and layer
-# by layer: 8x8, K = 8: 12 and 1.7; 28x28, K = 8: 1.41 and 1.27; 28x28, K = 32: 1.04 and 1.15.
+# by layer: 8x8, K = 8: 12 and 1.5; 28x28, K = 8: 1.41 and 1.27; 28x28, K = 32: 1.04 and 1.15.
 _LARGE_RECORD = 8192
 
 

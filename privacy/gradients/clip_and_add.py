@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privacy.clipping import clip_factors, sum_clipped
 
-_NUMBERS = 2**17  # in a block: 1 MiB of float64
+_NUMBERS = 2**18  # in a block: 2 MiB of float64
 
 
 def add_clipped(

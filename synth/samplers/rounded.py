@@ -3,9 +3,10 @@
 Three things make autocast slow there, and each is undone here once instead of on every call:
 weights are rounded anew; oneDNN, which wants the channels innermost, reorders what it is given
 before and after every convolution; and what stands between convolutions runs in bfloat16, where
-the processor has to unpack every number first. Here it runs in float32.
+the processor has to unpack every number first. Here it runs in float32, in as few walks through a
+feature map as may be, for at small sizes they take as long as the convolutions.
 
-Shapes: B batch, C channels, H and W pixels, T = H*W tokens, G groups.
+Shapes: B batch, C channels, H and W pixels, T = H*W tokens, E channels of the embedding.
 """
 
 import copy
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synth.networks.attention import SKIP_SCALE, Attention
+from synth.networks.blocks import ResidualBlock, resampled
 
 
 def rounded(network: nn.Module) -> nn.Module:
@@ -39,6 +41,8 @@ def _substitute(module: nn.Module) -> None:
                 setattr(module, name, _Norm(child))
             case Attention():
                 setattr(module, name, _Attention(child))
+            case ResidualBlock():
+                setattr(module, name, _Block(child))
 
 
 class _Convolution(nn.Module):
@@ -77,26 +81,58 @@ class _Norm(nn.Module):
     Its statistics are torch's for this layout: the variance is E[x^2] - E[x]^2, not below zero.
     """
 
+    mean_of_group: Tensor
+
     def __init__(self, of: nn.GroupNorm) -> None:
         super().__init__()
-        self.groups, self.eps = of.num_groups, of.eps
-        self.weight, self.bias = of.weight, of.bias
+        self.eps, self.weight, self.bias = of.eps, of.weight, of.bias
+        # One product turns numbers of channels into the mean over each one's group.
+        members = of.num_channels // of.num_groups
+        mean_CC = torch.block_diag(*[torch.ones(members, members) / members] * of.num_groups)
+        self.register_buffer("mean_of_group", mean_CC)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [B, C, H, W], channels innermost; float32, the same shape and layout."""
+    def forward(self, x: Tensor, added_BC: Tensor | None = None) -> Tensor:
+        """Normalise x [B, C, H, W], channels innermost; float32, the same shape and layout.
+
+        What is to be added to all pixels of a channel first is added to what is known of them.
+        """
         B, C, H, W = x.shape
         x_BTC = x.float().permute(0, 2, 3, 1).reshape(B, H * W, C)
-        count = H * W * C // self.groups
-        mean_BG1 = self._per_group(x_BTC) / count
-        square_BG1 = self._per_group(x_BTC.square()) / count
-        variance_BG1 = torch.addcmul(square_BG1, mean_BG1, mean_BG1, value=-1).clamp_min(0)
-        scale_BGD = self.weight.view(self.groups, -1) * torch.rsqrt(variance_BG1 + self.eps)
-        shift_BGD = torch.addcmul(self.bias.view(self.groups, -1), mean_BG1, scale_BGD, value=-1)
-        out_BTC = torch.addcmul(shift_BGD.view(B, 1, C), x_BTC, scale_BGD.view(B, 1, C))
+        mean_BC = x_BTC.sum(dim=1) / (H * W)
+        out_BTC = x_BTC.square()
+        square_BC = out_BTC.sum(dim=1) / (H * W)
+        if added_BC is not None:
+            square_BC += added_BC * (2 * mean_BC + added_BC)
+            mean_BC += added_BC
+        mean_BC = mean_BC @ self.mean_of_group
+        variance_BC = torch.addcmul(square_BC @ self.mean_of_group, mean_BC, mean_BC, value=-1)
+        scale_BC = self.weight * torch.rsqrt(variance_BC.clamp_min(0) + self.eps)
+        offset_BC = -mean_BC if added_BC is None else added_BC - mean_BC
+        shift_BC = torch.addcmul(self.bias, offset_BC, scale_BC)
+        torch.addcmul(shift_BC[:, None], x_BTC, scale_BC[:, None], out=out_BTC)
         return out_BTC.view(B, H, W, C).permute(0, 3, 1, 2)
 
-    def _per_group(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.sum(dim=1).view(len(x_BTC), self.groups, -1).sum(dim=2, keepdim=True)
+
+class _Block(nn.Module):
+    """A residual block whose activations overwrite what they are given."""
+
+    def __init__(self, of: ResidualBlock) -> None:
+        super().__init__()
+        self.resample = of.resample
+        self.norm0, self.conv0, self.condition = of.norm0, of.conv0, of.condition
+        self.norm1, self.conv1 = of.norm1, of.conv1
+        self.skip, self.attention = of.skip, of.attention
+
+    def forward(self, x: Tensor, e_BE: Tensor) -> Tensor:
+        """Transform x [B, C_in, H, W] under the embedding [B, E], as `ResidualBlock` does."""
+        h = resampled(functional.silu(self.norm0(x), inplace=True), self.resample)
+        h = self.norm1(self.conv0(h), self.condition(e_BE))
+        h = self.conv1(functional.silu(h, inplace=True))
+        skip = resampled(x, self.resample)
+        if self.skip is not None:
+            skip = self.skip(skip)
+        h = (skip + h).mul_(SKIP_SCALE)
+        return h if self.attention is None else self.attention(h)
 
 
 class _Attention(nn.Module):
@@ -114,4 +150,4 @@ class _Attention(nn.Module):
         logits_BTT = torch.bmm(q_BTC, k_BTC.transpose(1, 2)).float() / math.sqrt(C)
         attended_BTC = torch.bmm(logits_BTT.softmax(dim=-1).to(v_BTC.dtype), v_BTC)
         attended = attended_BTC.view(B, H, W, C).permute(0, 3, 1, 2)
-        return (x + self.projection(attended)) * SKIP_SCALE
+        return (x + self.projection(attended)).mul_(SKIP_SCALE)

@@ -2,20 +2,18 @@
 
 import argparse
 import json
-import logging
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from .cases import FULL, QUICK, Section, sections
 from .machine import busy, describe, load
 from .plot import draw
+from .worker import set_up
 
 _KINDS = ("sections", "rates", "orchestration", "memory", "curves")
 
@@ -36,11 +34,7 @@ def main() -> None:
         "--json", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
     arguments = parser.parse_args()
-    # Opacus warns of its own hooks on every backward pass.
-    warnings.filterwarnings("ignore")
-    logging.getLogger("opacus").setLevel(logging.ERROR)
-    # A GPU's convolutions would round to 10 bits: too far apart to be checked against each other.
-    torch.backends.cudnn.allow_tf32 = False
+    set_up()
 
     with sections(QUICK if arguments.quick else FULL) as every:
         chosen = [section for section in every if arguments.only.search(section.title)]

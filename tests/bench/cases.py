@@ -28,6 +28,7 @@ from .sampling import sampling_cases
 from .steps import step_cases
 from .table import Result, render, render_curves, render_orchestration, render_peaks, render_rates
 from .timing import Case, interleave
+from .worker import in_a_worker
 from .workload import COLOUR, LARGE, PAPER, PAPER_K32, SMALL, Workload
 from .writing import writing_cases
 
@@ -108,7 +109,7 @@ QUICK = Effort(
 )
 FULL = Effort(
     rounds=7,
-    small_records=128,
+    small_records=256,
     paper_records=4,
     large_records=2,
     curve_rounds=7,
@@ -141,12 +142,14 @@ def _of_sizes(effort: Effort, scratch: Path) -> Iterator[Section]:
         folder.mkdir()
         large = size.name not in (SMALL.name, PAPER.name)
         rounds = effort.slow_rounds if large else effort.rounds
-        yield _ratios(rounds, f"Clipped gradients, {size.name}", partial(step_cases, size, n))
+        steps = partial(step_cases, size, n)
+        yield _ratios(rounds, f"Clipped gradients, {size.name}", steps, by_a_worker=True)
         if large:
             continue
         here = replace(size, kind="cpu")
         fixed = partial(fixed_cases, size, n, folder)
-        yield _ratios(effort.rounds, f"Fixed costs of a step, {size.name}", fixed)
+        title = f"Fixed costs of a step, {size.name}"
+        yield _ratios(effort.rounds, title, fixed, by_a_worker=True)
         if here in effort.sampled:
             slow = effort.slow_rounds
             yield _ratios(slow, f"Sampling, {size.name}", partial(sampling_cases, here))
@@ -204,9 +207,17 @@ def _of_growth(effort: Effort, scratch: Path) -> Iterator[Section]:
     yield Section("Growth of a step's time", "curves", lambda: list(growth()), render_curves)
 
 
-def _ratios(rounds: int, title: str, prepare: Callable[[], Cases]) -> Section:
+def _ratios(
+    rounds: int, title: str, prepare: Callable[[], Cases], *, by_a_worker: bool = False
+) -> Section:
+    compare = partial(_compared, title, prepare, rounds)
+
     def measure() -> list[Result]:
-        cases, notes = prepare()
-        return [Result.of(title, cases, interleave(cases, rounds), notes)]
+        return [in_a_worker(compare) if by_a_worker else compare()]
 
     return Section(title, "sections", measure, lambda found: render(*found))
+
+
+def _compared(title: str, prepare: Callable[[], Cases], rounds: int) -> Result:
+    cases, notes = prepare()
+    return Result.of(title, cases, interleave(cases, rounds), notes)

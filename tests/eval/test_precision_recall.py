@@ -2,10 +2,12 @@
 
 import json
 
+import joblib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prdc import compute_prdc
 
 from eval.precision_recall import precision_recall
 
@@ -87,6 +89,19 @@ def test_a_sorted_set_is_sampled_and_not_cut_off():
     real, fake = rng.normal(size=(400, 2)) + modes, rng.normal(size=(400, 2)) + modes
     assert precision_recall(real, fake, max_images=200).coverage > 0.8
     assert precision_recall(real, fake[:200], max_images=200).coverage < 0.65
+
+
+def test_the_library_takes_no_threads_of_its_own(monkeypatch):
+    jobs = []
+
+    def watched(*arguments):
+        jobs.append(joblib.effective_n_jobs(8))
+        return compute_prdc(*arguments)
+
+    monkeypatch.setattr("eval.precision_recall.compute_prdc", watched)
+    features = np.random.default_rng(0).normal(size=(20, 3))
+    precision_recall(features, features)
+    assert jobs == [1]
 
 
 def test_nothing_is_printed_and_the_result_is_json(capsys):

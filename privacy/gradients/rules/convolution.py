@@ -1,8 +1,8 @@
-"""Convolution: the weight gradients of all records by one grouped convolution.
+"""Convolution: the weight gradients of all records by grouped convolutions.
 
 A record's weight gradient sums over its views and positions. With the records side by side as
 groups of channels and the views as the batch, the backward pass of a grouped convolution is that
-sum for every record at once; no patches are unfolded, and the weight gradient of all records
+sum for all of them at once; no patches are unfolded, and the weight gradient of all records
 together, which an ordinary backward pass would form, is not computed.
 
 Shapes: B records, K views, C channels in, D channels out, H and W pixels.
@@ -20,6 +20,10 @@ from privacy.gradients.rules.memory_order import in_order
 Pair = tuple[int, int]
 _OF_INPUT = [True, False, False]
 _OF_WEIGHT = [False, True, False]
+
+# Channels of records side by side in one grouped convolution on a CPU: with more, the pixels of a
+# record lie so far apart in memory that its cache holds few of them.
+_SIDE_BY_SIDE = 1024
 
 
 class _Convolution(Function):
@@ -62,12 +66,33 @@ def _of_input(g: Tensor, x: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> 
 
 def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
     """Return [B, D, C, h, w]."""
-    B, D = weight.shape[:2]
     if weight.shape[3:] == (1, 1) and where == ((1, 1), (0, 0), (1, 1)):
         return (_positions(g_BKDHW).mT @ _positions(x_BKCHW)).reshape(weight.shape)
+    records = _at_a_time(weight)
+    parts = [
+        _of_weight_grouped(g, x, weight.shape[1:], where)
+        for g, x in zip(g_BKDHW.split(records), x_BKCHW.split(records), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    # In the order in which they lie in memory.
+    return torch.cat([part.movedim(2, -1) for part in parts]).movedim(-1, 2)
+
+
+def _at_a_time(weight: Tensor) -> int:
+    """Return how many records to put side by side."""
+    B, D, C = weight.shape[:3]
+    return max(1, _SIDE_BY_SIDE // max(C, D)) if weight.device.type == "cpu" else max(1, B)
+
+
+def _of_weight_grouped(
+    g_BKDHW: Tensor, x_BKCHW: Tensor, shape: torch.Size, where: tuple[Pair, ...]
+) -> Tensor:
+    """Return [B, *shape] by the backward pass of one convolution in B groups."""
+    B, D = len(g_BKDHW), shape[0]
     # Only its shape and layout matter.
     any_weight = torch.empty(
-        (B * D, *weight.shape[2:]),
+        (B * D, *shape[1:]),
         dtype=g_BKDHW.dtype,
         device=g_BKDHW.device,
         memory_format=torch.channels_last,

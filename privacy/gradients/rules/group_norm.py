@@ -24,53 +24,51 @@ class _GroupNorm(Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
         x_NLC = x.to(weight.dtype).movedim(2, -1).flatten(2, -2).flatten(0, 1)
-        M = x_NLC.shape[1] * x_NLC.shape[2] // groups
-        mean_NG = _by_group(x_NLC.sum(1), groups) / M
-        centred_NLC = x_NLC - _by_channel(mean_NG, weight)
-        square_NG = _by_group(centred_NLC.square().sum(1), groups)
-        rstd_NG = torch.rsqrt(square_NG / M + eps)
-        y_NLC = torch.addcmul(bias[0], centred_NLC, _by_channel(rstd_NG, weight) * weight[0])
+        mean_CC = _mean_of_group(x_NLC, groups)
+        # Autocast would round the statistics.
+        with torch.autocast(x.device.type, enabled=False):
+            mean_NC = x_NLC.sum(1) @ mean_CC
+            variance_NC = (x_NLC - mean_NC[:, None]).square_().sum(1) @ mean_CC
+        rstd_NC = torch.rsqrt(variance_NC + eps)
+        scale_NC = rstd_NC * weight[0]
+        shift_NC = torch.addcmul(bias[0], mean_NC, scale_NC, value=-1)
         # x, which others keep too, and not a copy less its mean.
-        ctx.save_for_backward(x_NLC, weight, mean_NG, rstd_NG)
+        ctx.save_for_backward(x_NLC, weight, mean_NC, rstd_NC, mean_CC)
         ctx.dtype = x.dtype
+        y_NLC = torch.addcmul(shift_NC[:, None], x_NLC, scale_NC[:, None])
         return _like(y_NLC, x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
-        x_NLC, weight, mean_NG, rstd_NG = ctx.saved_tensors
-        (N, L, C), G = x_NLC.shape, rstd_NG.shape[1]
-        g_NLC = g.to(x_NLC.dtype).movedim(2, -1).reshape(N, L, C)
-        mean_N1C, rstd_N1C = _by_channel(mean_NG, weight), _by_channel(rstd_NG, weight)
-        shift_NC = g_NLC.sum(1)
-        scale_NC = ((g_NLC * x_NLC).sum(1) - mean_N1C[:, 0] * shift_NC) * rstd_N1C[:, 0]
-        M = L * C // G
-        of_mean_NG = _by_group(shift_NC * weight[0], G) * (-rstd_NG / M)
-        of_rstd_NG = _by_group(scale_NC * weight[0], G) * (-rstd_NG.square() / M)
-        of_mean_NG -= mean_NG * of_rstd_NG
-        of_x_NLC = torch.addcmul(
-            _by_channel(of_mean_NG, weight), x_NLC, _by_channel(of_rstd_NG, weight)
-        )
-        of_x_NLC.addcmul_(g_NLC, rstd_N1C * weight[0])
-        B, K = g.shape[:2]
+        x_NLC, weight, mean_NC, rstd_NC, mean_CC = ctx.saved_tensors
+        g_NLC = g.to(x_NLC.dtype).movedim(2, -1).reshape(x_NLC.shape)
+        gx_NLC = g_NLC * x_NLC
+        of_shift_NC = g_NLC.sum(1)
+        of_scale_NC = (gx_NLC.sum(1) - mean_NC * of_shift_NC) * rstd_NC
+        along_x_NC = (of_scale_NC * weight[0]) @ mean_CC * -rstd_NC.square()
+        constant_NC = (of_shift_NC * weight[0]) @ mean_CC * -rstd_NC
+        constant_NC -= mean_NC * along_x_NC
+        # Into memory at hand: this layer's time is that of going through feature maps.
+        of_x_NLC = torch.addcmul(constant_NC[:, None], x_NLC, along_x_NC[:, None], out=gx_NLC)
+        of_x_NLC.addcmul_(g_NLC, (rstd_NC * weight[0])[:, None])
+        records = g.shape[:2]
         return (
             _like(of_x_NLC, g.shape).to(ctx.dtype),
-            scale_NC.reshape(B, K, C).sum(1),
-            shift_NC.reshape(B, K, C).sum(1),
+            of_scale_NC.unflatten(0, records).sum(1),
+            of_shift_NC.unflatten(0, records).sum(1),
             None,
             None,
         )
 
 
-def _by_group(s_NC: Tensor, groups: int) -> Tensor:
-    """Add up each group's channels: [N, G]."""
-    return s_NC.unflatten(1, (groups, -1)).sum(2)
-
-
-def _by_channel(s_NG: Tensor, weight: Tensor) -> Tensor:
-    """Repeat each group's number for its channels: [N, 1, C]."""
-    N, G = s_NG.shape
-    return s_NG[:, :, None].expand(N, G, weight.shape[1] // G).reshape(N, 1, -1)
+def _mean_of_group(x_NLC: Tensor, groups: int) -> Tensor:
+    """Return [C, C], which turns channels' sums over pixels into the mean over each one's group."""
+    L, C = x_NLC.shape[1:]
+    same_CC = torch.eye(groups, dtype=x_NLC.dtype, device=x_NLC.device)
+    for dim in (0, 1):
+        same_CC = same_CC.repeat_interleave(C // groups, dim)
+    return same_CC / (L * C // groups)
 
 
 def _like(y_NLC: Tensor, shape: torch.Size) -> Tensor:

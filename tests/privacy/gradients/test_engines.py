@@ -11,6 +11,7 @@ from torch import nn
 from privacy import gradients
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, choose, refuse_record_mixing
+from privacy.gradients.rules import convolution
 
 N, K, CHANNELS, SIZE, CLASSES = 5, 3, 2, 8, 4
 C = 0.7
@@ -210,6 +211,16 @@ def test_float32_models_agree_up_to_float32(engine, name):
     model, records = make_model(name, torch.float32), make_records(dtype=torch.float32)
     found = engine.sum_of_clipped(model, denoising_loss, records, C, micro_batch=8)
     assert_close(found.sums, naive(model, records, C)[0], rel=2e-5)
+
+
+@pytest.mark.parametrize("records", [1, 2, N])
+def test_how_many_records_stand_side_by_side_has_no_influence(engine, monkeypatch, records):
+    """In one grouped convolution; the last ones are fewer."""
+    monkeypatch.setattr(convolution, "_SIDE_BY_SIDE", 8 * records)
+    for name in ("convolution", "normed", "up and down"):
+        model = make_model(name)
+        found = engine.sum_of_clipped(model, denoising_loss, make_records(), C, micro_batch=N)
+        assert_close(found.sums, naive(model, make_records(), C)[0], rel=1e-9)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, N, 100])

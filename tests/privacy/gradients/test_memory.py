@@ -59,7 +59,7 @@ def test_the_micro_batch_follows_from_public_sizes():
     )
     record = 8 * 400 + 4 * 101
     assert micro_batch(model, inputs, 8, 64, "cpu", limit=10 * record) == 10
-    assert micro_batch(model, inputs, 8, 64, "cpu", limit=2**40) == 128
-    assert micro_batch(model, inputs, 32, 784, "cpu", limit=2**40) == 3
+    assert micro_batch(model, inputs, 8, 64, "cpu", limit=2**40) == 256
+    assert micro_batch(model, inputs, 32, 784, "cpu", limit=2**40) == 6
     assert micro_batch(model, inputs, 8, 64, "cuda", limit=1000 * record) == 1000
     assert micro_batch(model, inputs, 8, 64, "cpu", limit=1) == 1

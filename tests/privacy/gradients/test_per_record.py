@@ -116,3 +116,18 @@ def test_bfloat16_changes_last_bits_and_no_bound(denoiser, records, name):
         assert one.norms.item() > C
         norm = torch.cat([total.flatten() for total in one.sums.values()]).norm()
         assert norm == pytest.approx(C, rel=1e-9) and norm <= C
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_autocast_does_not_round_the_statistics_of_norms(name):
+    model, records = nn.GroupNorm(2, 8), (3 + torch.randn(N, K, 8, 5, 5),)
+    found = []
+    for enabled in (False, True):
+
+        def loss(model, x, enabled=enabled):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                return (model(x) - x).square().sum()
+
+        found.append(ENGINES[name].sum_of_clipped(model, loss, records, 1e9, N).sums)
+    for parameter, expected in found[0].items():
+        assert torch.allclose(found[1][parameter], expected, rtol=1e-4, atol=1e-4)

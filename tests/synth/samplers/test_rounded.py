@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from synth.networks import UNet, UNetConfig
 from synth.networks.attention import Attention
+from synth.networks.blocks import ResidualBlock
 from synth.samplers.rounded import rounded
 
 CONFIGS = [
@@ -57,7 +58,7 @@ def test_no_map_leaves_the_layout(config):
     network = rounded(stirred(UNet(config)))
     layouts = []
     for module in network.modules():
-        if type(module).__name__ in ("_Convolution", "_Norm", "_Attention"):
+        if type(module).__name__ in ("_Convolution", "_Norm", "_Attention", "_Block"):
             module.register_forward_hook(
                 lambda module, given, out: layouts.append((given[0].stride(), out.stride(), out))
             )
@@ -79,6 +80,31 @@ def test_norm_is_groupnorm_in_float32(channels, groups, mean):
     found = rounded(nn.Sequential(norm))(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 * (1 + mean**2))
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_norm_adds_to_channels_before_it_normalises(mean):
+    norm = stirred(nn.GroupNorm(4, 16, eps=1e-6), by=1.0)
+    x, added = maps(5, 16, 4, 4), maps(5, 16, 1, 1, mean=mean)
+    before = x.clone()
+    found = rounded(nn.Sequential(norm))[0](x, added[:, :, 0, 0])
+    expected = functional.group_norm(
+        (x + added).double(), 4, norm.weight.double(), norm.bias.double(), 1e-6
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 * (1 + mean**2))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("resample", ["none", "down", "up"])
+@pytest.mark.parametrize(("leaving", "attention"), [(16, False), (8, True)])
+def test_a_block_is_a_block(resample, leaving, attention):
+    block = stirred(ResidualBlock(16, leaving, 12, resample=resample, attention=attention))
+    x, e = maps(3, 16, 6, 6), maps(3, 12, 1, 1)[:, :, 0, 0]
+    given = x.clone(), e.clone()
+    expected = copy.deepcopy(block).double()(x.double(), e.double())
+    # What is rounded at each convolution comes together in one sum.
+    assert 0 < off(rounded(nn.Sequential(block))[0](x, e).double(), expected) < 2 * BITS
+    assert torch.equal(x, given[0]) and torch.equal(e, given[1])
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -37.3, 1e4])
