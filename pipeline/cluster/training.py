@@ -114,6 +114,7 @@ def train(
     except Exception as error:
         raise (hopeless() or UmbraError(_in_words(error))) from None
     else:
+        show()
         if told := refusal.read():
             raise told
     finally:

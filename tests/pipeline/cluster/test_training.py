@@ -62,8 +62,9 @@ def two(embedded):
 
 @pytest.mark.slow
 def test_two_workers_train_one_model_and_charge_every_step(two, start, prepare, house):
-    job, on_interrupt = prepare(TWO), signal.getsignal(signal.SIGINT)
-    start(job)
+    job, on_interrupt, told = prepare(TWO), signal.getsignal(signal.SIGINT), []
+    start(job, told.append)
+    assert told[-1] == STEPS
     assert signal.getsignal(signal.SIGINT) is on_interrupt  # Ray's would exit with 0
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
     last = newest(job.checkpoints).checkpoint
