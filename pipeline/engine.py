@@ -124,7 +124,9 @@ def execute(
             with beating(run), cluster(address, resources.object_store_gib) as there:
                 if address is None and not run.state().is_done(_TRAIN_STAGE):
                     require_room(resources, there)
-                with _waiting_told(run, address):
+                from pipeline.cluster.lost_node import told_if_lost
+
+                with told_if_lost(), _waiting_told(run, address):
                     _run_stages(run, home, spec, planned, access, progress, workers)
     return run.state()
 
