@@ -12,7 +12,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster.calls import answer
-from pipeline.cluster.memory import keep_freed_memory
+from pipeline.cluster.freed_memory import keep_freed_memory
 from pipeline.cluster.progress_board import ProgressBoard
 from pipeline.cluster.shard_schedule import ShardSchedule
 from pipeline.image_sampler import ImageSampler

@@ -22,8 +22,8 @@ from pipeline.building import build_denoiser
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, contained
 from pipeline.cluster.capacity import per_worker
+from pipeline.cluster.freed_memory import keep_freed_memory
 from pipeline.cluster.lean_trainer import LeanTrainer
-from pipeline.cluster.memory import keep_freed_memory
 from pipeline.cluster.progress_board import ProgressBoard
 from pipeline.cluster.refusal import Refusal
 from pipeline.cluster.watchdog import ended_if, no_room

@@ -21,7 +21,7 @@ import yaml
 
 from pipeline.building import build_denoiser, build_training
 from pipeline.cluster import connection
-from pipeline.cluster.memory import keep_freed_memory
+from pipeline.cluster.freed_memory import keep_freed_memory
 from pipeline.engine import execute, submit
 from pipeline.home import Home
 from pipeline.ledger_access import LedgerAccess

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.cluster.memory import keep_freed_memory
+from pipeline.cluster.freed_memory import keep_freed_memory
 from synth.denoisers import Denoiser
 from synth.precision import PRECISIONS, Precision
 from synth.samplers import Churn, Denoise, at_precision, chosen_batch, guided

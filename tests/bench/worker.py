@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.cluster.memory import keep_freed_memory
+from pipeline.cluster.freed_memory import keep_freed_memory
 
 T = TypeVar("T")
 
