@@ -5,12 +5,15 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 
 from pipeline.cancelling import CANCELLED
 from pipeline.cluster.authentication import require_token
 from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
+from pipeline.cluster.watchdog import raised_if
+from pipeline.disk_room import no_room
 from pipeline.heads import record_head, require_history
 from pipeline.heartbeat import beating
 from pipeline.home import Home
@@ -121,12 +124,16 @@ def execute(
             resources = _for_this_start(spec, workers).resources
             if address is not None:
                 require_token(address)
-            with beating(run), cluster(address, resources.object_store_gib) as there:
+            with (
+                beating(run),
+                raised_if(partial(no_room, run.internal)),
+                cluster(address, resources.object_store_gib) as there,
+            ):
                 if address is None and not run.state().is_done(_TRAIN_STAGE):
                     require_room(resources, there)
-                from pipeline.cluster.lost_node import told_if_lost
+                from pipeline.cluster.lost_node import lost_node
 
-                with told_if_lost(), _waiting_told(run, address):
+                with raised_if(lost_node(), patience=0), _waiting_told(run, address):
                     _run_stages(run, home, spec, planned, access, progress, workers)
     return run.state()
 

@@ -21,7 +21,7 @@ NAMESPACE = "umbra"
 # Read by Ray and by the workers it starts, so they are set before Ray is imported.
 _QUIET = {
     # Starting takes 5 s, but a busy machine has been seen to need a minute.
-    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -7,7 +7,6 @@ change with it: `constraints.txt` fixes the version, and `test_lean_trainer.py` 
 
 from typing import Any
 
-import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -15,18 +14,10 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
 class LeanTrainer(TorchTrainer):
-    """A `TorchTrainer` that keeps fewer actors and can be ended from another thread."""
-
-    _controller: Any = None
-
-    def end(self) -> None:
-        """Kill what starts workers; they end with it, and `fit` raises."""
-        if self._controller is not None:
-            ray.kill(self._controller)
+    """A `TorchTrainer` that keeps fewer actors and leaves Ctrl-C to its caller."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to the engine: Ray's handler outlives the training and exits with 0."""
-        self._controller = controller
+        """Register none: Ray's handler outlives the training and exits with 0."""
 
     def _create_default_callbacks(self) -> list[Any]:
         """Leave out those that keep an actor and have nothing to do.

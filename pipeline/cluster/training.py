@@ -7,7 +7,6 @@ computed depends on how many there are, so their number may be another at every 
 
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ from pipeline.cluster.freed_memory import keep_freed_memory
 from pipeline.cluster.lean_trainer import LeanTrainer
 from pipeline.cluster.progress_board import ProgressBoard
 from pipeline.cluster.refusal import Refusal
-from pipeline.cluster.watchdog import ended_if, no_room
+from pipeline.cluster.watchdog import raised_if
 from pipeline.cluster.workers_group import NoGroup, workers_group
+from pipeline.disk_room import no_room
 from pipeline.polling import polled
 from pipeline.reserved_content import ReservedContent
 from pipeline.spec import Spec
@@ -96,23 +96,23 @@ def train(
             failure_config=FailureConfig(max_failures=_RESTARTS),
         ),
     )
-    # Of this machine: of another's full disk its own workers tell.
-    folders = (job.traces.parent, Path(tempfile.gettempdir()))
 
     def show() -> None:
         on_steps(sum(progress.read().values()))
 
-    def hopeless() -> UmbraError | None:
+    def refused() -> UmbraError | None:
         with suppress(UmbraError):
-            if told := refusal.read():
-                return told
-        return no_room(folders)
+            return refusal.read()
+        return None
 
     try:
-        with polled(show, _SECONDS), ended_if(hopeless, trainer.end):
+        # Ray Train starts the workers of a failed group anew, to hear a refusal again; where none
+        # can be started it would try for ever.
+        with polled(show, _SECONDS), raised_if(refused):
             trainer.fit()
     except Exception as error:
-        raise (hopeless() or UmbraError(_in_words(error))) from None
+        why = refused() or no_room(job.traces.parent) or UmbraError(_in_words(error))
+        raise why from None
     else:
         show()
         if told := refusal.read():

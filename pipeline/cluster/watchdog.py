@@ -1,61 +1,61 @@
-"""Ends a training that cannot go on: Ray Train would start its workers anew, for ever if need be.
+"""Ends what goes on without hope: Ray starts and waits again and again, for ever if need be."""
 
-It does so after an error for users, which is final, to hear it again; and on a full disk, where no
-process can be started.
-"""
-
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
+from typing import NoReturn
 
 from pipeline.polling import polled
 from privacy.errors import UmbraError
 
 _SECONDS = 1.0  # between two looks
 _PATIENCE = 20.0  # seconds that everybody has to end by themselves
-_PAGE = bytes(4096)
+
+
+class _Woken(BaseException):
+    """Breaks off whatever the main thread waits for."""
 
 
 @contextmanager
-def ended_if(hopeless: Callable[[], UmbraError | None], end: Callable[[], None]) -> Iterator[None]:
-    """Call `end` once, if the block goes on though it has been hopeless for some seconds.
+def raised_if(
+    hopeless: Callable[[], UmbraError | None], patience: float | None = None
+) -> Iterator[None]:
+    """Raise what `hopeless` returns, if the block goes on though it has returned it for some time.
+
+    It reaches the block, which is the main thread's, as a signal does: also where it waits for Ray.
 
     Args:
-        hopeless: returns why the block cannot come to a good end, if so.
-        end: makes the block end.
+        hopeless: returns why the block cannot come to a good end, if so; raises nothing.
+        patience: seconds from when it first does; None takes 20.
     """
+    patience = _PATIENCE if patience is None else patience
     since: float | None = None
-    called = False
+    reason: UmbraError | None = None
+    waiting = threading.get_ident()
 
     def look() -> None:
-        nonlocal since, called
-        if hopeless() is None:
-            since = None
+        nonlocal since, reason
+        if reason is not None:
             return
-        since = monotonic() if since is None else since
-        if not called and monotonic() - since >= _PATIENCE:
-            called = True
-            end()
+        found = hopeless()
+        since = None if found is None else since or monotonic()
+        if since is not None and monotonic() - since >= patience:
+            reason = found
+            signal.pthread_kill(waiting, signal.SIGUSR1)
 
-    with polled(look, _SECONDS):
-        yield
+    before = signal.signal(signal.SIGUSR1, _wake)
+    try:
+        with polled(look, _SECONDS):
+            yield
+    except BaseException:
+        if reason is None:
+            raise
+        raise reason from None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
-def no_room(folders: Sequence[Path]) -> UmbraError | None:
-    """Return in words which of the folders cannot be written to, if any, for want of room or else.
-
-    Args:
-        folders: that exist.
-    """
-    for folder in folders:
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(_PAGE)
-        except OSError as error:
-            return UmbraError(
-                f"nothing can be written in {folder} ({error.strerror}): free or repair the disk, "
-                "then `umbra resume` goes on from what is durable"
-            )
-    return None
+def _wake(number: int, frame: object) -> NoReturn:
+    raise _Woken

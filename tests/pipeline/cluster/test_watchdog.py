@@ -1,27 +1,29 @@
-"""A training that cannot go on is ended; one that is well, or ends by itself, is left alone."""
+"""What goes on without hope is ended; what is well, or ends by itself, is left alone."""
 
-import os
+import signal
 import threading
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.cluster import watchdog as subject
-from pipeline.cluster.watchdog import ended_if, no_room
-from privacy.errors import DataError, UmbraError
+from pipeline.cluster.watchdog import raised_if
+from privacy.errors import BudgetRefused, DataError
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    monkeypatch.setattr(subject, "_SECONDS", 0.01)
-    monkeypatch.setattr(subject, "_PATIENCE", 0.0)
+@pytest.fixture(autouse=True)
+def handler(monkeypatch):
+    """Looks follow each other quickly; the caller's handler is in force again afterwards."""
+    monkeypatch.setattr(subject, "_SECONDS", 0.001)
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that is set by hand, and looks that are taken in quick succession."""
+    """A clock that is set by hand."""
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(subject, "_SECONDS", 0.001)
     monkeypatch.setattr(subject, "monotonic", lambda: now.seconds)
     return now
 
@@ -44,64 +46,61 @@ class Hopeless:
             assert self._asked.acquire(timeout=60)
 
 
-def test_what_goes_on_without_hope_is_ended_once(at_once):
-    ends = []
-    hopeless = Hopeless(DataError("refused"))
-    with ended_if(hopeless, lambda: ends.append("end")):
-        for _ in range(5):
-            hopeless.seen()
-    assert ends == ["end"]
+def _wait():
+    threading.Event().wait(60)
+    raise AssertionError("nobody woke it")
+
+
+def test_a_block_that_waits_is_woken_by_the_reason_itself():
+    refused = Hopeless(BudgetRefused("refused"))
+    with pytest.raises(BudgetRefused, match="refused") as told, raised_if(refused, patience=0):
+        _wait()
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+
+
+def test_of_two_the_one_that_has_a_reason_raises_it():
+    fine, lost = Hopeless(), Hopeless(DataError("lost"))
+    with pytest.raises(DataError, match="lost"), raised_if(lost, 0), raised_if(fine, 0):
+        _wait()
+    with pytest.raises(DataError, match="lost"), raised_if(fine, 0), raised_if(lost, 0):
+        _wait()
 
 
 def test_everybody_has_some_seconds_to_end_by_themselves(clock):
-    ends = []
     hopeless = Hopeless(DataError("refused"))
-    with ended_if(hopeless, lambda: ends.append("end")):
+    with pytest.raises(DataError), raised_if(hopeless):
         hopeless.seen()
         clock.seconds += subject._PATIENCE - 0.1
         hopeless.seen()
-        assert ends == []
         clock.seconds += 0.2
+        _wait()
+    with raised_if(hopeless):
         hopeless.seen()
-        assert ends == ["end"]
+        clock.seconds += subject._PATIENCE - 0.1
+        hopeless.seen()
 
 
 def test_hope_that_returns_begins_the_patience_anew(clock):
-    ends = []
     hopeless = Hopeless(DataError("full"))
-    with ended_if(hopeless, lambda: ends.append("end")):
+    with raised_if(hopeless):
         hopeless.seen()
         hopeless.reason = None
         hopeless.seen()
         clock.seconds += 2 * subject._PATIENCE
         hopeless.reason = DataError("full again")
         hopeless.seen()
-    assert ends == []
 
 
-def test_folders_with_room_are_fine_and_nothing_is_left_in_them(tmp_path):
-    assert no_room([tmp_path]) is None
-    assert list(tmp_path.iterdir()) == []
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(ZeroDivisionError), raised_if(Hopeless(), patience=0):
+        1 / 0  # noqa: B018
+    with pytest.raises(KeyboardInterrupt), raised_if(Hopeless(), patience=0):
+        signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    assert str(tmp_path) in str(no_room([tmp_path]))
-
-
-@pytest.fixture
-def full():
-    """Files of this process cannot grow: to Python that is as a full disk is."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_told_in_words(tmp_path, full):
-    told = no_room([tmp_path])
-    assert isinstance(told, UmbraError)
-    assert f"nothing can be written in {tmp_path} (File too large)" in str(told)
-    assert "umbra resume" in str(told)
+def test_what_fails_for_the_reason_is_told_by_it(monkeypatch):
+    woken = threading.Event()
+    monkeypatch.setattr(subject.signal, "pthread_kill", lambda *_: woken.set())
+    with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
+        assert woken.wait(60)
+        raise ConnectionError("a consequence")
