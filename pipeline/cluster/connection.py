@@ -137,10 +137,13 @@ def _join(arguments: dict[str, Any], address: str | None) -> None:
     try:
         ray.init(**arguments)
     except Exception as error:
-        where = f"the Ray cluster at {address}" if address else "an embedded Ray cluster"
+        where, advice = "an embedded Ray cluster", "Look whether memory and disk are free"
+        if address:
+            where = f"the Ray cluster at {address}"
+            advice = "Check the address and that `ray status` answers there"
         raise UmbraError(
-            f"{where} could not be joined: {type(error).__name__}: {_first_line(error)}. "
-            "Check the address and that `ray status` answers there."
+            f"{where} could not be joined: {type(error).__name__}: {_first_line(error)} {advice}; "
+            "`umbra resume` tries again."
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
@@ -202,4 +205,5 @@ def _arguments(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
+    line = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return line.rstrip(".") + "."
