@@ -1,5 +1,6 @@
 """Ends what goes on without hope: Ray starts and waits again and again, for ever if need be."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -32,17 +33,17 @@ def raised_if(
     """
     patience = _PATIENCE if patience is None else patience
     since: float | None = None
+    woken = -math.inf
     reason: UmbraError | None = None
     waiting = threading.get_ident()
 
     def look() -> None:
-        nonlocal since, reason
-        if reason is not None:
-            return
-        found = hopeless()
-        since = None if found is None else since or monotonic()
-        if since is not None and monotonic() - since >= patience:
-            reason = found
+        nonlocal since, woken, reason
+        found, now = hopeless(), monotonic()
+        since = None if found is None else since or now
+        # Again after a while: a call may be lost in a destructor, or what cleans up may hang.
+        if since is not None and now - since >= patience and now - woken >= _PATIENCE:
+            reason, woken = found, now
             signal.pthread_kill(waiting, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, _wake)

@@ -1,5 +1,6 @@
 """What goes on without hope is ended; what is well, or ends by itself, is left alone."""
 
+import contextlib
 import signal
 import threading
 from types import SimpleNamespace
@@ -104,3 +105,15 @@ def test_what_fails_for_the_reason_is_told_by_it(monkeypatch):
     with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
         assert woken.wait(60)
         raise ConnectionError("a consequence")
+
+
+def test_who_does_not_heed_is_woken_again(clock):
+    heard = []
+    with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
+        for _ in range(2):
+            with contextlib.suppress(subject._Woken):
+                _wait()
+            heard.append(True)
+            clock.seconds += subject._PATIENCE
+        _wait()
+    assert len(heard) == 2
