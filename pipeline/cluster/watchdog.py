@@ -15,8 +15,8 @@ _SECONDS = 1.0  # between two looks
 _PATIENCE = 20.0  # seconds that everybody has to end by themselves
 
 
-class _Woken(BaseException):
-    """Breaks off whatever the main thread waits for."""
+class _Woken(KeyboardInterrupt):
+    """Breaks off whatever the main thread waits for; where Ray waits it heeds no other error."""
 
 
 @contextmanager

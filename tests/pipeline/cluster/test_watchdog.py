@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -117,3 +118,14 @@ def test_who_does_not_heed_is_woken_again(clock):
             clock.seconds += subject._PATIENCE
         _wait()
     assert len(heard) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["get", "wait"])
+def test_who_waits_for_ray_is_woken(embedded, wait):
+    ray = pytest.importorskip("ray")
+    task = ray.remote(lambda: time.sleep(60)).remote()
+    with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
+        {"get": ray.get, "wait": ray.wait}[wait]([task])
+    assert ray.wait([task], timeout=0)[0] == []  # before what it waited for was there
+    ray.cancel(task, force=True)
