@@ -131,9 +131,7 @@ def execute(
             ):
                 if address is None and not run.state().is_done(_TRAIN_STAGE):
                     require_room(resources, there)
-                from pipeline.cluster.lost_node import lost_node
-
-                with raised_if(lost_node(), patience=0), _waiting_told(run, address):
+                with _waiting_told(run, address):
                     _run_stages(run, home, spec, planned, access, progress, workers)
     return run.state()
 

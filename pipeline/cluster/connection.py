@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.reaper import reaped
+from pipeline.cluster.watchdog import raised_if
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"
@@ -76,7 +77,7 @@ def cluster(
         object_store_gib: shared memory of the embedded cluster; None takes 200 MiB.
 
     Raises:
-        UmbraError: the cluster cannot be reached or started.
+        UmbraError: the cluster cannot be reached or started, or this machine was lost to it.
     """
     os.environ.update(_QUIET)
     if address is None:
@@ -85,12 +86,15 @@ def cluster(
         os.environ.update(_LOOPBACK)
     import ray
 
+    from pipeline.cluster.lost_node import lost_node
+
     on_terminate = signal.getsignal(signal.SIGTERM)
     with nullcontext() if address else _own_folder() as folder:
         try:
             _join(_arguments(address, folder, object_store_gib), address)
             signal.signal(signal.SIGTERM, on_terminate)
-            yield {"GPU": 0.0, **ray.cluster_resources()}
+            with raised_if(lost_node(), patience=0):
+                yield {"GPU": 0.0, **ray.cluster_resources()}
         finally:
             ray.shutdown()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from threading import Barrier
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline import cancelling, engine, handing_over
+from pipeline.cluster import watchdog
 from pipeline.cluster.jobs import JobReport
 from pipeline.process import ProcessIdentity
 from pipeline.progress import SilentProgress
@@ -127,6 +129,22 @@ def test_sigterm_is_an_interrupt_while_a_run_is_executed_and_only_then(run, exec
         execute(run, stages)
     assert run.state().status == "cancelled"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_disk_that_stays_full_ends_a_run_that_waits(run, execute, monkeypatch):
+    monkeypatch.setattr(watchdog, "_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.05)
+    looked = []
+
+    def full(folder):
+        looked.append(folder)
+        return UmbraError("nothing can be written")
+
+    monkeypatch.setattr(engine, "no_room", full)
+    with pytest.raises(UmbraError, match="nothing can be written"):
+        execute(run, lambda *_: threading.Event().wait(60))
+    assert (run.state().status, run.state().message) == ("failed", "nothing can be written")
+    assert set(looked) == {run.internal}
 
 
 def test_data_that_changed_before_ingest_are_told_and_the_run_is_not_left_running(

@@ -1,6 +1,7 @@
 import os
 import signal
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,21 @@ def test_sigterm_stays_with_the_caller(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr("pipeline.cluster.lost_node.lost_node", lambda: lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     with connection.cluster("10.0.0.9:6379") as there:
         assert signal.getsignal(signal.SIGTERM) == before
         assert there == {"CPU": 3.0, "GPU": 0.0}
+
+
+def test_a_machine_that_is_lost_to_the_cluster_ends_the_block(monkeypatch):
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(ray, name, lambda **arguments: None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    lost = UmbraError("the raylet died")
+    monkeypatch.setattr("pipeline.cluster.lost_node.lost_node", lambda: lambda: lost)
+    with pytest.raises(UmbraError, match="the raylet died"), connection.cluster("10.0.0.9:6379"):
+        threading.Event().wait(60)
 
 
 @pytest.mark.slow
