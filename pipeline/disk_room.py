@@ -14,13 +14,19 @@ def no_room(folder: Path) -> UmbraError | None:
     Args:
         folder: of the run, on this machine; where Ray keeps its files is looked at, too.
     """
-    for each in (folder, Path(tempfile.gettempdir())):
-        try:
-            with tempfile.TemporaryFile(dir=each) as file:
-                file.write(_PAGE)
-        except OSError as error:
-            return UmbraError(
-                f"nothing can be written in {each} ({error.strerror}): free or repair the disk, "
-                "then `umbra resume` goes on from what is durable"
-            )
+    where = folder
+    try:
+        _write(where)
+        where = Path(tempfile.gettempdir())  # which fails itself where no such folder can be used
+        _write(where)
+    except OSError as error:
+        return UmbraError(
+            f"nothing can be written in {where} ({error.strerror}): free or repair the disk, "
+            "then `umbra resume` goes on from what is durable"
+        )
     return None
+
+
+def _write(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(_PAGE)

@@ -1,3 +1,4 @@
+import errno
 import os
 import tempfile
 
@@ -22,6 +23,14 @@ def test_where_ray_keeps_its_files_is_looked_at_too(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     monkeypatch.setattr(tempfile, "tempdir", str(gone))
     assert f"{gone} (No such file or directory)" in str(no_room(tmp_path))
+
+
+def test_that_no_folder_for_temporary_files_can_be_used_is_told_too(tmp_path, monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert "No usable temporary directory" in str(no_room(tmp_path))
 
 
 @pytest.fixture
