@@ -15,7 +15,7 @@ from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, StepPath, audit_mechanism
 from privacy.audit.mechanism import noise_law as noise
 from privacy.audit.mechanism.batch_law import batch_laws, inclusion, paired, size_variance
-from privacy.audit.mechanism.contribution import levels
+from privacy.audit.mechanism.contribution import levels, sensitivity
 from privacy.audit.mechanism.evidence import Evidence
 from privacy.audit.mechanism.results import FALSE_ALARM, Law, judge
 from privacy.audit.mechanism.toy import IDLE, LAYERS, Toy, mean_output, toy_size
@@ -23,6 +23,7 @@ from privacy.audit.mechanism.workers import run_workers
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES
+from tests.privacy.planted.steps import PrivateMean
 
 ACCOUNTED = DPSGD(records=60_000, sampling_probability=0.25, noise_multiplier=1.3, clip_norm=0.7)
 
@@ -303,6 +304,20 @@ class TestLaws:
         twice = units.copy()
         twice[0, :, 3] = 2.0
         assert not levels("l", twice, 8).passed
+
+    def test_sensitivity_is_told_by_every_step(self):
+        def found(engine, start):
+            path = StepPath(engine=engine, key=lambda: start.to_bytes(32, "big"))
+            toy = Toy(dataclasses.replace(ACCOUNTED, records=8), 2)
+            return sensitivity("s", path, toy, (1, 2))
+
+        record = ENGINES["record"]
+        assert all(found(record, start).passed for start in range(4))
+        # This start's batches weigh the canary down or leave it alone: the farthest that it moves
+        # the gradient is what is allowed, as if nothing were wrong.
+        wrong = found(PrivateMean(record), 119)
+        assert "by 0 to 1 of the bound" in wrong.detail
+        assert not wrong.passed
 
 
 class TestJudge:
