@@ -1,6 +1,7 @@
 """Gaussian noise in float64 from a cryptographic stream, guarded against floating-point attacks."""
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -93,36 +94,53 @@ class SecureGaussian:
         """
         std = require_positive(std, "the standard deviation of noise")
         draws = self.standard_normal(math.prod(shape))
-        return torch.from_numpy(draws).mul_(std).reshape(shape)
+        draws *= std  # by numpy: torch would start a team of threads beside those of the step
+        return torch.from_numpy(draws).reshape(shape)
 
 
-def privatize(
-    sums: dict[str, Tensor], clip_norm: float, noise_multiplier: float, noise: SecureGaussian
+def noise_like(
+    sums: Mapping[str, Tensor], clip_norm: float, noise_multiplier: float, noise: SecureGaussian
 ) -> dict[str, Tensor]:
-    """Add N(0, sigma**2 C**2) once to every coordinate: the Gaussian mechanism of one step.
-
-    Call it once a step on one worker, whose sum then enters the sum over all workers: what is
-    added up is noised before anybody holds the whole. Divide the whole by the expected batch size
-    and round it to float32 once.
+    """Draw N(0, sigma**2 C**2) for every coordinate of sums that together have sensitivity C.
 
     Args:
-        sums: name to float64 tensor, together with L2 sensitivity C.
+        sums: name to tensor; only names and shapes are used, so they need not be known yet.
         clip_norm: C, positive.
         noise_multiplier: sigma, positive.
         noise: where the draws come from; names are served in the order of the dictionary.
 
     Returns:
-        New float64 tensors under the same names, on the same devices.
+        float64 CPU tensors under the same names.
 
     Raises:
-        InvalidRequest: if C or sigma is not positive and finite, or a sum is not float64.
+        InvalidRequest: if C or sigma is not positive and finite.
     """
     C = require_positive(clip_norm, "the clip norm")
     sigma = require_positive(noise_multiplier, "the noise multiplier")
+    return {name: noise.gaussian(tuple(total.shape), sigma * C) for name, total in sums.items()}
+
+
+def add_noise(sums: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add to each sum its own draw of `noise_like`, which is good for these sums alone.
+
+    Call it once a step on one worker, whose sum then enters the sum over all workers: what is
+    added up is noised before anybody holds the whole. Divide the whole by the expected batch size
+    and round it to float32 once.
+
+    Returns:
+        New float64 tensors under the same names, on the sums' devices.
+
+    Raises:
+        InvalidRequest: if a sum is not float64.
+    """
     for name, total in sums.items():
         if total.dtype != torch.float64:
             raise InvalidRequest(f"the sum {name!r} must be float64, found {total.dtype}")
-    return {
-        name: total + noise.gaussian(tuple(total.shape), sigma * C).to(total.device)
-        for name, total in sums.items()
-    }
+    return {name: total + drawn[name].to(total.device) for name, total in sums.items()}
+
+
+def privatize(
+    sums: dict[str, Tensor], clip_norm: float, noise_multiplier: float, noise: SecureGaussian
+) -> dict[str, Tensor]:
+    """Add fresh noise to sums: the Gaussian mechanism, `add_noise` of `noise_like`."""
+    return add_noise(sums, noise_like(sums, clip_norm, noise_multiplier, noise))

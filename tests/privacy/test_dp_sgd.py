@@ -5,6 +5,7 @@ Each `check_*` is run as a test on what ships, and again under each bug that it 
 
 import copy
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, engine
 from privacy.gradients.record import RecordEngine
 from privacy.mechanism import SubsampledGaussian
-from privacy.noise import SecureGaussian, privatize
+from privacy.noise import SecureGaussian, noise_like
 from privacy.poisson import PoissonSampler
 
 KEY = bytes(range(32))
@@ -256,6 +257,39 @@ def test_what_ships_over_workers(run_workers):
     check_workers_make_the_same_step(run_workers)
 
 
+def test_noise_is_drawn_beside_the_gradients():
+    drawn = threading.Event()
+
+    class Source(SecureGaussian):
+        def gaussian(self, shape, std):
+            drawn.set()
+            return super().gaussian(shape, std)
+
+    def waits(model, views, target):
+        assert drawn.wait(60), "the gradients were over before noise was drawn"
+        return loss(model, views, target)
+
+    dpsgd = DPSGD(N, 1.0, SIGMA, C)
+    gradient = private_gradient(dpsgd, noise=Source())
+    views, targets = make_records()
+    gradient(0, Model(), waits, np.arange(N), lambda i: (views[i], targets[i]))
+    assert drawn.is_set()
+
+
+def test_gradients_that_fail_are_told_and_leave_no_noise_for_another_step():
+    sources = [SecureGaussian.seeded(7), SecureGaussian.seeded(7)]
+    broken, sound = (private_gradient(DPSGD(N, 1.0, SIGMA, C), noise=s) for s in sources)
+
+    def fails(positions):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        broken(0, Model(), loss, np.arange(N), fails)
+    call(sound, 0, make_records())
+    # What was drawn for the failed step is gone: the next has the noise of a second step.
+    agree(call(broken, 1, make_records()), call(sound, 1, make_records()))
+
+
 # The planted bugs: each replaces one function of the shipped code by a wrong one.
 
 
@@ -313,11 +347,15 @@ def real_batch_as_divisor(patch):
 
 
 def noise(patch, change):
-    patch.setattr(privacy.dp_sgd, "privatize", change)
+    patch.setattr(privacy.dp_sgd, "noise_like", change)
+
+
+def zeros_like(sums):
+    return {name: torch.zeros(total.shape, dtype=torch.float64) for name, total in sums.items()}
 
 
 def noise_missing(patch):
-    noise(patch, lambda sums, C, sigma, source: sums)
+    noise(patch, lambda sums, C, sigma, source: zeros_like(sums))
 
 
 def noise_on_every_rank(patch):
@@ -336,25 +374,25 @@ def noise_on_every_rank(patch):
 
 
 def noise_over_workers(patch):
-    noise(patch, lambda sums, C, sigma, source: privatize(sums, C, sigma / 2, source))
+    noise(patch, lambda sums, C, sigma, source: noise_like(sums, C, sigma / 2, source))
 
 
 def noise_of_two_thirds(patch):
-    noise(patch, lambda sums, C, sigma, source: privatize(sums, C, sigma * 2 / 3, source))
+    noise(patch, lambda sums, C, sigma, source: noise_like(sums, C, sigma * 2 / 3, source))
 
 
 def noise_of_three_halves(patch):
-    noise(patch, lambda sums, C, sigma, source: privatize(sums, C, sigma * 3 / 2, source))
+    noise(patch, lambda sums, C, sigma, source: noise_like(sums, C, sigma * 3 / 2, source))
 
 
 def noise_without_the_clip_norm(patch):
-    noise(patch, lambda sums, C, sigma, source: privatize(sums, 1.0, sigma, source))
+    noise(patch, lambda sums, C, sigma, source: noise_like(sums, 1.0, sigma, source))
 
 
 def noise_for_one_parameter_only(patch):
     def wrong(sums, C, sigma, source):
         first = next(iter(sums))
-        return {**sums, **privatize({first: sums[first]}, C, sigma, source)}
+        return {**zeros_like(sums), **noise_like({first: sums[first]}, C, sigma, source)}
 
     noise(patch, wrong)
 
@@ -362,7 +400,7 @@ def noise_for_one_parameter_only(patch):
 def noise_stream_reused(patch):
     noise(
         patch,
-        lambda sums, C, sigma, source: privatize(sums, C, sigma, SecureGaussian.seeded(1)),
+        lambda sums, C, sigma, source: noise_like(sums, C, sigma, SecureGaussian.seeded(1)),
     )
 
 

@@ -82,7 +82,7 @@ def test_what_ships_keeps_its_claim(made, house, even_coins):
 @pytest.mark.slow
 def test_a_training_without_noise_is_refuted(made, house, even_coins, monkeypatch):
     run = made(0.3, *GREEDY)
-    monkeypatch.setattr("privacy.dp_sgd.privatize", lambda sums, *parameters: sums)
+    monkeypatch.setattr("privacy.dp_sgd.add_noise", lambda sums, drawn: sums)
     found = audit(house, run, canaries=16, guesses=14)
     assert not found.ok
     assert 0.3 < found.epsilon_lower <= found.detectable
