@@ -34,7 +34,8 @@ from .writing import writing_cases
 
 Cases = tuple[list[Case], list[str]]
 
-_GPU_RECORDS = 32  # times as many records in a step on a GPU, which a CPU's handful leaves idle
+# A GPU is left idle by a CPU's handful of records: this many times more, up to so many.
+_GPU_TIMES, _GPU_MOST = 32, 1024
 
 
 class Measured(Protocol):
@@ -168,8 +169,9 @@ def _sizes(effort: Effort) -> list[tuple[Workload, int]]:
     large = effort.large_records
     records = {SMALL: effort.small_records, PAPER: effort.paper_records}
     records |= dict.fromkeys((PAPER_K32, COLOUR, LARGE), large)
-    more = _GPU_RECORDS if device() == "cuda" else 1
-    return [(replace(size, kind=device()), more * n) for size, n in records.items()]
+    if device() == "cuda":
+        records = {size: min(_GPU_TIMES * n, _GPU_MOST) for size, n in records.items()}
+    return [(replace(size, kind=device()), n) for size, n in records.items()]
 
 
 def _of_evaluation(effort: Effort, scratch: Path) -> Iterator[Section]:

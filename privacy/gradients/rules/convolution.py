@@ -1,9 +1,7 @@
-"""Convolution: the weight gradients of all records by grouped convolutions.
+"""Convolution: one pass over all views of all records, and a weight gradient for each record.
 
-A record's weight gradient sums over its views and positions. With the records side by side as
-groups of channels and the views as the batch, the backward pass of a grouped convolution is that
-sum for all of them at once; no patches are unfolded, and the weight gradient of all records
-together, which an ordinary backward pass would form, is not computed.
+The weight gradient of all records together, which an ordinary backward pass would form, is not
+computed.
 
 Shapes: B records, K views, C channels in, D channels out, H and W pixels.
 """
@@ -16,14 +14,13 @@ from torch.autograd import Function
 
 from privacy.gradients.rules.base import Rule, shared
 from privacy.gradients.rules.memory_order import in_order
-
-Pair = tuple[int, int]
-_OF_INPUT = [True, False, False]
-_OF_WEIGHT = [False, True, False]
-
-# Channels of records side by side in one grouped convolution on a CPU: with more, the pixels of a
-# record lie so far apart in memory that its cache holds few of them.
-_SIDE_BY_SIDE = 1024
+from privacy.gradients.rules.weight_gradient import (
+    OF_INPUT,
+    Pair,
+    Where,
+    convolution_backward,
+    weight_gradient,
+)
 
 
 class _Convolution(Function):
@@ -54,70 +51,16 @@ class _Convolution(Function):
             _of_input(g, x, weight[0], ctx.where).unflatten(0, records).to(ctx.dtype)
             if of_x
             else None,
-            _of_weight(g_BKDHW, x_BKCHW, weight, ctx.where).to(weight.dtype) if of_weight else None,
+            weight_gradient(g_BKDHW, x_BKCHW, weight.shape[1:], ctx.where).to(weight.dtype)
+            if of_weight
+            else None,
             g_BKDHW.sum((1, 3, 4), dtype=weight.dtype) if of_bias else None,
             *[None] * 3,
         )
 
 
-def _of_input(g: Tensor, x: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
-    return _backward(g, x, weight.to(g.dtype), where, 1, _OF_INPUT)[0]
-
-
-def _of_weight(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: Tensor, where: tuple[Pair, ...]) -> Tensor:
-    """Return [B, D, C, h, w]."""
-    if weight.shape[3:] == (1, 1) and where == ((1, 1), (0, 0), (1, 1)):
-        return (_positions(g_BKDHW).mT @ _positions(x_BKCHW)).reshape(weight.shape)
-    records = _at_a_time(weight)
-    parts = [
-        _of_weight_grouped(g, x, weight.shape[1:], where)
-        for g, x in zip(g_BKDHW.split(records), x_BKCHW.split(records), strict=True)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    # In the order in which they lie in memory.
-    return torch.cat([part.movedim(2, -1) for part in parts]).movedim(-1, 2)
-
-
-def _at_a_time(weight: Tensor) -> int:
-    """Return how many records to put side by side."""
-    B, D, C = weight.shape[:3]
-    return max(1, _SIDE_BY_SIDE // max(C, D)) if weight.device.type == "cpu" else max(1, B)
-
-
-def _of_weight_grouped(
-    g_BKDHW: Tensor, x_BKCHW: Tensor, shape: torch.Size, where: tuple[Pair, ...]
-) -> Tensor:
-    """Return [B, *shape] by the backward pass of one convolution in B groups."""
-    B, D = len(g_BKDHW), shape[0]
-    # Only its shape and layout matter.
-    any_weight = torch.empty(
-        (B * D, *shape[1:]),
-        dtype=g_BKDHW.dtype,
-        device=g_BKDHW.device,
-        memory_format=torch.channels_last,
-    )
-    sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
-    return _backward(*sides, any_weight, where, B, _OF_WEIGHT)[1].unflatten(0, (B, D))
-
-
-def _positions(x_BKCHW: Tensor) -> Tensor:
-    """Return [B, K H W, C]: a view, where channels are last in memory."""
-    return x_BKCHW.movedim(2, -1).flatten(1, 3)
-
-
-def _side_by_side(x_BKCHW: Tensor) -> Tensor:
-    """Return [K, B C, H, W] with the channels last in memory, for which kernels are fastest."""
-    B, K, C, H, W = x_BKCHW.shape
-    return x_BKCHW.permute(1, 3, 4, 0, 2).reshape(K, H, W, B * C).permute(0, 3, 1, 2)
-
-
-def _backward(
-    g: Tensor, x: Tensor, weight: Tensor, where: tuple[Pair, ...], groups: int, wanted: list[bool]
-) -> tuple[Tensor, ...]:
-    return torch.ops.aten.convolution_backward(
-        g, x, weight, None, *where, False, (0, 0), groups, wanted
-    )
+def _of_input(g: Tensor, x: Tensor, weight: Tensor, where: Where) -> Tensor:
+    return convolution_backward(g, x, weight.to(g.dtype), where, 1, OF_INPUT)[0]
 
 
 def _bind(

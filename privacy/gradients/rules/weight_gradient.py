@@ -1,0 +1,122 @@
+"""Weight gradients of a convolution, record by record, for all records at once.
+
+A record's weight gradient sums over its views and positions:
+dW[d, c, i, j] = sum_k sum_rs g[k, d, r, s] x[k, c, r + i, s + j] (stride 1, x padded). There are
+two ways to that sum for all records together, neither of which unfolds patches:
+
+grouped: with the records side by side as groups of channels and the views as the batch, it is the
+    backward pass of a grouped convolution. A CPU's kernels are three times as fast at that.
+shifted: with g and x on one padded grid, flattened, it is a batched product of g and of x moved on
+    by a constant, for each (i, j): what a GPU's matrix units are made for, while its libraries'
+    grouped kernels may not use them.
+
+Shapes: B records, K views, C channels in, D channels out, H and W pixels, h and w of the kernel.
+"""
+
+import torch
+from torch import Tensor
+
+from privacy.gradients.fastest import Fastest
+
+Pair = tuple[int, int]
+Where = tuple[Pair, Pair, Pair]  # stride, padding, dilation
+
+OF_INPUT = [True, False, False]
+OF_WEIGHT = [False, True, False]
+
+# Channels of records side by side in one grouped convolution on a CPU: with more, the pixels of a
+# record lie so far apart in memory that its cache holds few of them.
+_SIDE_BY_SIDE = 1024
+
+
+def weight_gradient(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
+    """Return every record's weight gradient [B, D, C, h, w].
+
+    Args:
+        g_BKDHW: gradient of the convolution's output.
+        x_BKCHW: its input, in the same type.
+        weight: its shape [D, C, h, w].
+        where: stride, padding and dilation.
+    """
+    stride, padding, _ = where
+    if weight[2:] == (1, 1) and (stride, padding) == ((1, 1), (0, 0)):
+        return (_positions(g_BKDHW).mT @ _positions(x_BKCHW)).reshape(-1, *weight)
+    if g_BKDHW.device.type == "cpu":
+        return _in_parts(g_BKDHW, x_BKCHW, weight, where)
+    if stride != (1, 1):
+        return grouped(g_BKDHW, x_BKCHW, weight, where)
+    return _FASTEST(g_BKDHW, x_BKCHW, weight, where)
+
+
+def _in_parts(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
+    records = max(1, _SIDE_BY_SIDE // max(weight[:2]))
+    parts = [
+        grouped(g, x, weight, where)
+        for g, x in zip(g_BKDHW.split(records), x_BKCHW.split(records), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    # In the order in which they lie in memory.
+    return torch.cat([part.movedim(2, -1) for part in parts]).movedim(-1, 2)
+
+
+def grouped(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
+    """Return [B, D, C, h, w] by the backward pass of one convolution in B groups."""
+    B, D = len(g_BKDHW), weight[0]
+    # Only its shape and layout matter.
+    any_weight = torch.empty(
+        (B * D, *weight[1:]),
+        dtype=g_BKDHW.dtype,
+        device=g_BKDHW.device,
+        memory_format=torch.channels_last,
+    )
+    sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
+    return convolution_backward(*sides, any_weight, where, B, OF_WEIGHT)[1].unflatten(0, (B, D))
+
+
+def shifted(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
+    """Return [B, D, C, h, w] by a batched product for each place of the kernel; stride 1 only."""
+    _, (up, left), (down_by, right_by) = where
+    h, w = weight[2:]
+    H, W = x_BKCHW.shape[3] + 2 * up, x_BKCHW.shape[4] + 2 * left
+    x_BPC, g_BPD = _on_grid(x_BKCHW, H, W, up, left), _on_grid(g_BKDHW, H, W, 0, 0)
+    parts = g_BPD.new_empty(len(g_BPD), h * w, *weight[:2])
+    for place in range(h * w):
+        # g is zero where this would reach beyond a row or into the next view.
+        moved = place // w * down_by * W + place % w * right_by
+        torch.bmm(
+            g_BPD[:, : H * W * x_BKCHW.shape[1] - moved].mT, x_BPC[:, moved:], out=parts[:, place]
+        )
+    return parts.unflatten(1, (h, w)).permute(0, 3, 4, 1, 2)
+
+
+def _on_grid(x_BKCHW: Tensor, height: int, width: int, top: int, left: int) -> Tensor:
+    """Return [B, K height width, C], `x_BKCHW` at a place of a grid of zeros."""
+    B, K, C, H, W = x_BKCHW.shape
+    grid = x_BKCHW.new_zeros(B, K, height, width, C)
+    grid[:, :, top : top + H, left : left + W] = x_BKCHW.movedim(2, -1)
+    return grid.flatten(1, 3)
+
+
+def _positions(x_BKCHW: Tensor) -> Tensor:
+    """Return [B, K H W, C]: a view, where channels are last in memory."""
+    return x_BKCHW.movedim(2, -1).flatten(1, 3)
+
+
+def _side_by_side(x_BKCHW: Tensor) -> Tensor:
+    """Return [K, B C, H, W] with the channels last in memory, for which kernels are fastest."""
+    B, K, C, H, W = x_BKCHW.shape
+    return x_BKCHW.permute(1, 3, 4, 0, 2).reshape(K, H, W, B * C).permute(0, 3, 1, 2)
+
+
+def convolution_backward(
+    g: Tensor, x: Tensor, weight: Tensor, where: Where, groups: int, wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    """Return what is `wanted` of the gradients of input, weight and bias: torch's own kernels."""
+    gradients: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        g, x, weight, None, *where, False, (0, 0), groups, wanted
+    )
+    return gradients
+
+
+_FASTEST = Fastest(grouped, shifted)
