@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from privacy.clipping import clip_factors, sum_clipped
+from privacy.clipping import clip_factors
+from privacy.gradients.fused_sum import fused_sum
 
 _NUMBERS = 2**18  # in a block: 2 MiB of float64
 
@@ -91,7 +92,8 @@ class _Matrix:
     def add(self, sums: Mapping[str, Tensor], factors: Tensor) -> None:
         size = _rows(self.numbers_nm)
         blocks = zip(self.numbers_nm.split(size), factors.split(size), strict=True)
-        total_m, *others = (sum_clipped(block_nm, weights) for block_nm, weights in blocks)
+        add_up = fused_sum(self.numbers_nm.device)
+        total_m, *others = (add_up(block_nm, weights) for block_nm, weights in blocks)
         for other_m in others:
             total_m += other_m
         parts = total_m.split([column.shape.numel() for column in self.columns])
