@@ -41,8 +41,12 @@ def added_in_float32(vectors, factors):
 
 def last_record_forgotten(vectors, factors):
     kept = factors.clone()
-    kept[-2] = 0.0
+    kept[-1] = 0.0
     return by_where(vectors, kept)
+
+
+def first_record_forgotten(vectors, factors):
+    return by_where(vectors[1:], factors[1:])
 
 
 def last_columns_forgotten(vectors, factors):
@@ -70,6 +74,7 @@ def test_right_sums_are_the_same(right):
         zeroed_and_counted,
         in_float32,
         added_in_float32,
+        first_record_forgotten,
         last_record_forgotten,
         last_columns_forgotten,
     ],
