@@ -15,7 +15,7 @@ from privacy.clipping import require_positive
 from privacy.collective import Alone, Collective
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
-from privacy.gradients import choose
+from privacy.gradients import TwoPassEngine, choose
 from privacy.gradients.memory import WithinMemory
 from privacy.mechanism import step_count
 from privacy.poisson import PoissonSampler
@@ -219,7 +219,7 @@ class Trainer:
             training.dpsgd,
             PoissonSampler(attempt.key, attempt.number, q),
             self._noise,
-            WithinMemory(engine),
+            WithinMemory(engine, leaner=TwoPassEngine()),
             self._collective,
             training.micro_batch,
         )

@@ -20,6 +20,7 @@ __all__ = [
     "ModelCall",
     "RecordEngine",
     "RecordLoss",
+    "TwoPassEngine",
     "choose",
     "engine",
     "refuse_record_mixing",

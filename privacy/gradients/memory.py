@@ -54,12 +54,14 @@ def activation_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 class WithinMemory:
     """An engine that takes fewer records at a time where its device runs out of memory.
 
-    Nothing of a failed attempt is used, so the sums are those of the engine.
+    Where one record's gradients are too many, a leaner engine takes over. Nothing of a failed
+    attempt is used, so the sums are those of the engine.
     """
 
-    def __init__(self, engine: GradientEngine) -> None:
+    def __init__(self, engine: GradientEngine, leaner: GradientEngine) -> None:
+        """Use `engine` as long as a record fits, and `leaner` from then on."""
         self.name = engine.name
-        self._engine = engine
+        self._engines = [engine, leaner]
         self._most: int | None = None
 
     def sum_of_clipped(
@@ -73,15 +75,18 @@ class WithinMemory:
         """See `GradientEngine.sum_of_clipped`.
 
         Raises:
-            torch.OutOfMemoryError: one record alone does not fit.
+            torch.OutOfMemoryError: not even the leaner engine has room for one record.
         """
-        size = min(micro_batch, self._most or micro_batch)
         while True:
+            size = min(micro_batch, self._most or micro_batch)
             try:
-                return self._engine.sum_of_clipped(model, loss, records, clip_norm, size)
+                return self._engines[0].sum_of_clipped(model, loss, records, clip_norm, size)
             except torch.OutOfMemoryError:
-                if size == 1:
+                if size == 1 and len(self._engines) == 1:
                     raise
             # Outside of the handler, where the error no longer holds what did not fit.
             torch.cuda.empty_cache()
-            self._most = size = size // 2
+            if size > 1:
+                self._most = size // 2
+            else:
+                self._engines.pop(0)

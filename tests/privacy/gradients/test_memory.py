@@ -29,7 +29,7 @@ class Crowded:
 
 def test_what_does_not_fit_is_halved_and_remembered():
     crowded, model = Crowded(room=3), nn.Linear(2, 2)
-    engine = WithinMemory(crowded)
+    engine = WithinMemory(crowded, Crowded(room=0))
     found = engine.sum_of_clipped(model, loss, RECORDS, 1.0, 16)
     assert crowded.asked == [16, 8, 4, 2]
     expected = ENGINES["record"].sum_of_clipped(model, loss, RECORDS, 1.0, 16)
@@ -40,9 +40,21 @@ def test_what_does_not_fit_is_halved_and_remembered():
     assert engine.name == "crowded"
 
 
+def test_a_leaner_engine_takes_over_where_one_record_is_too_many():
+    crowded, leaner, model = Crowded(room=0), Crowded(room=1), nn.Linear(2, 2)
+    engine = WithinMemory(crowded, leaner)
+    found = engine.sum_of_clipped(model, loss, RECORDS, 1.0, 4)
+    assert (crowded.asked, leaner.asked) == ([4, 2, 1], [1])
+    expected = ENGINES["record"].sum_of_clipped(model, loss, RECORDS, 1.0, 4)
+    assert all(torch.equal(found.sums[name], total) for name, total in expected.sums.items())
+    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 4)
+    assert (crowded.asked[3:], leaner.asked[1:]) == ([], [1])
+
+
 def test_a_record_that_does_not_fit_by_itself_is_told():
+    engine = WithinMemory(Crowded(room=0), Crowded(room=0))
     with pytest.raises(torch.OutOfMemoryError):
-        WithinMemory(Crowded(room=0)).sum_of_clipped(nn.Linear(2, 2), loss, RECORDS, 1.0, 4)
+        engine.sum_of_clipped(nn.Linear(2, 2), loss, RECORDS, 1.0, 4)
 
 
 def test_bytes_are_those_of_the_activations_and_not_of_the_weights():
