@@ -18,6 +18,17 @@ from synth.denoisers.base import DenoiserConfig
 from synth.precision import Precision, computing_in
 
 
+def require_multiplicity(K: int) -> int:
+    """Return K if it can be a noise multiplicity, else raise.
+
+    Raises:
+        InvalidRequest: K is not a positive integer.
+    """
+    if isinstance(K, bool) or not isinstance(K, int) or K < 1:
+        raise InvalidRequest(f"noise multiplicity K must be a positive integer, found {K!r}")
+    return K
+
+
 def draw_views(
     config: DenoiserConfig, images: Tensor, K: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -35,29 +46,47 @@ def draw_views(
     Raises:
         InvalidRequest: K is not a positive integer.
     """
-    if isinstance(K, bool) or not isinstance(K, int) or K < 1:
-        raise InvalidRequest(f"noise multiplicity K must be a positive integer, found {K!r}")
-    N, C, H, W = images.shape
-    sigma_NK = config.sample_sigma((N, K), generator).to(images.device, images.dtype)
-    normal = torch.randn((N, K, C, H, W), generator=generator, device=generator.device)
-    normal = normal.to(images.device, images.dtype)
-    return sigma_NK, sigma_NK[:, :, None, None, None] * normal
+    N, K = len(images), require_multiplicity(K)
+    device = generator.device
+    # torch may draw 0 itself, where no noise level need be positive.
+    u_NK = torch.rand((N, K), generator=generator, dtype=torch.float64, device=device)
+    u_NK.clamp_(min=2.0**-54)
+    normal = torch.randn((N, K, *images.shape[1:]), generator=generator, device=device)
+    return form_views(config, u_NK.to(images.device), normal.to(images.device, images.dtype))
 
 
-def drop_labels(
-    labels: Tensor, null: int, probability: float, generator: torch.Generator
-) -> Tensor:
+def form_views(config: DenoiserConfig, u_NK: Tensor, normal_NKCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn plain draws into the noise levels and noises of each record's K views.
+
+    Args:
+        config: gives the noise distribution p(sigma).
+        u_NK: [N, K] float64 ~ U(0, 1), neither 0 nor 1.
+        normal_NKCHW: [N, K, C, H, W] ~ N(0, I).
+
+    Returns:
+        sigma [N, K] ~ p(sigma) and noise [N, K, C, H, W] ~ N(0, sigma^2 I), in the normals' dtype.
+    """
+    sigma_NK = config.quantile(u_NK).to(normal_NKCHW.dtype)
+    return sigma_NK, sigma_NK[:, :, None, None, None] * normal_NKCHW
+
+
+def drop_labels(labels: Tensor, null: int, probability: float, u_N: Tensor) -> Tensor:
     """Replace each label [N] by `null` with the given probability, for classifier-free guidance.
 
     Once a record, not once a view: the K views of a record share its label.
+
+    Args:
+        labels: [N] integers.
+        null: index of the label "none".
+        probability: with which a label is dropped.
+        u_N: [N] ~ U(0, 1), on any device; a label whose draw is below `probability` is dropped.
 
     Raises:
         InvalidRequest: the probability is not in [0, 1].
     """
     if not 0 <= probability <= 1:
         raise InvalidRequest(f"label drop probability must lie in [0, 1], found {probability}")
-    unit = torch.rand(labels.shape, generator=generator, device=generator.device)
-    return torch.where(unit.to(labels.device) < probability, null, labels)
+    return torch.where(u_N.to(labels.device) < probability, null, labels)
 
 
 class DenoisingLoss:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
+from synth.counter_based import normal, uniform
 from synth.denoisers import DenoiserConfig
-from synth.loss import draw_views, drop_labels
+from synth.loss import drop_labels, form_views, require_multiplicity
 from synth.shards import from_uint8
 
-_DOMAIN = "umbra/views/1"
+_DOMAIN = "umbra/views/2"
+# Streams of a record's seed.
+_LABEL, _SIGMA, _NOISE = range(3)
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class Records:
 class ViewDrawer:
     """Draws a record's K noised views and drops its label, as a function of (key, step, record).
 
-    Nothing depends on which worker asks, so a step is the same step however many workers take it
-    (on one type of device: a GPU's generator gives other numbers than a processor's). These draws
-    need no privacy (they are no part of the mechanism); they share its key derivation for being
-    reproducible exactly when masks are.
+    Nothing depends on which worker asks, in which micro-batch, or on what device but for last bits,
+    so a step is the same step however many workers take it. These draws need no privacy (they are
+    no part of the mechanism); they share its key derivation for being reproducible exactly when
+    masks are.
 
     Attributes:
         config: gives p(sigma).
@@ -57,6 +60,9 @@ class ViewDrawer:
         null: index of the label "none".
         key: 32 bytes, secret like the masks' key.
         attempt: which attempt of the run this is.
+
+    Raises:
+        InvalidRequest: K is not a positive integer.
     """
 
     config: DenoiserConfig
@@ -66,29 +72,31 @@ class ViewDrawer:
     key: bytes = field(repr=False)
     attempt: int = 0
 
+    def __post_init__(self) -> None:
+        require_multiplicity(self.K)
+
     def for_step(
         self, step: int, records: Records, record_ids: np.ndarray
     ) -> Callable[[np.ndarray], tuple[Tensor, ...]]:
-        """Return the function from positions in `record_ids` to (image, label, sigma, noise)."""
-        seeds = words_at(derive(self.key, _DOMAIN, self.attempt, step), record_ids)
+        """Return the function from positions in `record_ids` to (image, label, sigma, noise).
+
+        It draws for all its records at once, where they are, and waits for nothing there.
+        """
+        words = words_at(derive(self.key, _DOMAIN, self.attempt, step), record_ids)
+        seeds = words.view(np.int64)
 
         def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
-            ids = torch.from_numpy(record_ids[positions]).to(
-                records.labels.device, non_blocking=True
+            ids_B, seeds_B = (
+                torch.from_numpy(owned[positions]).to(records.labels.device, non_blocking=True)
+                for owned in (record_ids, seeds)
             )
-            images, labels = records.images[ids], records.labels[ids]
-            drawn = [
-                self._draw(images[i : i + 1], labels[i : i + 1], int(seeds[position]))
-                for i, position in enumerate(positions)
-            ]
-            labels, sigma, noise = (torch.cat(part) for part in zip(*drawn, strict=True))
-            return images, labels, sigma, noise
+            images, labels = records.images[ids_B], records.labels[ids_B]
+            sigma, noise = form_views(
+                self.config,
+                uniform(seeds_B, _SIGMA, (self.K,)),
+                normal(seeds_B, _NOISE, (self.K, *images.shape[1:])),
+            )
+            u_B = uniform(seeds_B, _LABEL, ())
+            return images, drop_labels(labels, self.null, self.label_dropout, u_B), sigma, noise
 
         return gather
-
-    def _draw(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        # Where the images are: a GPU draws while it is handed the next record's, and nothing has to
-        # be carried to it. torch takes seeds below 2**63 without wrapping.
-        generator = torch.Generator(image.device).manual_seed(seed >> 1)
-        label = drop_labels(label, self.null, self.label_dropout, generator)
-        return label, *draw_views(self.config, image, self.K, generator)

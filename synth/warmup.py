@@ -82,7 +82,8 @@ def train_on_means(
         labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
         images = means[labels]
         sigma, noise = draw_views(denoiser.config, images, 1, generator)
-        labels = drop_labels(labels, classes, label_dropout, generator)
+        u = torch.rand(warmup.batch, generator=generator)
+        labels = drop_labels(labels, classes, label_dropout, u)
         optimizer.zero_grad()
         # One view each of many images: the loss takes them as it takes many views of one.
         loss(denoiser, images, labels, sigma[:, 0], noise[:, 0]).backward()

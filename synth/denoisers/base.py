@@ -9,11 +9,9 @@ Shapes: B batch, C channels, H and W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 
@@ -22,8 +20,8 @@ class DenoiserConfig(ABC):
     """One preconditioning, its noise distribution and its loss weighting.
 
     Subclasses are frozen dataclasses whose fields are the config's constants. None may be measured
-    on the data: that would cost privacy. The functions of sigma work element by element and keep
-    shape and dtype.
+    on the data: that would cost privacy. All functions work element by element and keep shape and
+    dtype.
     """
 
     name: ClassVar[str]
@@ -49,21 +47,15 @@ class DenoiserConfig(ABC):
         """Loss weighting lambda(sigma)."""
 
     @abstractmethod
-    def _sigma(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-        """Draw noise levels in float64 on the generator's device."""
+    def quantile(self, u: Tensor) -> Tensor:
+        """Noise level below which p(sigma) has probability u: a draw of it where u ~ U(0, 1).
 
-    def sample_sigma(self, shape: int | Sequence[int], generator: torch.Generator) -> Tensor:
-        """Draw training noise levels from p(sigma): float32, on the generator's device."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return self._sigma(generator, shape).to(torch.float32)
+        Args:
+            u: float64 in the open interval (0, 1), any shape.
 
-
-def uniform(generator: torch.Generator, shape: Sequence[int], low: float, high: float) -> Tensor:
-    """Draw U(low, high) in float64 on the generator's device."""
-    unit = torch.rand(
-        tuple(shape), generator=generator, dtype=torch.float64, device=generator.device
-    )
-    return low + (high - low) * unit
+        Returns:
+            float64 of the same shape, positive, rising with u.
+        """
 
 
 class Denoiser(nn.Module):

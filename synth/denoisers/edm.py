@@ -1,7 +1,6 @@
 """EDM: the config of Karras et al. 2022."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,8 +60,6 @@ class EDM(DenoiserConfig):
         """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-    def _sigma(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-        normal = torch.randn(
-            tuple(shape), generator=generator, dtype=torch.float64, device=generator.device
-        )
-        return torch.exp(self.p_mean + self.p_std * normal)
+    def quantile(self, u: Tensor) -> Tensor:
+        """exp(p_mean + p_std Phi^-1(u)), the log-normal's (Karras et al. 2022, table 1)."""
+        return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))

@@ -1,7 +1,6 @@
 """v-prediction: the cosine-schedule config of Salimans & Ho 2022, in Karras et al.'s terms."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privacy.errors import InvalidRequest
-from synth.denoisers.base import DenoiserConfig, uniform
+from synth.denoisers.base import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -77,5 +76,6 @@ class V(DenoiserConfig):
         """(sigma^2 + 1) / sigma^2."""
         return (sigma**2 + 1) / sigma**2
 
-    def _sigma(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-        return self.sigma(uniform(generator, shape, self.t_min, self.t_max))
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma(t) at t = t_min + (t_max - t_min) u: uniform in t, with which sigma rises."""
+        return self.sigma(self.t_min + (self.t_max - self.t_min) * u)

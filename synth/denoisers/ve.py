@@ -1,7 +1,6 @@
 """VE: the variance-exploding config of Song et al. 2021, in Karras et al.'s terms."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privacy.errors import InvalidRequest
-from synth.denoisers.base import DenoiserConfig, uniform
+from synth.denoisers.base import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class VE(DenoiserConfig):
         """1 / sigma^2."""
         return sigma**-2
 
-    def _sigma(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma_min (sigma_max / sigma_min)^u: uniform in ln sigma."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        return torch.exp(uniform(generator, shape, low, high))
+        return torch.exp(low + (high - low) * u)

@@ -1,7 +1,6 @@
 """VP: the variance-preserving config of Song et al. 2021, in Karras et al.'s terms."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privacy.errors import InvalidRequest
-from synth.denoisers.base import DenoiserConfig, uniform
+from synth.denoisers.base import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -78,5 +77,6 @@ class VP(DenoiserConfig):
         """1 / sigma^2."""
         return sigma**-2
 
-    def _sigma(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
-        return self.sigma(uniform(generator, shape, self.epsilon_t, 1.0))
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma(t) at t = epsilon_t + (1 - epsilon_t) u: uniform in t, with which sigma rises."""
+        return self.sigma(self.epsilon_t + (1 - self.epsilon_t) * u)

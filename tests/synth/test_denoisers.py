@@ -181,21 +181,42 @@ SLIGHTLY_WRONG = {
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_noise_levels_follow_the_table(name):
-    generator = torch.Generator().manual_seed(3)
-    sigma = CONFIGS[name]().sample_sigma(20_000, generator)
-    assert sigma.dtype == torch.float32
-    assert (sigma > 0).all()
-    assert stats.kstest(sigma.double().numpy(), _cdf(name)).pvalue > 1e-3
-    wrong = CONFIGS[name](**SLIGHTLY_WRONG[name]).sample_sigma(20_000, generator)
-    assert stats.kstest(wrong.double().numpy(), _cdf(name)).pvalue < 1e-6
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sigma = CONFIGS[name]().quantile(u)
+    assert stats.kstest(sigma.numpy(), _cdf(name)).pvalue > 1e-3
+    wrong = CONFIGS[name](**SLIGHTLY_WRONG[name]).quantile(u)
+    assert stats.kstest(wrong.numpy(), _cdf(name)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_quantile_is_the_inverse_of_the_tables_distribution(name):
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    np.testing.assert_allclose(_cdf(name)(CONFIGS[name]().quantile(u).numpy()), u, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("config", "law"),
+    [
+        (EDM(p_mean=0.3, p_std=0.7), stats.lognorm(s=0.7, scale=math.exp(0.3))),
+        (VE(sigma_min=0.01, sigma_max=50.0), stats.loguniform(0.01, 50)),
+    ],
+    ids=["edm", "ve"],
+)
+def test_quantile_is_scipys(config, law):
+    u = np.concatenate([[2.0**-53, 1e-9], np.linspace(0.001, 0.999, 999), [1 - 1e-9]])
+    np.testing.assert_allclose(config.quantile(torch.from_numpy(u)), law.ppf(u), rtol=1e-9)
 
 
 @every
-def test_noise_levels_are_reproducible_and_shaped(config):
-    first, second = (config.sample_sigma((2, 5), torch.Generator().manual_seed(1)) for _ in "ab")
-    assert first.shape == (2, 5)
-    assert torch.equal(first, second)
-    assert first.unique().numel() == 10
+def test_no_draw_is_without_noise(config):
+    """Nor infinite: at the ends of what is drawn, and in float32, which the network is told."""
+    ends = torch.tensor([[2.0**-54, 0.5], [0.9, 1 - 2.0**-53]], dtype=torch.float64)
+    sigma = config.quantile(ends)
+    assert sigma.shape == (2, 2)
+    assert sigma.dtype == torch.float64
+    assert (sigma.flatten().diff() > 0).all()
+    assert (sigma.float() > 0).all()
+    assert sigma.float().isfinite().all()
 
 
 def test_sigma_data_is_not_an_argument_of_any_data():

@@ -141,9 +141,31 @@ def test_bad_multiplicity_is_refused(images, bad):
         draw_views(EDM(), images, bad, torch.Generator())
 
 
+def test_noise_levels_follow_the_config(images):
+    def p_value(config):
+        sigma, _ = draw_views(config, images, 5000, torch.Generator().manual_seed(1))
+        law = stats.lognorm(s=EDM().p_std, scale=math.exp(EDM().p_mean))
+        return stats.kstest(sigma.flatten().numpy(), law.cdf).pvalue
+
+    assert p_value(EDM()) > 1e-3
+    assert p_value(EDM(p_mean=-1.12)) < 1e-4
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_draw_of_zero_is_no_level_of_zero(name, images, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.zeros(shape, dtype=dtype))
+    sigma, noise = draw_views(CONFIGS[name](), images, K, torch.Generator())
+    assert (sigma > 0).all()
+    assert noise.isfinite().all()
+
+
+def uniform(count):
+    return torch.rand(count, generator=torch.Generator().manual_seed(0))
+
+
 def test_labels_are_dropped_at_the_asked_rate():
     labels = torch.arange(20_000) % 10
-    dropped = drop_labels(labels, 10, 0.1, torch.Generator().manual_seed(0))
+    dropped = drop_labels(labels, 10, 0.1, uniform(20_000))
     assert dropped.dtype == labels.dtype
     count = int((dropped == 10).sum())
     assert stats.binomtest(count, len(labels), 0.1).pvalue > 1e-3
@@ -155,11 +177,11 @@ def test_labels_are_dropped_at_the_asked_rate():
 
 def test_labels_are_dropped_never_or_always():
     labels = torch.zeros(1000, dtype=torch.int64)
-    assert not drop_labels(labels, 10, 0.0, torch.Generator()).any()
-    assert (drop_labels(labels, 10, 1.0, torch.Generator()) == 10).all()
+    assert not drop_labels(labels, 10, 0.0, uniform(1000)).any()
+    assert (drop_labels(labels, 10, 1.0, uniform(1000)) == 10).all()
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
 def test_bad_drop_probability_is_refused(bad):
     with pytest.raises(InvalidRequest, match="drop probability"):
-        drop_labels(torch.zeros(1, dtype=torch.int64), 10, bad, torch.Generator())
+        drop_labels(torch.zeros(1, dtype=torch.int64), 10, bad, uniform(1))

@@ -1,8 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from privacy.errors import InvalidRequest
+from privacy.keystream import derive, words_at
+from synth.counter_based import normal, uniform
 from synth.denoisers import EDM, V
 from synth.records import Records, ViewDrawer
 
@@ -26,6 +31,15 @@ def views(step=0, ids=None, positions=None, records=None, **changes):
     positions = np.arange(len(ids)) if positions is None else positions
     drawn = drawer(**{"key": KEY, "attempt": 1} | changes)
     return drawn.for_step(step, records or make_records(), ids)(np.asarray(positions))
+
+
+def normals(drawn):
+    """Return the noise of views before it was scaled."""
+    return drawn[3] / drawn[2][:, :, None, None, None]
+
+
+def correlation(a, b):
+    return abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
 class TestRecords:
@@ -86,8 +100,49 @@ class TestViewDrawer:
         "change", [{"step": 1}, {"attempt": 2}, {"key": KEY[::-1]}], ids=lambda c: next(iter(c))
     )
     def test_step_attempt_and_run_have_their_own(self, change):
-        mine, theirs = views()[3].flatten(), views(**change)[3].flatten()
-        assert abs(torch.corrcoef(torch.stack([mine, theirs]))[0, 1]) < 0.05
+        mine, theirs = normals(views()), normals(views(**change))
+        assert correlation(mine, theirs) < 6 / mine.numel() ** 0.5
+        assert not (views()[2] == views(**change)[2]).any()
+
+    def test_records_and_views_have_their_own(self):
+        drawn = normals(views())
+        for mine, theirs in ((drawn[:-1], drawn[1:]), (drawn[:, :-1], drawn[:, 1:])):
+            assert correlation(mine, theirs) < 6 / mine.numel() ** 0.5
+
+    def test_a_records_label_levels_and_noise_do_not_go_together(self):
+        dropped, level, noise = [], [], []
+        for step in range(200):
+            drawn = views(step=step)
+            dropped.append((drawn[1] == NULL).double())
+            level.append(drawn[2][:, 0].double().log())
+            noise.append(normals(drawn)[:, 0, 0, 0, 0].double())
+        parts = [torch.stack(part) for part in (dropped, level, noise)]
+        for a, b in itertools.combinations(parts, 2):
+            assert correlation(a, b) < 6 / a.numel() ** 0.5
+
+    def test_are_the_numbers_of_the_records_word(self):
+        """What is drawn, and under what seed, put together anew for one record."""
+        step, record, config = 3, 11, EDM()
+        words = words_at(derive(KEY, "umbra/views/2", 1, step), np.array([record]))
+        seed = torch.from_numpy(words.astype(np.int64))
+        _, labels, sigma, noise = views(step=step, positions=[record])
+        assert bool(labels[0] == NULL) == bool(uniform(seed, 0, ())[0] < 0.3)
+        expected = stats.lognorm(s=config.p_std, scale=np.exp(config.p_mean))
+        np.testing.assert_allclose(sigma, expected.ppf(uniform(seed, 1, (K,))), rtol=1e-6)
+        z = normal(seed, 2, (K, 1, 6, 6))
+        torch.testing.assert_close(noise, z * sigma[:, :, None, None, None])
+
+    def test_of_no_record_are_none(self):
+        images, labels, sigma, noise = views(positions=np.array([], dtype=np.int64))
+        assert images.shape == (0, 1, 6, 6)
+        assert labels.shape == (0,)
+        assert sigma.shape == (0, K)
+        assert noise.shape == (0, K, 1, 6, 6)
+
+    @pytest.mark.parametrize("bad", [0, -1, 1.5, True])
+    def test_a_bad_multiplicity_is_refused(self, bad):
+        with pytest.raises(InvalidRequest, match="multiplicity"):
+            drawer(key=KEY, K=bad)
 
     def test_follow_the_configs_noise_levels(self):
         records = make_records()
@@ -97,23 +152,26 @@ class TestViewDrawer:
         error = 6 / len(log) ** 0.5
         assert abs(log.mean() - config.p_mean) < error * config.p_std
         assert abs(log.std() - config.p_std) < error * config.p_std
-        _, _, sigma, noise = views(config=V())
-        scaled = (noise / sigma[:, :, None, None, None]).double()
+        scaled = normals(views(config=V())).double()
         assert abs(scaled.mean()) < 6 / scaled.numel() ** 0.5
         assert abs(scaled.std() - 1) < 6 / scaled.numel() ** 0.5
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    def test_on_a_gpu_they_are_drawn_there_and_depend_on_no_worker(self):
+    def test_on_a_gpu_they_are_drawn_there_and_are_the_same(self):
         records = make_records()
         there = Records(records.images.cuda(), records.labels.cuda())
-        whole = views(records=there)
+        whole, here = views(records=there), views(records=records)
         assert all(part.is_cuda for part in whole)
+        images, labels, sigma, _ = (part.cpu() for part in whole)
+        assert torch.equal(images, here[0])
+        assert torch.equal(labels, here[1])
+        torch.testing.assert_close(sigma, here[2], rtol=1e-5, atol=0)
+        torch.testing.assert_close(normals(whole).cpu(), normals(here), rtol=1e-5, atol=1e-5)
         mine = views(records=there, positions=[7, 2])
         assert all(
             torch.equal(part, all_of_it[[7, 2]])
             for part, all_of_it in zip(mine, whole, strict=True)
         )
-        assert abs((whole[3] / whole[2][:, :, None, None, None]).double().std() - 1) < 0.05
 
     def test_labels_are_dropped_at_their_rate_and_else_kept(self):
         records = make_records()

@@ -1,0 +1,96 @@
+"""Counter-based random numbers: each is a function of (seed, stream, index) and of nothing else.
+
+There is no state to carry on, so the numbers of many seeds are drawn at once, anywhere and in any
+order (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). All is integers up to
+the last functions, so a GPU draws what a processor draws but for the last bits of logarithm, root,
+cosine and sine. (torch 2.13's own, torch.func._random, has no kernels for processors.)
+
+The word of a counter c under a seed s is mix(s xor mix((c + 1) gamma)), where mix((c + 1) gamma) is
+output c of SplitMix64 started at zero (Steele et al. 2014). Both mixes are one-to-one, so one seed
+never gives the same word twice, and other seeds do not give the same words shifted, as SplitMix64
+started at each of them might.
+
+These numbers are statistically sound and no secret: mix is easily inverted. Whatever privacy rests
+on comes from `privacy.keystream`.
+
+Shapes: B seeds.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _int64(word: int) -> int:
+    """Read an unsigned 64-bit word as torch's int64, which wraps around, holds it."""
+    return word - (word >> 63 << 64)
+
+
+# SplitMix64's increment and the multipliers of its finaliser, Stafford's variant 13.
+_GAMMA = _int64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = _int64(0xBF58476D1CE4E5B9), _int64(0x94D049BB133111EB)
+
+_INDEX_BITS = 32  # of a counter: the others name the stream
+_UNIFORM_BITS = 52  # one below float64's, so that the middles of all intervals are exact
+_ANGLE_BITS = 24  # as many as float32 keeps; the radius takes the other 40, for the sake of tails
+
+
+def uniform(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Draw U(0, 1) for every seed.
+
+    Args:
+        seeds_B: [B] int64, on the device where the numbers shall be.
+        stream: from 0; other streams of one seed are other numbers.
+        shape: of one seed's numbers, fewer than 2^32.
+
+    Returns:
+        float64 [B, *shape], never 0 and never 1: the middle of one of 2^52 equal intervals. The
+        same to the last bit on every device.
+    """
+    intervals = _shift(_words(seeds_B, stream, math.prod(shape)), 64 - _UNIFORM_BITS)
+    middles = intervals.to(torch.float64).add_(0.5).mul_(2.0**-_UNIFORM_BITS)
+    return middles.view(len(seeds_B), *shape)
+
+
+def normal(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+    """Draw N(0, 1) for every seed: both numbers of Box and Muller (1958) from each word.
+
+    sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v), with u from the word's upper 40 bits
+    and v from its lower 24.
+
+    Args:
+        seeds_B: [B] int64, on the device where the numbers shall be.
+        stream: from 0; other streams of one seed are other numbers.
+        shape: of one seed's numbers, fewer than 2^33.
+
+    Returns:
+        float32 [B, *shape], none beyond 7.6 in size.
+    """
+    count = math.prod(shape)
+    words = _words(seeds_B, stream, (count + 1) // 2)
+    angle = (words & ((1 << _ANGLE_BITS) - 1)).to(torch.float32).mul_(2 * math.pi / 2**_ANGLE_BITS)
+    u = _shift(words, _ANGLE_BITS).to(torch.float32).add_(0.5).mul_(2.0 ** (_ANGLE_BITS - 64))
+    pairs = torch.polar(u.log_().mul_(-2).sqrt_(), angle)
+    # [B, pairs, 2] in memory, so that a number keeps its place whatever the shape.
+    return torch.view_as_real(pairs).flatten(1)[:, :count].reshape(len(seeds_B), *shape)
+
+
+def _words(seeds_B: Tensor, stream: int, count: int) -> Tensor:
+    """Return the first words of a stream, [B, count], of which every bit counts."""
+    first = (stream << _INDEX_BITS) + 1
+    counters = torch.arange(first, first + count, device=seeds_B.device)
+    return _mix(seeds_B[:, None] ^ _mix(counters.mul_(_GAMMA)))
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Apply SplitMix64's finaliser to int64 words in place; one-to-one."""
+    z.bitwise_xor_(_shift(z, 30)).mul_(_FIRST)
+    z.bitwise_xor_(_shift(z, 27)).mul_(_SECOND)
+    return z.bitwise_xor_(_shift(z, 31))
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right, with zeros coming in: torch's own shift of int64 repeats the sign."""
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
