@@ -6,8 +6,8 @@ gives.
 """
 
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from privacy.gradients import choose
 from privacy.gradients.memory import activation_bytes
+from synth.denoisers import Denoiser
 from synth.loss import DenoisingLoss
 from synth.precision import PRECISIONS, Precision, computing_in
 
-from .steps import LIMIT, micro_batches, non_private
+from .steps import LIMIT, in_each_order, micro_batches, non_private
 from .timing import Case, fastest, interleave
 from .workload import Workload
 
@@ -133,20 +134,28 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
     engine = choose(workload.network.size**2, workload.views, workload.kind)
     loss = DenoisingLoss(denoiser.config, precision)
 
-    def limit(size: int) -> None:
+    def limit(denoiser: Denoiser, size: int) -> None:
         with computing_in(precision, workload.kind):
             non_private(denoiser, records, size)
 
     def private(size: int) -> object:
         return engine.sum_of_clipped(denoiser, loss, records, 1.0, size)
 
-    return [_best(LIMIT, limit, n), _best(f"private, {engine.name}", private, n)]
+    orders = in_each_order(workload).values()
+    return [
+        _best(LIMIT, [partial(limit, ordered) for ordered in orders], n),
+        _best(f"private, {engine.name}", [private], n),
+    ]
 
 
-def _best(name: str, way: Callable[[int], object], n: int) -> Way:
-    sizes = micro_batches(n)
-    size = int(fastest([Case(str(size), partial(way, size)) for size in sizes]).name)
-    return Way(Case(name, partial(way, size)), size)
+def _best(name: str, ways: Sequence[Callable[[int], object]], n: int) -> Way:
+    found = {
+        str((number, size)): Way(Case(str((number, size)), partial(way, size)), size)
+        for number, way in enumerate(ways)
+        for size in micro_batches(n)
+    }
+    best = found[fastest([way.case for way in found.values()]).name]
+    return replace(best, case=replace(best.case, name=name))
 
 
 def _product(kind: str, precision: Precision) -> Case:

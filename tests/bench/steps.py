@@ -33,15 +33,22 @@ def non_private(denoiser: Denoiser, records: tuple[Tensor, ...], micro_batch: in
 
 
 def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
-    """Return the non-private step of `n` records at its best micro-batch."""
-    denoiser, records = workload.denoiser(), workload.records(n)
+    """Return the non-private step of `n` records at its best micro-batch and memory order."""
+    records = workload.records(n)
     best = fastest(
         [
-            Case(str(size), partial(non_private, denoiser, records, size))
+            Case(f"{size}, {order}", partial(non_private, denoiser, records, size))
+            for order, denoiser in in_each_order(workload).items()
             for size in micro_batches(n)
         ]
     )
     return Case(LIMIT, best.run, weight)
+
+
+def in_each_order(workload: Workload) -> dict[str, Denoiser]:
+    """Return the denoiser with its weights, and so its feature maps, in each order of memory."""
+    orders = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+    return {name: workload.denoiser().to(memory_format=order) for name, order in orders.items()}
 
 
 def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
@@ -72,7 +79,8 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
     notes = [
         f"{n} records; the training would choose the engine {chosen!r} here.",
         "All give the same sums of gradients clipped once a record (checked before timing).",
-        "Each, and the limit too, runs at its fastest micro-batch. No optimiser, no noise.",
+        "Each runs at its fastest micro-batch, the limit in its faster order of memory, too.",
+        "No optimiser, no noise.",
         "All in one process that, like a training worker, keeps the memory that it frees.",
     ]
     return cases, notes
