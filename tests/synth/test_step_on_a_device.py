@@ -1,0 +1,72 @@
+"""A step on a device that has shapes and no numbers: whoever waits for one of them fails.
+
+torch's "meta" device takes the way of a GPU through the code, so that this finds, without one, what
+would make a GPU wait and tensors that were left on the processor.
+"""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from privacy.collective import Alone
+from privacy.dp_sgd import DPSGD, PrivateGradient
+from privacy.gradients import ENGINES, clip_and_add, fastest
+from privacy.noise import SecureGaussian
+from privacy.poisson import PoissonSampler
+from synth.denoisers import EDM, Denoiser
+from synth.loss import DenoisingLoss
+from synth.networks import UNet, UNetConfig
+from synth.records import Records, ViewDrawer
+
+N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
+
+
+@pytest.fixture(autouse=True)
+def _numberless(monkeypatch):
+    monkeypatch.setattr(fastest, "_wait_for", lambda device: None)
+    # Autocast knows no such device.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+
+
+def step(engine, micro_batch):
+    """Draw views, clip, sum, noise and divide; return the gradients."""
+    config = UNetConfig(8, 1, 16, (1, 2), 1, (4,), CLASSES)
+    denoiser = Denoiser(UNet(config), EDM()).to("meta")
+    images = np.zeros((N, 8, 8, 1), dtype=np.uint8)
+    records = Records.from_uint8(images, np.zeros(N, dtype=np.int64), torch.device("meta"))
+    gradient = PrivateGradient(
+        DPSGD(N, 1.0, 1.0, 1.0),
+        PoissonSampler(KEY, 1, 1.0),
+        SecureGaussian.seeded(0),
+        ENGINES[engine],
+        Alone(),
+        micro_batch,
+    )
+    owned = np.arange(N)
+    gather = ViewDrawer(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records, owned)
+    return denoiser, gradient(0, denoiser, DenoisingLoss(EDM()), owned, gather)
+
+
+# The two-pass engine compares its passes, and has to wait for both.
+@pytest.mark.parametrize("engine", sorted(ENGINES.keys() - {"two-pass"}))
+@pytest.mark.parametrize("micro_batch", [4, N])
+def test_nothing_waits_for_a_number(engine, micro_batch):
+    denoiser, gradient = step(engine, micro_batch)
+    for name, parameter in denoiser.named_parameters():
+        assert gradient[name].device.type == "meta"
+        assert (gradient[name].shape, gradient[name].dtype) == (parameter.shape, torch.float32)
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "record"])
+def test_who_waits_is_found(engine, monkeypatch):
+    shipped = clip_and_add.clip_factors
+
+    def waits(norms, clip_norm):
+        assert norms.isfinite().all()
+        return shipped(norms, clip_norm)
+
+    monkeypatch.setattr(clip_and_add, "clip_factors", waits)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        step(engine, N)
