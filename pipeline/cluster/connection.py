@@ -21,8 +21,9 @@ NAMESPACE = "umbra"
 
 # Read by Ray and by the workers it starts, so they are set before Ray is imported.
 _QUIET = {
-    # Starting takes 5 s, but a busy machine has been seen to need a minute.
-    "RAY_raylet_start_wait_time_s": "120",
+    # Starting takes 5 s, but a busy machine has been seen to need a minute. No signal breaks this
+    # wait off, so that it is also how long a full disk goes untold that Ray met in starting.
+    "RAY_raylet_start_wait_time_s": "90",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
