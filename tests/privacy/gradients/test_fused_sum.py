@@ -131,13 +131,17 @@ sizes = {{"ROWS": _ROWS, "COLUMNS": _COLUMNS}}
 types = dict(vectors_nm="*fp32", factors_n="*fp64", total_m="*fp64", n="i32", m="i32")
 source = triton.compiler.ASTSource(_sum, types | dict.fromkeys(sizes, "constexpr"), sizes)
 assert triton.compile(source, GPUTarget("cuda", 90, 32)).asm["cubin"]
+assert [p.name for p in _sum.params if p.do_not_specialize] == ["n"]
 """
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")])
 def test_the_kernel_without_a_gpu(code, interpret):
-    """Its numbers in Triton's interpreter, which lets pass what the compiler for a GPU does not."""
+    """Its numbers in Triton's interpreter, which lets pass what the compiler for a GPU does not.
+
+    No kernel is made for a number of records, which is private: kernels are kept on disk.
+    """
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TRITON_INTERPRET": interpret},
