@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -118,6 +120,58 @@ def test_who_does_not_heed_is_woken_again(clock):
             clock.seconds += subject._PATIENCE
         _wait()
     assert len(heard) == 2
+
+
+def test_coming_and_going_are_not_broken_off(monkeypatch):
+    passed = []
+
+    @contextlib.contextmanager
+    def polled(look, seconds):
+        signal.raise_signal(signal.SIGUSR1)
+        passed.append("in")
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGUSR1)
+            passed.append("out")
+
+    monkeypatch.setattr(subject, "polled", polled)
+    with raised_if(Hopeless()):
+        passed.append("within")
+    assert passed == ["in", "within", "out"]
+
+
+LEAVING = """
+import random, signal, threading, time
+from pipeline.cluster import watchdog
+from privacy.errors import DataError
+
+watchdog._SECONDS = 0.0005
+others = threading.active_count()
+ends = set()
+for number in range(600):
+    try:
+        with watchdog.raised_if(lambda: DataError("hopeless"), patience=0):
+            end = time.perf_counter() + random.random() * 0.002
+            while time.perf_counter() < end:
+                # Who holds the interpreter is woken as it leaves, who lets it go as it works.
+                if number % 2:
+                    time.sleep(0.00005)
+        ends.add("by itself")
+    except BaseException as error:
+        ends.add(type(error).__name__)
+assert ends == {"by itself", "DataError"}, ends
+assert threading.active_count() == others
+assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+"""
+
+
+def test_a_block_that_ends_as_it_is_woken_is_left_in_good_order():
+    """Without a thread that would wake nobody, of which the whole process would die."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
