@@ -5,12 +5,15 @@ is materialised but one gradient at a time.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from privacy.gradients.base import (
     ClippedSum,
+    ModelCall,
     RecordLoss,
     require_scalar,
     sum_over_micro_batches,
@@ -35,10 +38,14 @@ class RecordEngine:
         """See `GradientEngine.sum_of_clipped`."""
 
         def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            parameters = trainable(model)
+            parameters = _channels_last(trainable(model))
+
+            def call(*args: Any, **kwargs: Any) -> Tensor:
+                return functional_call(model, parameters, args, kwargs)
+
             found = []
             for record in zip(*part, strict=True):
-                value, gradients = _gradients(model, loss, record, parameters)
+                value, gradients = _gradients(call, loss, record, parameters)
                 found.append((value, add_clipped(sums, gradients, clip_norm)[0]))
             losses, norms = zip(*found, strict=True)
             return torch.stack(losses), torch.stack(norms)
@@ -46,11 +53,24 @@ class RecordEngine:
         return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
 
 
+def _channels_last(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return leaves with the parameters' values, whose order in memory feature maps follow.
+
+    It takes a few hundredths off a CPU's backward pass of large feature maps.
+    """
+
+    def ordered(weight: Tensor) -> Tensor:
+        # Not `contiguous`, which leaves a weight of one channel as it is, and all maps with it.
+        return weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight
+
+    return {name: ordered(p.detach()).requires_grad_() for name, p in parameters.items()}
+
+
 def _gradients(
-    model: nn.Module,
+    model: ModelCall,
     loss: RecordLoss,
     record: tuple[Tensor, ...],
-    parameters: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return one record's loss and its gradients [1, ...] by parameter."""
     with torch.enable_grad():
