@@ -40,7 +40,7 @@ MOST = 0.03  # of a run
 TOTALS = (200, 1000, 4500)  # steps T: a small run, a usual one, the paper's for MNIST
 
 _BLOCK = 2  # steps of a turn: the shorter, the more alike is what both sides meet
-_TRIAL_RECORDS, _TRIAL_STEPS = 64, 10
+_TRIAL_RECORDS, _TRIAL_STEPS = 128, 20
 
 
 @dataclass(frozen=True)
