@@ -78,7 +78,11 @@ def test_from_how_many_steps_on_the_share_is_small(measured):
 
 
 def test_the_batch_is_scaled_to_half_a_second(subject):
-    for step, batch in ((0.25, 128), (1000.0, 1), (1e-6, subject.SMALL.dataset)):
+    for step, batch in (
+        (0.25, 2 * subject._TRIAL_RECORDS),
+        (1000.0, 1),
+        (1e-6, subject.SMALL.dataset),
+    ):
         trial = subject.Timed(_ends([step] * 5 + [99.0]))
         assert subject.calibrated(trial) == batch
 
