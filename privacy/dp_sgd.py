@@ -133,8 +133,8 @@ class PrivateGradient:
             )
         self._next_step = step + 1
         parameters = trainable(model)
-        # Beside the gradients, which a GPU would else be done with long before: a core takes a
-        # tenth of a second for a million numbers.
+        # Noise is drawn beside the gradients, or a GPU would wait for it: a core takes a tenth of a
+        # second for a million numbers.
         with ThreadPoolExecutor(max_workers=1) as beside:
             drawn = beside.submit(self._draw, parameters)
             chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
