@@ -20,7 +20,10 @@ _NUMBERS = 2**18  # in a block: 2 MiB of float64
 
 
 def add_clipped(
-    sums: Mapping[str, Tensor], gradients: Mapping[str, Tensor], clip_norm: float
+    sums: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    clip_norm: float,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Clip every record's gradients jointly to C and add their sum to `sums`, in place.
 
@@ -28,6 +31,8 @@ def add_clipped(
         sums: float64 [...] by parameter; those without gradients stay as they are.
         gradients: [n, ...] of at least one parameter.
         clip_norm: C, positive.
+        present: bool [n], the rows that are records; the others add exactly nothing, whatever
+            they hold. All are if not said.
 
     Returns:
         The float64 [n] L2 norms over all gradients, before clipping.
@@ -35,6 +40,8 @@ def add_clipped(
     matrices = list(_matrices(gradients))
     norms = torch.stack([_squared_norms(matrix.numbers_nm) for matrix in matrices]).sum(0).sqrt()
     factors = clip_factors(norms, clip_norm)
+    if present is not None:
+        factors = factors.masked_fill(~present, 0.0)
     for matrix in matrices:
         matrix.add(sums, factors)
     return norms
