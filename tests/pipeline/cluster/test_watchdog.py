@@ -111,13 +111,16 @@ def test_what_fails_for_the_reason_is_told_by_it(monkeypatch):
 
 
 def test_who_does_not_heed_is_woken_again(clock):
-    heard = []
-    with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
+    hopeless, heard = Hopeless(), []
+    with pytest.raises(DataError, match="why"), raised_if(hopeless, patience=0):
         for _ in range(2):
             with contextlib.suppress(subject._Woken):
+                # Not before: a wake between the two blocks would end the outer one.
+                hopeless.reason = DataError("why")
+                clock.seconds += subject._PATIENCE
                 _wait()
             heard.append(True)
-            clock.seconds += subject._PATIENCE
+        clock.seconds += subject._PATIENCE
         _wait()
     assert len(heard) == 2
 
