@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from privacy.clipping import require_positive
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest
 from privacy.gradients import GradientEngine, RecordLoss
-from privacy.gradients.base import trainable
+from privacy.gradients.base import add_to, trainable, zero_sums
 from privacy.keystream import require_uint64
 from privacy.mechanism import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
@@ -160,15 +159,11 @@ class PrivateGradient:
         self, model: nn.Module, loss: RecordLoss, chosen: np.ndarray, gather: Gather
     ) -> dict[str, Tensor]:
         """Sum over the chosen records, a micro-batch at a time; zeros if there is none."""
-        sums = {
-            name: torch.zeros(p.shape, dtype=torch.float64, device=p.device)
-            for name, p in trainable(model).items()
-        }
+        sums = zero_sums(trainable(model))
         for start in range(0, len(chosen), self._micro_batch):
             records = gather(chosen[start : start + self._micro_batch])
             part = self._engine.sum_of_clipped(
                 model, loss, records, self.dpsgd.clip_norm, self._micro_batch
             )
-            for name, total in part.sums.items():
-                sums[name] += total
+            add_to(sums, part.sums)
         return sums

@@ -36,8 +36,11 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the model's present parameters into the average; once after every step."""
-        for name, parameter in model.named_parameters():
-            self._average[name].lerp_(parameter.to(torch.float32), 1 - self.decay)
+        named = dict(model.named_parameters())
+        averages = [self._average[name] for name in named]
+        latest = [parameter.to(torch.float32) for parameter in named.values()]
+        # All at once: to tell a GPU of each takes longer than what it does with it.
+        torch._foreach_lerp_(averages, latest, 1 - self.decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
