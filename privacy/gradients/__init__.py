@@ -8,6 +8,7 @@ from privacy.gradients.base import (
     RecordLoss,
     refuse_record_mixing,
 )
+from privacy.gradients.captured import CapturedEngine
 from privacy.gradients.layerwise import LayerwiseEngine
 from privacy.gradients.record import RecordEngine
 from privacy.gradients.two_pass import TwoPassEngine
@@ -15,8 +16,10 @@ from privacy.gradients.vmap import VmapEngine
 
 __all__ = [
     "ENGINES",
+    "CapturedEngine",
     "ClippedSum",
     "GradientEngine",
+    "LayerwiseEngine",
     "ModelCall",
     "RecordEngine",
     "RecordLoss",
@@ -27,7 +30,14 @@ __all__ = [
 ]
 
 ENGINES: dict[str, GradientEngine] = {
-    e.name: e for e in (RecordEngine(), VmapEngine(), LayerwiseEngine(), TwoPassEngine())
+    e.name: e
+    for e in (
+        RecordEngine(),
+        VmapEngine(),
+        LayerwiseEngine(),
+        CapturedEngine(),
+        TwoPassEngine(),
+    )
 }
 
 # On a CPU a record this large keeps the cores busy by itself, and its plain backward pass already
@@ -53,12 +63,15 @@ def choose(pixels: int, views: int, device_type: str) -> GradientEngine:
     """Return the engine that is likely fastest; which one it is has no influence on the sums.
 
     The rule sees public numbers only: a record by itself fills a CPU from about 8192 pixels times
-    views on, while a GPU always needs many records a launch.
+    views on, while a GPU always needs many records a launch. What it takes is one that nobody else
+    has: its graph, and the memory of that, go with the training that asked.
 
     Args:
         pixels: height times width of an image.
         views: K, noised copies of a record in a step.
         device_type: `torch.device.type` of the model.
     """
+    if device_type == "cuda":
+        return CapturedEngine()
     large = device_type == "cpu" and pixels * views >= _LARGE_RECORD
     return ENGINES["record" if large else "layerwise"]

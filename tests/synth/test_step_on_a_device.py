@@ -5,14 +5,17 @@ would make a GPU wait and tensors that were left on the processor.
 """
 
 from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from privacy.collective import Alone
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import ENGINES, clip_and_add, fastest
+from privacy.gradients import ENGINES, CapturedEngine, clip_and_add, fastest
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.denoisers import EDM, Denoiser
@@ -30,7 +33,7 @@ def _numberless(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
 
 
-def step(engine, micro_batch):
+def step(engine, micro_batch, precision="float32"):
     """Draw views, clip, sum, noise and divide; return the gradients."""
     config = UNetConfig(8, 1, 16, (1, 2), 1, (4,), CLASSES)
     denoiser = Denoiser(UNet(config), EDM()).to("meta")
@@ -40,13 +43,13 @@ def step(engine, micro_batch):
         DPSGD(N, 1.0, 1.0, 1.0),
         PoissonSampler(KEY, 1, 1.0),
         SecureGaussian.seeded(0),
-        ENGINES[engine],
+        ENGINES[engine] if isinstance(engine, str) else engine,
         Alone(),
         micro_batch,
     )
     owned = np.arange(N)
     gather = ViewDrawer(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records, owned)
-    return denoiser, gradient(0, denoiser, DenoisingLoss(EDM()), owned, gather)
+    return denoiser, gradient(0, denoiser, DenoisingLoss(EDM(), precision), owned, gather)
 
 
 # The two-pass engine compares its passes, and has to wait for both.
@@ -70,3 +73,47 @@ def test_who_waits_is_found(engine, monkeypatch):
     monkeypatch.setattr(clip_and_add, "clip_factors", waits)
     with pytest.raises((RuntimeError, NotImplementedError)):
         step(engine, N)
+
+
+class Captured(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold: tensors that come from the processor or go there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        if len({x.device for x in tensors}) > 1:
+            raise RuntimeError(f"{func} goes between devices")
+        return result
+
+
+def no_tensor(*args, **kwargs):
+    """In place of `torch.tensor`, which copies its numbers to the device where no mode sees it."""
+    raise RuntimeError("torch.tensor goes between devices")
+
+
+def captured(work, device):
+    def replay():
+        with Captured(), mock.patch.object(torch, "tensor", no_tensor):
+            work()
+
+    return replay
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_captured_stays_on_its_device(precision):
+    step(CapturedEngine(captured), 4, precision)
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        lambda loss: loss * torch.ones(1).to("meta").sum(),
+        lambda loss: loss * torch.zeros(()),
+        lambda loss: loss * torch.tensor(2.0, device="meta"),
+    ],
+)
+def test_what_comes_from_the_processor_is_found(leaves, monkeypatch):
+    shipped = DenoisingLoss.__call__
+    monkeypatch.setattr(DenoisingLoss, "__call__", lambda *args: leaves(shipped(*args)))
+    with pytest.raises(RuntimeError, match="goes between devices"):
+        step(CapturedEngine(captured), 4)

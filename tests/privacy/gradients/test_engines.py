@@ -461,17 +461,23 @@ def test_the_repr_shows_nothing_private(engine):
         (28 * 28, 16, "cpu", "record"),
         (28 * 28, 8, "cpu", "layerwise"),
         (8 * 8, 8, "cpu", "layerwise"),
-        (28 * 28, 32, "cuda", "layerwise"),
-        (8 * 8, 8, "cuda", "layerwise"),
+        (28 * 28, 32, "cuda", "captured"),
+        (8 * 8, 8, "cuda", "captured"),
     ],
 )
 def test_the_choice_depends_on_public_sizes(pixels, views, device, name):
-    assert choose(pixels, views, device) is gradients.engine(name)
+    assert type(choose(pixels, views, device)) is type(gradients.engine(name))
     assert choose(pixels, views, device).name == name
 
 
+def test_no_two_trainings_on_gpus_share_a_graph():
+    one, other = choose(64, 8, "cuda"), choose(64, 8, "cuda")
+    assert one is not other
+    assert gradients.engine("captured") not in (one, other)
+
+
 def test_unknown_engines_are_refused():
-    with pytest.raises(InvalidRequest, match="layerwise, record, two-pass, vmap"):
+    with pytest.raises(InvalidRequest, match="captured, layerwise, record, two-pass, vmap"):
         gradients.engine("ghost")
 
 

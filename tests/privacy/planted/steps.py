@@ -14,6 +14,7 @@ from privacy.audit.mechanism import StepPath, audit_mechanism
 from privacy.audit.mechanism.toy import toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES, clip_and_add
+from privacy.gradients.fixed_batch import FixedBatch
 from privacy.keystream import KeyStream
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
@@ -103,6 +104,19 @@ class PrivateMean(WrongEngine):
         return dataclasses.replace(
             result, sums={name: total * (clip_norm / mean) for name, total in result.sums.items()}
         )
+
+
+class FilledUpByStaleRows(WrongEngine):
+    """Rows that no record fills are what they were in the batch before, and are counted."""
+
+    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
+        def wrong(batch, records):
+            for held, given in zip(batch.records, records, strict=True):
+                held[: len(given)] = given
+            batch.present[:] = True
+
+        with mock.patch.object(FixedBatch, "fill", wrong):
+            return super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
 
 
 # Noise.
@@ -247,6 +261,14 @@ OF_GRADIENTS = [
     ("double accumulation: not cleared", part(step=AccumulatorNotCleared), (LEVELS,)),
 ]
 
+OF_FIXED_BATCHES = [
+    (
+        "rows that fill a micro-batch up are counted",
+        wrong_engine(FilledUpByStaleRows),
+        (LEVELS, SENSITIVITY),
+    ),
+]
+
 OF_STEPS = [
     ("noise missing", part(noise=Silent), (VARIANCE, EMPTY, FRESH)),
     ("noise on every rank", part(step=NoiseOnEveryRank), (VARIANCE, EMPTY)),
@@ -284,6 +306,7 @@ def planted_findings(plant, engine):
 
 PLANTED = [
     *((engine, bug) for engine in ENGINES for bug in OF_GRADIENTS),
+    *(("captured", bug) for bug in OF_FIXED_BATCHES),
     *((DEFAULT, bug) for bug in OF_STEPS),
 ]
 

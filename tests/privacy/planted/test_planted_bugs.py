@@ -18,6 +18,7 @@ MUST_BE_CAUGHT = [
     "real batch size as divisor",
     "empty batch skipped",
     "double accumulation",
+    "rows that fill a micro-batch up are counted",
     "NaN record taints the sum",
     "noise state reused after restart",
     "attempts not charged",
