@@ -15,7 +15,7 @@ from pipeline.spec.synthesize import Synthesize
 from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
 from privacy.gradients import GradientEngine, choose
-from privacy.gradients.memory import micro_batch
+from privacy.gradients.memory import evened, largest_batch, micro_batch
 from privacy.mechanism import SubsampledGaussian
 from synth.denoisers import Denoiser, denoiser_config
 from synth.networks import UNet, UNetConfig
@@ -130,7 +130,7 @@ def build_training(spec: Spec, reservation: Reservation) -> Training:
         classes=len(spec.data.classes),
         charge_block=train.charge_block,
         checkpoint_every=train.checkpoint_every,
-        micro_batch=train.micro_batch or fitting_micro_batch(spec),
+        micro_batch=micro_batch_of(spec),
         precision=train.precision,
         warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
     )
@@ -141,8 +141,28 @@ def gradient_engine(spec: Spec) -> GradientEngine:
     return choose(spec.data.size**2, spec.train.views, _device_type(spec))
 
 
-def fitting_micro_batch(spec: Spec) -> int:
-    """The records in memory at a time, where the spec leaves it open: half of a worker's memory."""
+def micro_batch_of(spec: Spec) -> int:
+    """The records in memory at a time: the spec's, or as many as fit.
+
+    A GPU takes a micro-batch of one size at a time, filled up with empty rows: so there it is never
+    larger than a worker's batch, and where the spec leaves it open, a whole number of them makes a
+    large batch.
+    """
+    own = spec.train.micro_batch
+    if _device_type(spec) == "cpu":
+        return own or _fitting(spec)
+    largest = _largest_batch(spec)
+    return min(own, largest) if own else evened(_fitting(spec), largest)
+
+
+def _largest_batch(spec: Spec) -> int:
+    """What hardly a batch of a worker exceeds; how many workers "auto" is, is not known yet."""
+    workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
+    return largest_batch(spec.train.batch / workers, -(-spec.data.records // workers))
+
+
+def _fitting(spec: Spec) -> int:
+    """The records that half of a worker's memory holds, and that make no more than enough work."""
     device_type, memory = _device_type(spec), spec.resources.memory_gib_per_worker
     gib = memory / 2 if memory else _MICRO_BATCH_GIB[device_type]
     with torch.device("meta"):

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.building import (
     build_denoiser,
     build_sampler,
-    fitting_micro_batch,
     gradient_engine,
+    micro_batch_of,
     views_of,
 )
 from pipeline.spec import Spec
@@ -87,7 +87,7 @@ def estimate(spec: Spec, views: float, *, trial: bool = True) -> Cost:
     forward = _forward_flops(denoiser, inputs)
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     engine = gradient_engine(spec)
-    micro_batch = spec.train.micro_batch or fitting_micro_batch(spec)
+    micro_batch = micro_batch_of(spec)
     records_at_once = 1 if isinstance(engine, RecordEngine) else micro_batch
     activations = activation_bytes(denoiser, inputs) * spec.train.views * records_at_once
     evaluations = spec.synthesize.total * evaluations_per_image(spec)

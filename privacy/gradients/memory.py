@@ -1,5 +1,7 @@
 """How many records fit into memory at a time: estimated, and halved where it was too many."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from privacy.gradients.base import ClippedSum, GradientEngine, RecordLoss
 # wants as many as fit).
 _ENOUGH = {"cpu": 2**17}
 _FLOAT = 4
+# Of a batch drawn record by record, above its expectation: one in 1000 is larger.
+_DEVIATIONS = 3
 
 
 def micro_batch(
@@ -33,6 +37,24 @@ def micro_batch(
     record = views * activation_bytes(model, inputs) + _FLOAT * parameters
     enough = -(-_ENOUGH[device_type] // (views * pixels)) if device_type in _ENOUGH else limit
     return max(1, min(enough, limit // record))
+
+
+def largest_batch(expected: float, records: int) -> int:
+    """Return a size that hardly a batch exceeds, from public numbers: at most all records.
+
+    Args:
+        expected: size of a batch that is drawn record by record.
+        records: that it is drawn from.
+    """
+    return max(1, min(records, math.ceil(expected + _DEVIATIONS * math.sqrt(expected))))
+
+
+def evened(fitting: int, largest: int) -> int:
+    """Return a micro-batch of at most `fitting`, as many of which as are needed make `largest`.
+
+    Where every micro-batch is filled up to its size, as on a GPU, few rows are empty then.
+    """
+    return -(-largest // -(-largest // fitting))
 
 
 def activation_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

@@ -11,6 +11,7 @@ from pipeline.building import (
     build_guided,
     build_sampler,
     build_training,
+    micro_batch_of,
 )
 from pipeline.spec import Spec
 from synth.denoisers import EDM, VE, VP, V
@@ -32,7 +33,8 @@ def _spec(**sections: dict[str, Any]) -> Spec:
             "privacy": {"epsilon": 10.0, "delta": 1e-4},
             "model": {"base": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
             | sections.get("model", {}),
-            "train": {"batch": 64, "steps": 10, "views": 2},
+            "train": {"batch": 64, "steps": 10, "views": 2} | sections.get("train", {}),
+            "resources": sections.get("resources", {}),
             "synthesize": {"images": 6, "steps": 7} | sections.get("synthesize", {}),
         }
     )
@@ -106,3 +108,45 @@ def test_what_is_trained_is_what_was_reserved(house, blots_spec):
     training = build_training(run.spec(), reservation)
     assert training.dpsgd.mechanism(training.steps) == mechanism
     assert (training.dpsgd.records, training.steps, training.views) == (40, 4, 2)
+
+
+GPU = {"gpus_per_worker": 1}
+
+
+@pytest.mark.parametrize(
+    ("train", "resources", "expected"),
+    [
+        # All of a large batch fits: 64 expected and 3 deviations of 8.
+        ({}, GPU, 88),
+        # So does a worker's: 32 and 3 times 5.66, however many "auto" will be.
+        ({}, GPU | {"workers": 2}, 49),
+        ({}, GPU | {"workers": "auto"}, 88),
+        ({}, GPU | {"gpus_per_worker": 0.5}, 88),
+        # What is stated bounds it, and is never filled up beyond a large batch.
+        ({"micro_batch": 30}, GPU, 30),
+        ({"micro_batch": 5000}, GPU, 88),
+        ({"micro_batch": 5000}, {}, 5000),
+        # All records of a worker are the largest there can be.
+        ({"batch": 1437}, GPU, 1437),
+        ({"batch": 1437}, GPU | {"workers": 4}, 360),
+    ],
+)
+def test_a_gpus_micro_batch_is_made_for_public_sizes(train, resources, expected) -> None:
+    assert micro_batch_of(_spec(train=train, resources=resources)) == expected
+
+
+def test_a_gpu_with_little_memory_takes_equal_parts_of_a_large_batch() -> None:
+    sizes = {}
+    for gib in (0.02, 0.05, 0.1):
+        memory = {"memory_gib_per_worker": gib}
+        fitting = micro_batch_of(_spec(train={"batch": 1437}, resources=GPU | memory))
+        assert fitting < 1437
+        parts = -(-1437 // fitting)
+        assert parts * fitting - 1437 < parts
+        sizes[gib] = fitting
+    assert len(set(sizes.values())) == 3
+
+
+def test_a_cpus_micro_batch_does_not_depend_on_the_batch() -> None:
+    sizes = {micro_batch_of(_spec(train={"batch": batch})) for batch in (1, 64, 1437)}
+    assert sizes == {2**17 // (2 * 8 * 8)}

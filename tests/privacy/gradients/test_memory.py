@@ -1,9 +1,16 @@
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from privacy.gradients import ENGINES
-from privacy.gradients.memory import WithinMemory, activation_bytes, micro_batch
+from privacy.gradients.memory import (
+    WithinMemory,
+    activation_bytes,
+    evened,
+    largest_batch,
+    micro_batch,
+)
 
 RECORDS = (torch.arange(12.0).reshape(6, 2),)
 
@@ -75,3 +82,30 @@ def test_the_micro_batch_follows_from_public_sizes():
     assert micro_batch(model, inputs, 32, 784, "cpu", limit=2**40) == 6
     assert micro_batch(model, inputs, 8, 64, "cuda", limit=1000 * record) == 1000
     assert micro_batch(model, inputs, 8, 64, "cpu", limit=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "records", "largest"),
+    [(64, 10**4, 88), (64, 70, 70), (60_000, 60_000, 60_000), (0.5, 9, 3), (1, 1, 1), (1e-9, 5, 1)],
+)
+def test_the_largest_batch_is_three_deviations_above_and_never_all_and_more(
+    expected, records, largest
+):
+    assert largest_batch(expected, records) == largest
+
+
+@pytest.mark.parametrize("expected", [16, 64, 500, 4096])
+def test_hardly_a_batch_is_larger_than_the_largest(expected):
+    exceeded = stats.binom.sf(largest_batch(expected, 10**6), 10**6, expected / 10**6)
+    assert 1e-4 < exceeded < 3e-3
+
+
+def test_micro_batches_fill_a_large_batch_evenly():
+    for largest in range(1, 200):
+        for fitting in range(1, 250):
+            size = evened(fitting, largest)
+            count = -(-largest // size)
+            assert 1 <= size <= fitting
+            # No more of them than of the largest that fit, and less than one empty row in each.
+            assert count == -(-largest // fitting)
+            assert 0 <= size * count - largest < count
