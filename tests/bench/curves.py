@@ -76,7 +76,8 @@ def curves(rounds: int, kind: str) -> Iterator[Curve]:
     small = replace(SMALL, kind=kind)
     times = _GPU_TIMES if kind == "cuda" else 1
     size = _MICRO_BATCH * times
-    engine = choose(small.network.size**2, small.views, kind)
+    # Each step has its own, or what is captured for one would be made anew for the next.
+    engine = partial(choose, small.network.size**2, small.views, kind)
     step = partial(_step, engine=engine, micro_batch=size)
 
     of_records = [step(small, times * n) for n in _RECORDS]
@@ -116,7 +117,7 @@ def workers(rounds: int, counts: Sequence[int] = _WORKERS) -> Curve:
 def _alone(rounds: int) -> list[float]:
     """Return seconds of each round."""
     torch.set_num_threads(1)
-    engine = choose(SMALL.network.size**2, SMALL.views, "cpu")
+    engine = partial(choose, SMALL.network.size**2, SMALL.views, "cpu")
     step = _step(SMALL, 2 * _MICRO_BATCH, engine, _MICRO_BATCH)
     seconds = []
     for _ in range(rounds):
@@ -127,10 +128,10 @@ def _alone(rounds: int) -> list[float]:
 
 
 def _step(
-    workload: Workload, n: int, engine: GradientEngine, micro_batch: int
+    workload: Workload, n: int, engine: Callable[[], GradientEngine], micro_batch: int
 ) -> Callable[[], object]:
     denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    return partial(engine.sum_of_clipped, denoiser, loss, records, 1.0, micro_batch)
+    return partial(engine().sum_of_clipped, denoiser, loss, records, 1.0, micro_batch)
 
 
 def _curve(

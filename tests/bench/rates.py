@@ -8,13 +8,13 @@ gives.
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from privacy.gradients import choose
+from privacy.gradients import GradientEngine, choose
 from privacy.gradients.memory import activation_bytes
 from synth.denoisers import Denoiser
 from synth.loss import DenoisingLoss
@@ -131,20 +131,24 @@ def least_bytes(workload: Workload, n: int, micro_batch: int, precision: Precisi
 
 def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
     denoiser, records = workload.denoiser(), workload.records(n)
-    engine = choose(workload.network.size**2, workload.views, workload.kind)
     loss = DenoisingLoss(denoiser.config, precision)
+
+    @cache
+    def engine(size: int) -> GradientEngine:
+        # One for each size: what is captured is made anew when the size changes.
+        return choose(workload.network.size**2, workload.views, workload.kind)
 
     def limit(denoiser: Denoiser, size: int) -> None:
         with computing_in(precision, workload.kind):
             non_private(denoiser, records, size)
 
     def private(size: int) -> object:
-        return engine.sum_of_clipped(denoiser, loss, records, 1.0, size)
+        return engine(size).sum_of_clipped(denoiser, loss, records, 1.0, size)
 
     orders = in_each_order(workload).values()
     return [
         _best(LIMIT, [partial(limit, ordered) for ordered in orders], n),
-        _best(f"private, {engine.name}", [private], n),
+        _best(f"private, {engine(n).name}", [private], n),
     ]
 
 

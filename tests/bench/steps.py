@@ -1,12 +1,13 @@
 """The price of clipping: every way to clipped per-record gradients beside the non-private step."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from copy import copy
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from privacy.gradients import ENGINES, choose
+from privacy.gradients import ENGINES, GradientEngine, choose
 from synth.denoisers import Denoiser
 
 from .opacus_peer import OpacusPeer
@@ -65,8 +66,14 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
     clip_norm = float(norms.median())  # half of the records are clipped
     expected = record.sum_of_clipped(denoiser, loss, records, clip_norm, n).sums
 
+    @cache
+    def engine(name: str, size: int) -> GradientEngine:
+        # One for each size: what is captured is made anew when the size changes.
+        return copy(ENGINES[name])
+
     def by_engine(name: str, size: int) -> Sums:
-        return ENGINES[name].sum_of_clipped(denoiser, loss, records, clip_norm, size).sums
+        own = engine(name, size)
+        return own.sum_of_clipped(denoiser, loss, records, clip_norm, size).sums
 
     ways: dict[str, Callable[[int], Sums]] = {name: partial(by_engine, name) for name in ENGINES}
     ways["Opacus, K forwards"] = partial(OpacusPeer(denoiser, clip_norm).sums, records)
