@@ -473,7 +473,7 @@ def test_a_copy_has_nothing_of_what_was_captured(copied):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.filterwarnings("error:a GPU does its work kernel by kernel:RuntimeWarning")
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_gpus_graph_gives_what_its_kernels_give(name):
     log = Log(replayable)
