@@ -104,7 +104,7 @@ class _Task:
     Attributes:
         model, loss, clip_norm, micro_batch: of `GradientEngine.sum_of_clipped`. Model and loss are
             held, so that no other objects can take their identities.
-        records: zeros [0, ...] in place of the records.
+        records: of shape [0, ...], in place of the records.
         kind: what else has to be the same: identities, shapes, addresses.
     """
 
