@@ -28,6 +28,8 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # It would take the controller's logger, which is silenced, for its own.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -51,6 +53,8 @@ _ALONE = {
     "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
     "RAY_object_manager_timer_freq_ms": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
@@ -139,8 +143,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def _join(arguments: dict[str, Any], address: str | None) -> None:
     import ray
 
+    from pipeline.cluster.lean_node import lean_node
+
     try:
-        ray.init(**arguments)
+        with nullcontext() if address else lean_node():
+            ray.init(**arguments)
     except Exception as error:
         where, advice = "an embedded Ray cluster", "Look whether memory and disk are free"
         if address:
@@ -152,20 +159,6 @@ def _join(arguments: dict[str, Any], address: str | None) -> None:
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
-        _end_servants()
-
-
-def _end_servants() -> None:
-    """End what an embedded cluster has no use for, and what would cost as much as many workers.
-
-    The log monitor reads all that workers print, to show it here, which is never wanted; the
-    dashboard and the autoscaler serve nobody. `ray.init` has no switch for any of them.
-    """
-    import ray._private.worker
-
-    node = ray._private.worker._global_node
-    for kill in (node.kill_log_monitor, node.kill_dashboard, node.kill_monitor):
-        kill(check_alive=False)
 
 
 def _loopback_name() -> str:

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import tempfile
@@ -8,6 +9,7 @@ import pytest
 import ray
 
 from pipeline.cluster import connection
+from pipeline.cluster.lean_node import lean_node
 from privacy.errors import UmbraError
 
 
@@ -84,8 +86,17 @@ def test_a_machine_that_is_lost_to_the_cluster_ends_the_block(monkeypatch):
 def test_nobody_reads_what_workers_print_and_no_idle_server_is_kept(embedded):
     commands = [path.read_bytes() for path in _commands_of_children()]
     assert any(b"gcs_server" in command for command in commands)
-    idle = (b"monitor.py", b"dashboard.py")
+    idle = (b"monitor.py", b"dashboard.py")  # with log_monitor.py
     assert [command for command in commands if any(name in command for name in idle)] == []
+
+
+@pytest.mark.parametrize("name", ["start_log_monitor", "start_api_server", "start_monitor"])
+def test_servants_that_are_not_started_are_there_in_this_version_of_ray(name):
+    node = importlib.import_module("ray._private.node")
+    before = node.Node
+    with lean_node():
+        assert getattr(node.Node, name) is not getattr(before, name)
+    assert node.Node is before
 
 
 def _commands_of_children():
