@@ -3,7 +3,8 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -127,12 +128,13 @@ def execute(
             with (
                 beating(run),
                 raised_if(partial(no_room, run.internal)),
+                _tracked(partial(_track, run, home, spec, planned, budget)) as tracked,
                 cluster(address, resources.object_store_gib) as there,
             ):
                 if address is None and not run.state().is_done(_TRAIN_STAGE):
                     require_room(resources, there)
                 with _waiting_told(run, address):
-                    _run_stages(run, home, spec, planned, access, progress, workers)
+                    _run_stages(run, home, spec, planned, access, tracked, progress, workers)
     return run.state()
 
 
@@ -154,6 +156,7 @@ def _run_stages(
     spec: Spec,
     planned: Plan,
     access: LedgerAccess,
+    tracked_run: Callable[[], TrackedRun],
     progress: Progress,
     workers: Workers | None,
 ) -> None:
@@ -161,35 +164,49 @@ def _run_stages(
     from pipeline.cluster.budget_actor import budget_manager
     from pipeline.stages import STAGES, Context
 
-    budget = Budget(access.open())
-    tracked = _track(run, home, spec, planned, budget)
+    manager = budget_manager(access)  # a process, which begins to start here
+    budget, tracked = Budget(access.open()), tracked_run()
     context = Context(
         home=home,
         run=run,
         spec=_for_this_start(spec, workers),
         plan=planned,
         budget=budget,
-        manager=budget_manager(access),
+        manager=manager,
         tracked=tracked,
         progress=progress,
     )
-    try:
-        for stage in STAGES:
-            if run.state().is_done(stage.name):
-                continue
-            run.update(stage=stage.name)
-            begun = monotonic()
-            with tracked.stage(stage.name) as stage_run:
-                stage.run(context, stage_run)
-            run.finish_stage(stage.name, monotonic() - begun)
-            head = budget.ledger.head()
-            record_head(run, head)
-            tracked.ledger_head(str(head))
-    except BaseException as error:
-        tracked.finish(Ended.by(error))
-        raise
+    for stage in STAGES:
+        if run.state().is_done(stage.name):
+            continue
+        run.update(stage=stage.name)
+        begun = monotonic()
+        with tracked.stage(stage.name) as stage_run:
+            stage.run(context, stage_run)
+        run.finish_stage(stage.name, monotonic() - begun)
+        head = budget.ledger.head()
+        record_head(run, head)
+        tracked.ledger_head(str(head))
     run.update(status="done", process=None)
     tracked.finish(Ended.FINISHED)
+
+
+@contextmanager
+def _tracked(track: Callable[[], TrackedRun]) -> Iterator[Callable[[], TrackedRun]]:
+    """Open the run in MLflow beside what the block begins with, as both take seconds.
+
+    Yields:
+        What waits for it and returns it, or raises what opening it raised. If the block fails, the
+        run in MLflow ends so.
+    """
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        opening = beside.submit(track)
+        try:
+            yield opening.result
+        except BaseException as error:
+            if opening.exception() is None:
+                opening.result().finish(Ended.by(error))
+            raise
 
 
 def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:

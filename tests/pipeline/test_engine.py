@@ -18,14 +18,31 @@ from pipeline.process import ProcessIdentity
 from pipeline.progress import SilentProgress
 from pipeline.ray_job import RayJob
 from pipeline.run_directory import RunDirectory
-from pipeline.tracking.tracker import RunIdentity, Tracker
+from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 
 SECRET = "pixel 0.7310585"
 
 
+class Tracked:
+    """A run in a pretended MLflow."""
+
+    def __init__(self):
+        self.ended = []
+
+    def finish(self, ended):
+        self.ended.append(ended)
+
+
 @pytest.fixture
-def execute(house, monkeypatch):
+def tracked(monkeypatch):
+    run = Tracked()
+    monkeypatch.setattr(engine, "_track", lambda *_: run)
+    return run
+
+
+@pytest.fixture
+def execute(house, tracked, monkeypatch):
     """Execute a run on a pretended cluster of 2 processors, with `stages` in place of the real."""
 
     def call(run, stages=lambda *_: None, address=None):
@@ -300,7 +317,7 @@ def test_where_the_ledger_of_a_run_is_not_none_is_begun(house, run, execute):
     assert not (house.home.path / "ledger.db").exists() and run.state().attempt == 0
 
 
-def test_workers_of_this_start_reach_the_stages_and_not_the_spec(run, house, monkeypatch):
+def test_workers_of_this_start_reach_the_stages_and_not_the_spec(run, house, tracked, monkeypatch):
     seen = []
     monkeypatch.setattr(engine, "cluster", lambda at, gib=None: nullcontext({"CPU": 4.0}))
     monkeypatch.setattr(engine, "_run_stages", lambda *of: seen.append(of))
@@ -353,3 +370,35 @@ def test_submit_gives_back_what_a_full_disk_made_it_forget(house, blots_spec, mo
             engine.submit(blots_spec(), house.home)
     meter = house.budget.odometer("blots")
     assert (meter.committed, meter.open_reservations, house.home.runs()) == (0.0, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"), [(UmbraError("why"), Ended.FAILED), (KeyboardInterrupt(), Ended.KILLED)]
+)
+def test_what_ends_a_run_ends_it_in_mlflow(run, execute, tracked, error, ended):
+    with pytest.raises(type(error)):
+        execute(run, _raising(error))
+    assert tracked.ended == [ended]
+
+
+def test_mlflow_is_opened_beside_what_the_block_begins_with():
+    begun, tracked = threading.Event(), Tracked()
+
+    def track():
+        assert begun.wait(60)
+        return tracked
+
+    with engine._tracked(track) as opened:
+        begun.set()
+        assert opened() is tracked
+    assert tracked.ended == []
+
+
+def test_an_mlflow_that_cannot_be_opened_is_told_where_it_is_needed():
+    def track():
+        raise UmbraError("MLflow does not answer")
+
+    with pytest.raises(UmbraError, match="does not answer"), engine._tracked(track) as opened:
+        opened()
+    with pytest.raises(DataError, match="first"), engine._tracked(track):
+        raise DataError("first")
