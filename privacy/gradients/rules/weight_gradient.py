@@ -24,9 +24,10 @@ Where = tuple[Pair, Pair, Pair]  # stride, padding, dilation
 OF_INPUT = [True, False, False]
 OF_WEIGHT = [False, True, False]
 
-# Channels of records side by side in one grouped convolution on a CPU: with more, the pixels of a
-# record lie so far apart in memory that its cache holds few of them.
-_SIDE_BY_SIDE = 1024
+# Numbers of one view's map that lie side by side in one grouped convolution on a CPU: with more,
+# the pixels of a record lie so far apart in memory that its cache holds few of them. (At 1024
+# channels they are 4 KiB apart, and all fall into one set of it.) A large record goes by itself.
+_SIDE_BY_SIDE = 2**14
 
 
 def weight_gradient(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
@@ -49,7 +50,8 @@ def weight_gradient(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where:
 
 
 def _in_parts(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
-    records = max(1, _SIDE_BY_SIDE // max(weight[:2]))
+    of_view = max(weight[:2]) * x_BKCHW.shape[3] * x_BKCHW.shape[4]
+    records = max(1, _SIDE_BY_SIDE // of_view)
     parts = [
         grouped(g, x, weight, where)
         for g, x in zip(g_BKDHW.split(records), x_BKCHW.split(records), strict=True)

@@ -216,7 +216,7 @@ def test_float32_models_agree_up_to_float32(engine, name):
 @pytest.mark.parametrize("records", [1, 2, N])
 def test_how_many_records_stand_side_by_side_has_no_influence(engine, monkeypatch, records):
     """In one grouped convolution; the last ones are fewer."""
-    monkeypatch.setattr(weight_gradient, "_SIDE_BY_SIDE", 8 * records)
+    monkeypatch.setattr(weight_gradient, "_SIDE_BY_SIDE", 8 * SIZE**2 * records)
     for name in ("convolution", "normed", "up and down"):
         model = make_model(name)
         found = engine.sum_of_clipped(model, denoising_loss, make_records(), C, micro_batch=N)
