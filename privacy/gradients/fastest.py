@@ -31,12 +31,17 @@ class Fastest:
     def __call__(self, *args: Any) -> Tensor:
         """Return the result of the way that is fastest for such arguments.
 
+        While a CUDA graph is captured nothing can be timed: arguments of a kind that was not tried
+        before go the first way, and the choice stays open.
+
         Raises:
             RuntimeError: every way failed, and the first of them so. None is chosen then, for with
                 fewer records they may have memory enough.
         """
         kind = tuple(_kind(arg) for arg in args)
         if kind not in self._chosen:
+            if _capturing(_device(args)):
+                return self._ways[0](*args)
             self._chosen[kind] = self._fastest(args)
         return self._chosen[kind](*args)
 
@@ -51,9 +56,18 @@ def _kind(arg: Any) -> Any:
     return (arg.device, arg.dtype, arg.shape[1:]) if isinstance(arg, Tensor) else arg
 
 
+def _device(args: tuple[Any, ...]) -> torch.device:
+    return next(arg.device for arg in args if isinstance(arg, Tensor))
+
+
+def _capturing(device: torch.device) -> bool:
+    # Builds for CPUs alone do not know the question.
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def _seconds(way: Way, args: tuple[Any, ...]) -> float:
     """Return the least time of a few calls after a first one, or infinity if it fails."""
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    device = _device(args)
     try:
         way(*args)
         return min(_one(way, args, device) for _ in range(_ROUNDS))

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from privacy.gradients import fastest as module
 from privacy.gradients.fastest import Fastest
 
 
@@ -63,3 +64,19 @@ def test_where_all_fail_the_error_is_the_first_ones_and_none_is_chosen():
         fastest(torch.ones(9), 2)
     full.error = None
     assert torch.equal(fastest(torch.ones(3), 2), torch.full((3,), 2.0))
+
+
+def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):
+    """Waiting for the device would end the capture, and every way would become part of it."""
+    slow, fast = Way(0.01), Way()
+    fastest = Fastest(slow, fast)
+    with monkeypatch.context() as capture:
+        capture.setattr(module, "_capturing", lambda device: True)
+        assert torch.equal(fastest(torch.ones(3), 2), torch.full((3,), 2.0))
+        assert (slow.calls, fast.calls) == (1, 0)
+    fastest(torch.ones(3), 2)
+    tried = slow.calls
+    assert tried > 1
+    monkeypatch.setattr(module, "_capturing", lambda device: True)
+    fastest(torch.ones(3), 2)
+    assert slow.calls == tried  # what was found before holds in a capture, too
