@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from pipeline.polling import polled
 from privacy.errors import UmbraError
 
-_SECONDS = 1.0  # between two looks
+_SECONDS = 3.0  # between two looks, which ask the cluster or write to the disk
 _PATIENCE = 20.0  # seconds that everybody has to end by themselves
 
 
@@ -29,7 +29,7 @@ class raised_if(AbstractContextManager[None]):  # noqa: N801  # is used as a fun
     def __init__(
         self, hopeless: Callable[[], UmbraError | None], patience: float | None = None
     ) -> None:
-        """Look every second, once the block has begun.
+        """Look every few seconds, once the block has begun.
 
         Args:
             hopeless: returns why the block cannot come to a good end, if so; raises nothing.
