@@ -1,6 +1,6 @@
 """Self-attention over the pixels of a feature map.
 
-Shapes: B batch, C channels, E = 3 C, H and W pixels, T = H*W tokens.
+Shapes: B batch, C channels, H and W pixels, T = H*W tokens.
 """
 
 import math
@@ -30,10 +30,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the pixels of x [B, C, H, W]; same shape out."""
         B, C, H, W = x.shape
-        # Pixels as rows: where channels are last in memory, neither way needs a transposed copy.
-        qkv_BTE = self.qkv(self.norm(x)).movedim(1, -1).reshape(B, H * W, 3 * C)
-        q_BTC, k_BTC, v_BTC = qkv_BTE.split(C, dim=-1)
-        logits_BTT = torch.matmul(q_BTC / math.sqrt(C), k_BTC.transpose(1, 2))
-        attended_BTC = torch.matmul(logits_BTT.softmax(dim=-1), v_BTC)
-        attended = attended_BTC.reshape(B, H, W, C).movedim(-1, 1)
-        return (x + self.projection(attended)) * SKIP_SCALE
+        q_BCT, k_BCT, v_BCT = self.qkv(self.norm(x)).reshape(B, 3, C, H * W).unbind(dim=1)
+        logits_BTT = torch.matmul(q_BCT.transpose(1, 2) / math.sqrt(C), k_BCT)
+        attended_BCT = torch.matmul(v_BCT, logits_BTT.softmax(dim=-1).transpose(1, 2))
+        return (x + self.projection(attended_BCT.reshape(B, C, H, W))) * SKIP_SCALE

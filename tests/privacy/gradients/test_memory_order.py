@@ -6,9 +6,7 @@ from torch import nn
 
 from privacy.gradients import per_record
 from privacy.gradients.clip_and_add import add_clipped, add_scaled, squared_norms
-from privacy.gradients.rules import convolution
-from privacy.gradients.rules.memory_order import concatenated, in_order
-from synth.networks import UNet, UNetConfig
+from privacy.gradients.rules.memory_order import concatenated
 
 N = 6
 
@@ -77,24 +75,3 @@ def test_layers_hand_feature_maps_on_with_channels_last():
     records = (torch.randn(3, 2, 1, 6, 6),)
     per_record.backward(model, lambda m, x: m(x).square().sum(), records, lambda name, g: None)
     assert model.strides == [1]
-
-
-def test_no_gradient_of_the_network_that_ships_needs_a_transposed_copy(monkeypatch):
-    """Not even attention's: its pixels are rows, whose channels lie together both ways."""
-    last = []
-
-    def watched(x):
-        last.append(x.is_contiguous(memory_format=torch.channels_last))
-        return in_order(x)
-
-    monkeypatch.setattr(convolution, "in_order", watched)
-    torch.manual_seed(0)
-    config = UNetConfig(8, 2, base=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=0)
-    network = UNet(config)
-    records = torch.randn(2, 3, 2, 8, 8), torch.rand(2, 3)
-    per_record.backward(
-        network, lambda m, x, c: m(x, c).square().sum(), records, lambda name, g: None
-    )
-    assert len(last) == 3 * sum(isinstance(m, nn.Conv2d) for m in network.modules())
-    assert not last[0]  # the images themselves
-    assert sum(not ordered for ordered in last[1:]) == 0
