@@ -57,16 +57,26 @@ def _run_here(arguments: dict[str, Any]) -> Result:
     controller = _Controller(**arguments)
     # Not `asyncio.run`, which keeps Ctrl-C to itself while the controller waits for Ray.
     loop = asyncio.new_event_loop()
+    running = loop.create_task(controller.run())
     try:
-        loop.run_until_complete(controller.run())
+        loop.run_until_complete(running)
     except BaseException:
-        # Or they would go on, and keep their room, until this process has left the cluster.
         with suppress(Exception):
+            _end(running, loop)
+            # Or they would go on, and keep their room, until this process has left the cluster.
             controller.end_workers()
         raise
     finally:
         loop.close()
     return controller.get_result()
+
+
+def _end(task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+    """Leave no task of which asyncio would complain on the terminal."""
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    if not task.cancelled():
+        task.exception()
 
 
 class _WorkerGroup(WorkerGroup):
