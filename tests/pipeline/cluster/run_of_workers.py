@@ -65,6 +65,8 @@ def _nodes():
 
     # As an embedded cluster does, which sets this before Ray is imported.
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    # Where a cluster's address is noted, though its own folder is elsewhere.
+    Path(ray._common.utils.get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
     nodes = Cluster()
     with tempfile.TemporaryDirectory(prefix="umbra-nodes-") as folder:
         try:
