@@ -7,7 +7,6 @@ import time
 
 import pytest
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -98,7 +97,3 @@ def test_what_is_replaced_is_there_in_this_version_of_ray(theirs, ours, name):
     if name == "_init_train_context_on_workers":
         given = [inspect.signature(getattr(owner, name)).parameters for owner in (theirs, ours)]
         assert list(given[0]) == list(given[1])
-
-
-def test_it_is_ray_trains_own_trainer_but_for_that():
-    assert issubclass(LeanTrainer, TorchTrainer)
