@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import logging
 import time
 
 import pytest
@@ -71,6 +72,27 @@ def test_what_ends_the_wait_ends_the_training_here(trainer, caplog):
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
     assert trainer(lambda: None, workers=2).fit().error is None  # there is room again
+
+
+def test_what_the_controller_logs_is_not_seen_here(monkeypatch):
+    seen, logger = [], logging.getLogger("ray.train")
+    handler = logging.Handler()
+    handler.emit = seen.append
+    logger.addHandler(handler)
+
+    class Controller:
+        async def run(self):
+            logging.getLogger("ray.train.v2.controller").critical("what a worker raised")
+
+        def get_result(self):
+            return "done"
+
+    monkeypatch.setattr(subject, "_Controller", Controller)
+    try:
+        assert subject._run_here({}) == "done"
+    finally:
+        logger.removeHandler(handler)
+    assert seen == []
 
 
 def test_over_a_client_the_controller_stays_in_the_cluster(tmp_path, monkeypatch):
