@@ -4,9 +4,10 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from functools import partial
+from threading import Thread
 from time import monotonic
 
 from pipeline.cancelling import CANCELLED
@@ -34,6 +35,7 @@ from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger import Ledger
 
 _TRAIN_STAGE = "train"
+_OPENING_SECONDS = 10.0  # that a run which has failed waits for MLflow, to tell it so
 
 
 def submit(
@@ -199,14 +201,23 @@ def _tracked(track: Callable[[], TrackedRun]) -> Iterator[Callable[[], TrackedRu
         What waits for it and returns it, or raises what opening it raised. If the block fails, the
         run in MLflow ends so.
     """
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        opening = beside.submit(track)
+    opening: Future[TrackedRun] = Future()
+
+    def work() -> None:
         try:
-            yield opening.result
+            opening.set_result(track())
         except BaseException as error:
-            if opening.exception() is None:
+            opening.set_exception(error)
+
+    # No executor: it would wait for its thread, and a server out of reach is asked for minutes.
+    Thread(target=work, daemon=True).start()
+    try:
+        yield opening.result
+    except BaseException as error:
+        with suppress(TimeoutError):
+            if opening.exception(_OPENING_SECONDS) is None:
                 opening.result().finish(Ended.by(error))
-            raise
+        raise
 
 
 def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:

@@ -402,3 +402,12 @@ def test_an_mlflow_that_cannot_be_opened_is_told_where_it_is_needed():
         opened()
     with pytest.raises(DataError, match="first"), engine._tracked(track):
         raise DataError("first")
+
+
+def test_who_stops_does_not_wait_for_an_mlflow_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(engine, "_OPENING_SECONDS", 0.01)
+    answered = threading.Event()
+    with pytest.raises(KeyboardInterrupt), engine._tracked(answered.wait):
+        raise KeyboardInterrupt
+    assert not answered.is_set()
+    answered.set()
