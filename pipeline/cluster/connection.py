@@ -53,8 +53,9 @@ _ALONE = {
     "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
     "RAY_object_manager_timer_freq_ms": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
-    "RAY_memory_monitor_refresh_ms": "1000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    # Looks for a worker that takes too much memory: once a second is soon enough.
+    "RAY_memory_monitor_refresh_ms": "1000",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

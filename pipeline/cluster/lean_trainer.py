@@ -26,7 +26,8 @@ from ray.util.client import ray as ray_client
 class LeanTrainer(TorchTrainer):
     """A `TorchTrainer` that keeps fewer actors and leaves Ctrl-C to its caller.
 
-    What a signal raises in the midst of `fit` ends it, and the workers with it.
+    What a signal raises in the midst of `fit` ends it, and the workers with it; those that were
+    only being started, and their room, end when this process leaves the cluster.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -25,8 +25,8 @@ OF_INPUT = [True, False, False]
 OF_WEIGHT = [False, True, False]
 
 # Numbers of one view's map that lie side by side in one grouped convolution on a CPU: with more,
-# the pixels of a record lie so far apart in memory that its cache holds few of them. (At 1024
-# channels they are 4 KiB apart, and all fall into one set of it.) A large record goes by itself.
+# the pixels of a record lie so far apart in memory that its cache holds few of them. A large record
+# goes by itself.
 _SIDE_BY_SIDE = 2**14
 
 

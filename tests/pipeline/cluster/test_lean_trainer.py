@@ -64,11 +64,9 @@ def test_it_keeps_the_actors_that_train_and_no_other(trainer, tmp_path, workers,
 
 @pytest.mark.slow
 def test_what_ends_the_wait_ends_the_training_here(trainer, caplog):
-    begun = time.monotonic()
     lost = DataError("lost")
     with pytest.raises(DataError, match="lost"), raised_if(lambda: lost, patience=8):
         trainer(lambda: time.sleep(120)).fit()
-    assert time.monotonic() - begun < 100
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
     assert trainer(lambda: None, workers=2).fit().error is None  # there is room again
