@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.atomic import (
     is_half_written,
-    json_bytes,
     remove_folder,
     remove_leftovers,
     write_folder,
@@ -30,7 +30,7 @@ from synth.atomic import (
 from synth.place import Place
 
 _RECORD = "checkpoint.json"
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = ("model", "ema", "optimizer")
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -101,7 +101,7 @@ def save(folder: Place, checkpoint: Checkpoint) -> Place:
     if isinstance(folder, Path):
         # Internal, also where they lie on storage that is shared.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_folder(target, {**files, _RECORD: json_bytes(record)}, seal=_RECORD)
+    write_folder(target, {**files, _RECORD: _json(record)}, seal=_RECORD)
     return target
 
 
@@ -112,8 +112,8 @@ def load(path: Place) -> Checkpoint:
         IntegrityBroken: a file is missing or any byte of it is not what was written.
         UmbraError: the store cannot be reached.
     """
-    record = _read_record(path)
-    tensors = {part: _read_tensors(path, part, record) for part in _PARTS}
+    record, files = _read(path)
+    tensors = {part: _parse(record["names"][part], data) for part, data in files.items()}
     return Checkpoint(
         step=record["step"],
         attempt=record["attempt"],
@@ -160,7 +160,7 @@ def keep_last(folder: Place, count: int) -> None:
             remove_folder(path, _RECORD)
             continue
         try:
-            load(path)
+            _read(path)
             sound += 1
         except IntegrityBroken:
             continue
@@ -176,28 +176,42 @@ def _paths(folder: Place) -> Iterator[Place]:
 
 def _digest(record: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json_bytes(rest)).hexdigest()
+    return hashlib.sha256(_json(rest)).hexdigest()
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    """Serialise to one line: an optimizer's structure is long, and indenting it is slow."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _read(path: Place) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the record of a sound checkpoint, and its files by part."""
+    record = _read_record(path)
+    return record, {part: _read_part(path, part, record) for part in _PARTS}
 
 
 def _read_record(path: Place) -> dict[str, Any]:
     try:
         data = (path / _RECORD).read_bytes()
         record = json.loads(data)
-        # Written canonically, so that comparing bytes catches what a parser would forgive.
-        sound = json_bytes(record) == data and record["digest"] == _digest(record)
         known = record["format"] == _FORMAT
+        # Written canonically, so that comparing bytes catches what a parser would forgive.
+        sound = _json(record) == data and record["digest"] == _digest(record)
     except OSError as error:
         raise IntegrityBroken(f"{path / _RECORD} is missing or cannot be read") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityBroken(f"{path / _RECORD} is damaged") from error
+    if not known:
+        raise IntegrityBroken(
+            f"{path / _RECORD} is of another format than {_FORMAT}: resume the run with the "
+            "version of Umbra that wrote it"
+        )
     if not sound:
         raise IntegrityBroken(f"{path / _RECORD} is damaged: its digest does not match")
-    if not known:
-        raise IntegrityBroken(f"{path / _RECORD} is of another format than {_FORMAT}")
     return record
 
 
-def _read_tensors(path: Place, part: str, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _read_part(path: Place, part: str, record: Mapping[str, Any]) -> bytes:
     file = path / f"{part}.safetensors"
     try:
         data = file.read_bytes()
@@ -205,8 +219,12 @@ def _read_tensors(path: Place, part: str, record: Mapping[str, Any]) -> dict[str
         raise IntegrityBroken(f"{file} is missing or cannot be read") from error
     if hashlib.sha256(data).hexdigest() != record["files"][file.name]:
         raise IntegrityBroken(f"{file} is damaged: its sha256 does not match")
+    return data
+
+
+def _parse(names: Iterable[str], data: bytes) -> dict[str, torch.Tensor]:
     tensors = safetensors.torch.load(data)
-    return {name: tensors[name] for name in record["names"][part]}
+    return {name: tensors[name] for name in names}
 
 
 def _serialise(part: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -216,9 +234,19 @@ def _serialise(part: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
                 f"{part} {name!r} is a {tensor.dtype} tensor: a checkpoint holds weights and "
                 "moments, never masks or the state of a noise generator"
             )
-    # Clones, because safetensors refuses tensors that share memory, as tied weights do.
-    return safetensors.torch.save(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Not by `safetensors.torch.save`, which takes twenty times as long for hundreds of tensors and
+    # refuses those that share memory, as tied weights do.
+    return bytes(safetensors.serialize({name: _spec(tensor) for name, tensor in dense.items()}))
+
+
+def _spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
+    """Say where a tensor lies; it has to be kept until it is written."""
+    return safetensors.TensorSpec(
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tensor.shape,
+        data_ptr=tensor.data_ptr(),
+        data_len=tensor.nbytes,
     )
 
 

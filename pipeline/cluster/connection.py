@@ -25,7 +25,6 @@ _QUIET = {
     # wait off, so that it is also how long a full disk goes untold that Ray met in starting.
     "RAY_raylet_start_wait_time_s": "90",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # It would take the controller's logger, which is silenced, for its own.
@@ -54,8 +53,13 @@ _ALONE = {
     "RAY_object_manager_timer_freq_ms": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    # Looks for a worker that takes too much memory: once a second is soon enough.
+    # Looks for workers that take too much memory or are idle, for garbage, for a full disk and for
+    # a raylet that died: soon enough, where Ray would do it up to ten times a second.
     "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_local_fs_monitor_interval_ms": "1000",
+    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

@@ -7,12 +7,12 @@ A run and a bare loop that are given the same folder take turns, block by block.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 from unittest.mock import patch
 
@@ -41,10 +41,10 @@ from .workload import SMALL
 
 BARE, RUN, TRIAL = "bare", "run", "trial"
 READY = "ready"  # a file: the bare loop waits for its turn
-_WAITED = "waited.json"
+_IN_TURNS = "in-turns.json"
 _TIMES = "times.txt"
 _TRAIN = "train"
-_BETWEEN_READINGS = 2.0  # seconds: to read is work too
+_BETWEEN_READINGS = 10.0  # seconds: to read is work too
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Timed:
         waited: seconds that this process waited for its turn, before every block.
         other_stages: seconds of the run's stages that are no training.
         others_cpu: seconds of processor time that a second of training took from the first step
-            to the last, in all processes of the run but the worker's; None if it cannot be told.
+            to the last, in all processes of the run but the worker's, less what they took to
+            charge: the worker waits for that. None if it cannot be told.
     """
 
     steps: tuple[float, ...]
@@ -118,8 +119,9 @@ def run(spec: Spec, folder: Path) -> Timed:
     ):
         state = execute(submit(spec, home, embedded=True), home, watch)
     other = sum(stage.seconds for stage in state.stages if stage.name not in ("ingest", _TRAIN))
-    waited = json.loads((folder / _WAITED).read_text())
-    return Timed(tuple(watch.times), tuple(waited), other, watch.others_cpu())
+    in_turns = json.loads((folder / _IN_TURNS).read_text())
+    others_cpu = watch.others_cpu(in_turns["charging"])
+    return Timed(tuple(watch.times), tuple(in_turns["waited"]), other, others_cpu)
 
 
 def bare(spec: Spec, folder: Path) -> Timed:
@@ -187,14 +189,20 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
         def __init__(self, access: LedgerAccess) -> None:
             super().__init__(access)
             self._turns = Turns(folder, 1)
+            self._charging: list[tuple[float, float]] = []  # when, and processor seconds
 
         def charge(self, *of: Any) -> Any:
             self._turns.give()
             self._turns.take()
-            (folder / _WAITED).write_text(json.dumps(self._turns.waited))
-            return super().charge(*of)
+            begun = thread_time()
+            receipt = super().charge(*of)
+            self._charging.append((monotonic(), thread_time() - begun))
+            noted = {"waited": self._turns.waited, "charging": self._charging}
+            (folder / _IN_TURNS).write_text(json.dumps(noted))
+            return receipt
 
-    return ray.remote(InTurns).options(num_cpus=0).remote(access)
+    # In a thread beside its main one, which else would be idle in another way while it waits.
+    return ray.remote(InTurns).options(num_cpus=0, max_concurrency=2).remote(access)
 
 
 def _timed_board(file: Path) -> Any:
@@ -234,13 +242,18 @@ class _Watch:
         if done > 0 and (not self._cpu or now - self._cpu[-1][0] > _BETWEEN_READINGS):
             self._cpu.append((now, cpu_seconds(os.getpid())))
 
-    def others_cpu(self) -> float | None:
-        """Return processor seconds, a second, of all but the busiest process: the worker."""
+    def others_cpu(self, charging: Sequence[tuple[float, float]] = ()) -> float | None:
+        """Return processor seconds, a second, of all but the busiest process: the worker.
+
+        Args:
+            charging: when others had charged, and the processor seconds of it, which do not count.
+        """
         inside = [reading for reading in self._cpu if reading[0] < self.times[-1] and reading[1]]
         if len(inside) < 2:
             return None
         (begun, before), (ended, after) = inside[0], inside[-1]
-        return others(before, after) / (ended - begun)
+        charges = sum(seconds for when, seconds in charging if begun < when <= ended)
+        return (others(before, after) - charges) / (ended - begun)
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ Two answers are given:
   block's price. While either works, the run's other processes are there: beside the one worker they
   have the other cores.
 - by the books: the block's price, plus the processor time that the run's other processes took
-  while it trained, as a part of all cores. It is what a run loses that trains on every core, and
-  hardly depends on what else a machine does.
+  while it trained, as a part of all cores; not what they took to charge, which is in the block's
+  price. It is what a run loses that trains on every core, and hardly depends on what else a machine
+  does.
 """
 
 import json
@@ -58,7 +59,7 @@ class Orchestration:
         others_cpu: processor seconds a second in the run's other processes; None if not known.
         cores: that the processes share.
         fixed: what a run takes once: it, less its steps, its waiting, its other stages and what the
-            bare loop takes to begin.
+            bare loop takes to its first step's end.
     """
 
     batch: int
@@ -128,7 +129,8 @@ def orchestration(steps: int) -> Orchestration:
             ready = monotonic()
             run = Timed(**_answer(_start(RUN, batch, steps, folder)))
             ended = monotonic()
-            return compared(batch, Timed(**_answer(bare)), run, ready - begun, ended - ready)
+            # One clock for all processes of a machine.
+            return compared(batch, Timed(**_answer(bare)), run, begun, ended - ready)
         finally:
             bare.kill()
             bare.wait()
@@ -142,7 +144,7 @@ def calibrated(trial: Timed) -> int:
 
 
 def compared(
-    batch: int, bare: Timed, run: Timed, bare_start: float, run_seconds: float
+    batch: int, bare: Timed, run: Timed, bare_begun: float, run_seconds: float
 ) -> Orchestration:
     """Return the costs from what both processes measured.
 
@@ -150,7 +152,7 @@ def compared(
         batch: B of both.
         bare: the bare loop.
         run: the run.
-        bare_start: seconds that the bare loop's process took to be ready.
+        bare_begun: when the bare loop's process was started.
         run_seconds: seconds that the run's process took in all.
     """
     (bare_blocks, bare_first), (run_blocks, run_first) = (_rounds(timed) for timed in (bare, run))
@@ -160,7 +162,9 @@ def compared(
             run_first, bare_first, run_blocks[1:], bare_blocks[1:], strict=True
         )
     ]
+    # From the end of the first step, which is like no other, to that of the last.
     span = run.steps[-1] - run.steps[0] + run.waited[0]
+    bare_start = bare.steps[0] - bare_begun - bare.waited[0]
     return Orchestration(
         batch=batch,
         steps=len(run.steps),

@@ -39,7 +39,8 @@ def measured(subject, monkeypatch):
     bare_loop = subject.Timed(_ends(bare[1:]), (3.0,) * 4)
     timed = subject.Timed(_ends(run[1:]), (3.0,) * 4, other_stages=7.0, others_cpu=0.02)
     seconds = sum(run[1:]) + 3.0 + 7.0 + 6.0 + 25.0
-    return subject.compared(90, bare_loop, timed, 6.0, seconds)
+    bare_begun = bare_loop.steps[0] - 3.0 - 6.0
+    return subject.compared(90, bare_loop, timed, bare_begun, seconds)
 
 
 def test_blocks_are_told_from_steps(subject):
@@ -121,4 +122,6 @@ def test_the_watch_knows_what_other_processes_took(orchestrated, tmp_path):
     readings = [(2.0, {1: 5.0, 2: 1.0}), (4.0, {1: 7.0, 2: 1.1, 3: 0.1}), (9.0, {1: 7.0, 2: 50.0})]
     watch = orchestrated._Watch(tmp_path, times=[1.0, 8.0], _cpu=readings)
     assert watch.others_cpu() == pytest.approx(0.1)
+    # Of them 0.05 s to charge; what was charged before or after is in neither reading.
+    assert watch.others_cpu([(1.9, 9.0), (3.0, 0.05), (4.1, 9.0)]) == pytest.approx(0.075)
     assert orchestrated._Watch(tmp_path, times=[1.0, 3.0], _cpu=readings).others_cpu() is None
