@@ -53,6 +53,7 @@ _ALONE = {
     "RAY_object_manager_timer_freq_ms": "1000",
     "RAY_report_worker_backlog_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
     # Looks for workers that take too much memory or are idle, for garbage, for a full disk and for
     # a raylet that died: soon enough, where Ray would do it up to ten times a second.
     "RAY_memory_monitor_refresh_ms": "1000",
@@ -148,11 +149,15 @@ def _locked(folder: Path) -> Iterator[None]:
 def _join(arguments: dict[str, Any], address: str | None) -> None:
     import ray
 
-    from pipeline.cluster.lean_node import lean_node
+    from pipeline.cluster.lean_node import lean_node, name_no_dashboard
 
     try:
-        with nullcontext() if address else lean_node():
+        if address:
             ray.init(**arguments)
+        else:
+            with lean_node():
+                ray.init(**arguments)
+            name_no_dashboard()
     except Exception as error:
         where, advice = "an embedded Ray cluster", "Look whether memory and disk are free"
         if address:

@@ -11,6 +11,10 @@ from typing import Any
 
 import ray._private.node
 from ray._private.node import Node
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+from ray.experimental import internal_kv
+
+_NOBODY = "127.0.0.1:0"
 
 
 class _LeanNode(Node):
@@ -32,3 +36,11 @@ def lean_node() -> Iterator[None]:
         yield
     finally:
         ray._private.node.Node = Node
+
+
+def name_no_dashboard() -> None:
+    """Tell the agent of the node that was started an address of a dashboard, which nobody serves.
+
+    An agent that finds none asks again every second, and each time writes a traceback to its log.
+    """
+    internal_kv._internal_kv_put(DASHBOARD_ADDRESS, _NOBODY, namespace=KV_NAMESPACE_DASHBOARD)

@@ -42,7 +42,7 @@ from synth.records import Records
 from synth.training import Trainer, Training
 
 _RESTARTS = 2  # of the worker group, before the driver is told; `umbra resume` may follow
-_SECONDS = 1.0  # between two looks at how far it is
+_SECONDS = 2.0  # between two looks at how far it is
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 

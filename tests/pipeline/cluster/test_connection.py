@@ -3,6 +3,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_nobody_reads_what_workers_print_and_no_idle_server_is_kept(embedded):
     assert any(b"gcs_server" in command for command in commands)
     idle = (b"monitor.py", b"dashboard.py")  # with log_monitor.py
     assert [command for command in commands if any(name in command for name in idle)] == []
+
+
+@pytest.mark.slow
+def test_the_agent_does_not_look_for_a_dashboard_for_ever(embedded):
+    """Without an address to look at it would ask every second, and log each time that it failed."""
+    log = Path(ray._private.worker._global_node.get_logs_dir_path()) / "dashboard_agent.log"
+    time.sleep(1.5)  # for an answer that was under way
+    before = log.read_text()
+    assert "Available modules" in before
+    time.sleep(3.5)
+    assert "dashboard http address" not in log.read_text()[len(before) :]
 
 
 @pytest.mark.parametrize("name", ["start_log_monitor", "start_api_server", "start_monitor"])
