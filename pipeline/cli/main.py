@@ -1,6 +1,8 @@
 """`umbra`: the commands, and how every error ends."""
 
+import atexit
 import errno
+import gc
 import io
 import json
 import logging
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show an ε
+    # The interpreter's end looks several times through all that is alive, for seconds after a run.
+    atexit.register(gc.freeze)
     with _libraries_silent():
         code = _run(sys.argv[1:] if arguments is None else arguments)
     sys.exit(code)

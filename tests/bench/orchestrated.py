@@ -4,6 +4,8 @@
 A run and a bare loop that are given the same folder take turns, block by block.
 """
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -258,6 +260,7 @@ class _Watch:
 
 def main() -> None:
     """Train as the arguments say."""
+    atexit.register(gc.freeze)  # as `umbra` does
     way, batch, steps, block, folder = sys.argv[1:]
     spec = spec_of(int(batch), int(steps), int(block))
     print(json.dumps(asdict({RUN: run, BARE: bare, TRIAL: trial}[way](spec, Path(folder)))))

@@ -1,5 +1,7 @@
 """How every command ends: help, usage, errors, pipes."""
 
+import atexit
+import gc
 import logging
 import os
 import subprocess
@@ -238,3 +240,13 @@ def test_json_keeps_its_letters(umbra, house):
     declare = ["budget", "declare", "blots", "--epsilon", "99", "--delta", "1e-3", "--json"]
     result = umbra(*declare)
     assert "ε=8.5" in result.out and "ε=8.5" in result.json["error"]
+
+
+def test_the_end_of_a_command_does_not_wait_for_the_interpreter(monkeypatch):
+    from pipeline.cli.main import main
+
+    registered = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert registered == [gc.freeze]
