@@ -73,7 +73,9 @@ class raised_if(AbstractContextManager[None]):  # noqa: N801  # is used as a fun
     def _wake(self, number: int, frame: FrameType | None) -> None:
         # Raised in the midst of coming or going, it would leave a thread behind that goes on waking
         # until the signal, which nobody expects by then, ends the process without a word.
-        if not self._on_the_threshold(frame):
+        if self._on_the_threshold(frame):
+            self._woken = -math.inf  # the next look does it again
+        else:
             raise _Woken
 
     def _on_the_threshold(self, frame: FrameType | None) -> bool:

@@ -63,8 +63,10 @@ def test_a_block_that_waits_is_woken_by_the_reason_itself():
 
 
 def test_of_two_the_one_that_has_a_reason_raises_it():
-    fine, lost = Hopeless(), Hopeless(DataError("lost"))
+    fine, lost = Hopeless(), Hopeless()
     with pytest.raises(DataError, match="lost"), raised_if(lost, 0), raised_if(fine, 0):
+        # Not before: a wake as the inner one comes is not heeded, and is not soon repeated.
+        lost.reason = DataError("lost")
         _wait()
     with pytest.raises(DataError, match="lost"), raised_if(fine, 0), raised_if(lost, 0):
         _wait()
@@ -95,7 +97,15 @@ def test_hope_that_returns_begins_the_patience_anew(clock):
         hopeless.seen()
 
 
-def test_other_errors_stay_what_they_are():
+@pytest.fixture
+def interruptible():
+    """What a shell starts in the background would ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_other_errors_stay_what_they_are(interruptible):
     with pytest.raises(ZeroDivisionError), raised_if(Hopeless(), patience=0):
         1 / 0  # noqa: B018
     with pytest.raises(KeyboardInterrupt), raised_if(Hopeless(), patience=0):
@@ -123,6 +133,24 @@ def test_who_does_not_heed_is_woken_again(clock):
         clock.seconds += subject._PATIENCE
         _wait()
     assert len(heard) == 2
+
+
+def test_who_is_woken_in_coming_is_woken_again_at_the_next_look(monkeypatch, clock):
+    polled, heard = subject.polled, []
+
+    @contextlib.contextmanager
+    def looking_at_once(look, seconds):
+        look()
+        with polled(look, seconds):
+            yield
+
+    monkeypatch.setattr(subject, "polled", looking_at_once)
+    with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
+        with pytest.raises(subject._Woken):
+            _wait()
+        heard.append(True)
+        raise ConnectionError("a consequence")
+    assert heard
 
 
 def test_coming_and_going_are_not_broken_off(monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from privacy.audit.mechanism import StepPath, audit_mechanism
+from privacy.audit.mechanism.audit import FEWEST_TRIALS
 from privacy.audit.mechanism.toy import toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES, clip_and_add
@@ -21,7 +22,6 @@ from privacy.poisson import PoissonSampler
 from tests.privacy.planted.bug import Bug
 
 ACCOUNTED = DPSGD(records=1000, sampling_probability=0.25, noise_multiplier=1.3, clip_norm=0.7)
-TRIALS = 80
 TOYS = toy_size(ACCOUNTED.sampling_probability)
 
 DEFAULT = StepPath().engine.name
@@ -286,9 +286,13 @@ OF_STEPS = [
 ]
 
 
-def findings(path):
+ALONE, MANY = (1,), (1, 2)  # workers
+
+
+def findings(path, workers):
     """Audit a path and return the names of the checks that it failed."""
-    audit = audit_mechanism(ACCOUNTED, views=2, trials=TRIALS, path=path)
+    trials = FEWEST_TRIALS * len(workers)
+    audit = audit_mechanism(ACCOUNTED, views=2, trials=trials, workers=workers, path=path)
     failed = {check.name for check in audit.checks if not check.passed}
     above = {"lower bound" for bound in audit.bounds if bound.lower.epsilon > bound.claim}
     assert audit.broken == bool(failed | above)
@@ -296,26 +300,27 @@ def findings(path):
 
 
 @lru_cache
-def shipped_findings(engine):
-    return findings(StepPath(engine=ENGINES[engine]))
+def shipped_findings(engine, workers):
+    return findings(StepPath(engine=ENGINES[engine]), workers)
 
 
-def planted_findings(plant, engine):
-    return findings(plant(StepPath(engine=ENGINES[engine])))
+def planted_findings(plant, engine, workers):
+    return findings(plant(StepPath(engine=ENGINES[engine])), workers)
 
 
 PLANTED = [
-    *((engine, bug) for engine in ENGINES for bug in OF_GRADIENTS),
-    *(("captured", bug) for bug in OF_FIXED_BATCHES),
-    *((DEFAULT, bug) for bug in OF_STEPS),
+    # A worker computes gradients as it would alone.
+    *((engine, ALONE, bug) for engine in ENGINES for bug in OF_GRADIENTS),
+    *(("captured", ALONE, bug) for bug in OF_FIXED_BATCHES),
+    *((DEFAULT, MANY, bug) for bug in OF_STEPS),
 ]
 
 BUGS = [
     Bug(
         f"{name} ({engine})",
-        lambda folder, plant=plant, engine=engine: planted_findings(plant, engine),
-        lambda folder, engine=engine: shipped_findings(engine),
+        lambda folder, of=(plant, engine, workers): planted_findings(*of),
+        lambda folder, of=(engine, workers): shipped_findings(*of),
         caught_by,
     )
-    for engine, (name, plant, caught_by) in PLANTED
+    for engine, workers, (name, plant, caught_by) in PLANTED
 ]
