@@ -54,13 +54,12 @@ _ALONE = {
     "RAY_report_worker_backlog_interval_ms": "10000",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
-    # Looks for workers that take too much memory or are idle, for garbage, for a full disk and for
-    # a raylet that died: soon enough, where Ray would do it up to ten times a second.
+    # Looks for workers that take too much memory or are idle, for garbage and for a full disk: soon
+    # enough, where Ray would do it up to ten times a second.
     "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_kill_idle_workers_interval_ms": "1000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_local_fs_monitor_interval_ms": "1000",
-    "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "2",
     # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }

@@ -203,7 +203,7 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
             (folder / _IN_TURNS).write_text(json.dumps(noted))
             return receipt
 
-    # In a thread beside its main one, which else would be idle in another way while it waits.
+    # Calls run in threads: while one waits for its turn, the process idles as any actor's does.
     return ray.remote(InTurns).options(num_cpus=0, max_concurrency=2).remote(access)
 
 
