@@ -1,4 +1,4 @@
-"""`umbra`: the commands, and how every error ends."""
+"""`umbra`: how it starts, and how every error ends."""
 
 import atexit
 import errno
@@ -15,19 +15,7 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from pipeline.cli.audit import audit
-from pipeline.cli.budget import budget
-from pipeline.cli.cancel import cancel
-from pipeline.cli.export import export
-from pipeline.cli.ledger import ledger
-from pipeline.cli.logs import logs
-from pipeline.cli.output import printable, show_help, silence_output
-from pipeline.cli.plan import plan
-from pipeline.cli.report import report
-from pipeline.cli.resume import resume
-from pipeline.cli.runs import runs
-from pipeline.cli.status import status
-from pipeline.cli.submit import submit
+from pipeline.cli.output import printable, silence_output
 from privacy.errors import UmbraError
 
 _TRACEBACK = "UMBRA_TRACEBACK"
@@ -38,23 +26,6 @@ _ROOM = (
     ". Something could not be written, standard output included: free or repair the disk, then "
     "repeat the command; `umbra resume` goes on with a run that was begun"
 )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.version_option(package_name="umbra-synth", prog_name="umbra")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Synthetic image data sets under differential privacy.
-
-    Exit codes: 0 fine, 1 failed, 2 bad usage or spec, 3 budget refused, 4 integrity broken.
-    """
-    show_help(context)
-
-
-for _command in (
-    plan, submit, runs, status, logs, resume, cancel, export, budget, ledger, audit, report
-):  # fmt: skip
-    cli.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,7 +60,7 @@ def _libraries_silent() -> Iterator[None]:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        code = cli.main(arguments, prog_name="umbra", standalone_mode=False)
+        code = _commands().main(arguments, prog_name="umbra", standalone_mode=False)
     except UmbraError as error:
         return _fail(str(error), error.exit_code, as_json)
     except click.ClickException as error:
@@ -99,6 +70,22 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         return _unforeseen(error, as_json)
     return code if isinstance(code, int) else 0
+
+
+def _commands() -> click.Group:
+    """Load the commands with all libraries, which takes seconds and may fail as anything may.
+
+    Raises:
+        UmbraError: the system refused something; nothing private was read yet.
+    """
+    try:
+        from pipeline.cli.commands import cli
+    except OSError as error:
+        raise UmbraError(
+            f"Umbra's libraries cannot be loaded ({error.strerror or error}): free or repair the "
+            "disk, let TMPDIR be a folder that can be written to, then repeat the command"
+        ) from error
+    return cli
 
 
 def _usage(error: click.ClickException) -> str:

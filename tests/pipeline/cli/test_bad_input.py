@@ -1,6 +1,7 @@
 """Bad input: a sentence, the right exit code, nothing spent and nothing left behind."""
 
 import gzip
+import json
 import resource
 import struct
 import subprocess
@@ -272,6 +273,31 @@ def test_no_file_may_grow(house):
     assert result.stderr.startswith("umbra: The ledger at ")
     assert "with room on its disk" in result.stderr and result.stderr.count("\n") == 1
     assert house.kinds() == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=" ".join)
+def test_a_disk_that_is_full_already_when_libraries_are_loaded(flags):
+    """One of them looks for a folder for its temporary files; there is none."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    program = [sys.executable, "-B", "-c", "from pipeline.cli.main import main; main()"]
+    result = subprocess.run(
+        [*program, "runs", *flags],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("umbra: Umbra's libraries cannot be loaded (No usable temp")
+    assert result.stderr.endswith("then repeat the command\n") and result.stderr.count("\n") == 1
+    if flags:
+        assert json.loads(result.stdout)["exit_code"] == 1
+    else:
+        assert result.stdout == ""
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "resume", "cancel", "report", "audit"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.main import cli
+from pipeline.cli.commands import cli
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, LedgerUnavailable
 
 FULL = Path("/dev/full")
@@ -177,6 +177,21 @@ def test_an_interrupt(umbra, monkeypatch):
     monkeypatch.setattr("pipeline.home.Home.runs", interrupt)
     result = umbra("runs")
     assert (result.code, result.err.strip()) == (130, "umbra: interrupted")
+
+
+def test_an_interrupt_while_libraries_are_loaded(umbra, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.cli.main._commands", interrupt)
+    result = umbra("runs")
+    assert (result.code, result.err.strip()) == (130, "umbra: interrupted")
+
+
+def test_no_library_is_loaded_where_its_errors_are_not_caught():
+    program = "import sys, pipeline.cli.main; print({'torch', 'ray', 'mlflow'} & {*sys.modules})"
+    found = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert found == "set()\n"
 
 
 def test_a_stranger_cannot_steer_the_terminal(umbra):
