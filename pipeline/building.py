@@ -136,9 +136,15 @@ def build_training(spec: Spec, reservation: Reservation) -> Training:
     )
 
 
-def gradient_engine(spec: Spec) -> GradientEngine:
-    """The engine that training takes for this spec; it has no influence on what is computed."""
-    return choose(spec.data.size**2, spec.train.views, _device_type(spec))
+def gradient_engine(spec: Spec, records: float) -> GradientEngine:
+    """The engine that training takes for this spec; it has no influence on what is computed.
+
+    Args:
+        spec: the spec.
+        records: expected over all steps and workers; how many workers "auto" is, is not known yet.
+    """
+    workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
+    return choose(spec.data.size**2, spec.train.views, _device_type(spec), records / workers)
 
 
 def micro_batch_of(spec: Spec) -> int:

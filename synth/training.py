@@ -214,7 +214,12 @@ class Trainer:
     def _make_private_gradient(self) -> PrivateGradient:
         training, images, attempt = self._training, self._records.images, self._attempt
         q = training.dpsgd.sampling_probability
-        engine = choose(images.shape[-1] * images.shape[-2], training.views, images.device.type)
+        engine = choose(
+            images.shape[-1] * images.shape[-2],
+            training.views,
+            images.device.type,
+            training.steps * training.dpsgd.expected_batch / self._collective.size,
+        )
         return PrivateGradient(
             training.dpsgd,
             PoissonSampler(attempt.key, attempt.number, q),

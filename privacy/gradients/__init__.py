@@ -9,6 +9,7 @@ from privacy.gradients.base import (
     refuse_record_mixing,
 )
 from privacy.gradients.captured import CapturedEngine
+from privacy.gradients.compiled import CompiledEngine
 from privacy.gradients.layerwise import LayerwiseEngine
 from privacy.gradients.record import RecordEngine
 from privacy.gradients.two_pass import TwoPassEngine
@@ -18,6 +19,7 @@ __all__ = [
     "ENGINES",
     "CapturedEngine",
     "ClippedSum",
+    "CompiledEngine",
     "GradientEngine",
     "LayerwiseEngine",
     "ModelCall",
@@ -29,6 +31,7 @@ __all__ = [
     "refuse_record_mixing",
 ]
 
+# What needs nothing but torch's own operations; `CompiledEngine` is checked against them.
 ENGINES: dict[str, GradientEngine] = {
     e.name: e
     for e in (
@@ -45,6 +48,11 @@ ENGINES: dict[str, GradientEngine] = {
 # by layer: 8x8, K = 8: 12 and 1.5; 28x28, K = 8: 1.41 and 1.27; 28x28, K = 32: 1.04 and 1.15.
 _LARGE_RECORD = 8192
 
+# Views times pixels of a training that a GPU takes some twenty minutes for: a compiler, which takes
+# a few, is asked from there on. Computed from operations (0.8 MFLOP a pixel of the 28x28 network,
+# 150 TFLOP/s), not measured.
+_LONG = 2**38
+
 
 def engine(name: str) -> GradientEngine:
     """Return the engine of that name.
@@ -59,19 +67,21 @@ def engine(name: str) -> GradientEngine:
     return ENGINES[name]
 
 
-def choose(pixels: int, views: int, device_type: str) -> GradientEngine:
+def choose(pixels: int, views: int, device_type: str, records: float) -> GradientEngine:
     """Return the engine that is likely fastest; which one it is has no influence on the sums.
 
     The rule sees public numbers only: a record by itself fills a CPU from about 8192 pixels times
-    views on, while a GPU always needs many records a launch. What it takes is one that nobody else
-    has: its graph, and the memory of that, go with the training that asked.
+    views on, while a GPU always needs many records a launch. What a GPU's takes is one that nobody
+    else has: its graph, and the memory of that, go with the training that asked.
 
     Args:
         pixels: height times width of an image.
         views: K, noised copies of a record in a step.
         device_type: `torch.device.type` of the model.
+        records: expected for this worker in all steps of the training, one as often as it is
+            drawn; 0 is too few to compile anything for.
     """
     if device_type == "cuda":
-        return CapturedEngine()
+        return CompiledEngine() if records * views * pixels >= _LONG else CapturedEngine()
     large = device_type == "cpu" and pixels * views >= _LARGE_RECORD
     return ENGINES["record" if large else "layerwise"]

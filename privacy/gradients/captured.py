@@ -7,6 +7,7 @@ kernel and no choice between kernels is made for it. What is captured was captur
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,19 @@ from privacy.gradients.base import ClippedSum, RecordLoss, add_to, sum_over_micr
 from privacy.gradients.clip_and_add import add_clipped
 from privacy.gradients.cuda_graph import Replayable, Work
 from privacy.gradients.fixed_batch import FixedBatch
-from privacy.gradients.per_record import backward
+from privacy.gradients.per_record import OfRecords, gradients
+
+Gradients = Callable[..., OfRecords]  # of the records' tensors
+Prepare = Callable[[nn.Module, RecordLoss, tuple[Tensor, ...]], Gradients]
 
 # A graph keeps its memory to itself, and what a step does besides needs some: drawing views, and
 # adding, noising and applying sums. In bytes of a micro-batch's records and of its sums.
 _BESIDE = 8
+
+
+def called(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...]) -> Gradients:
+    """Return per-record gradients as a function of records like these, operation by operation."""
+    return lambda *records: gradients(model, loss, records)
 
 
 class CapturedEngine:
@@ -38,13 +47,16 @@ class CapturedEngine:
 
     name = "captured"
 
-    def __init__(self, replayable: Replayable = cuda_graph.replayable) -> None:
-        """Capture by `replayable`."""
+    def __init__(
+        self, replayable: Replayable = cuda_graph.replayable, prepare: Prepare = called
+    ) -> None:
+        """Capture by `replayable` what `prepare` makes of a model and a loss."""
         self._replayable = replayable
+        self._prepare = prepare
         self._kept = _Kept()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CapturedEngine, (self._replayable,)
+        return type(self), (self._replayable, self._prepare)
 
     def sum_of_clipped(
         self,
@@ -92,7 +104,8 @@ class CapturedEngine:
             dtype=torch.uint8,
             device=batch.norms.device,
         )
-        replay = self._replayable(_work(task, batch), batch.norms.device)
+        of_records = self._prepare(task.model, task.loss, batch.records)
+        replay = self._replayable(_work(task, batch, of_records), batch.norms.device)
         del spare
         return _Captured(task, batch, replay)
 
@@ -152,14 +165,13 @@ class _Kept(threading.local):
     captured: _Captured | None = None
 
 
-def _work(task: _Task, batch: FixedBatch) -> Work:
+def _work(task: _Task, batch: FixedBatch, of_records: Gradients) -> Work:
     """Return what is done to a micro-batch: from `batch.records` to its sums, norms and losses."""
 
     def work() -> None:
-        gradients: dict[str, Tensor] = {}
-        losses = backward(task.model, task.loss, batch.records, gradients.__setitem__)
+        losses, by_parameter = of_records(*batch.records)
         torch._foreach_zero_(list(batch.sums.values()))
-        norms = add_clipped(batch.sums, gradients, task.clip_norm, batch.present)
+        norms = add_clipped(batch.sums, by_parameter, task.clip_norm, batch.present)
         batch.norms.copy_(norms)
         batch.losses.copy_(losses)
 

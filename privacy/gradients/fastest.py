@@ -7,28 +7,28 @@ holds for long. The choice has no influence on what is computed but for rounding
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Way = Callable[..., Tensor]
+Result = TypeVar("Result")
 _ROUNDS = 3
 
 
-class Fastest:
+class Fastest(Generic[Result]):
     """Calls the fastest of several ways; each is tried once for each kind of arguments.
 
     Tensors are of one kind if they agree in device, type and all but their first dimension, which
     counts records. A way that fails, be it for want of memory, is left out.
     """
 
-    def __init__(self, *ways: Way) -> None:
+    def __init__(self, *ways: Callable[..., Result]) -> None:
         """Take functions of the same arguments, tensors first, and of the same result."""
         self._ways = ways
-        self._chosen: dict[tuple[Any, ...], Way] = {}
+        self._chosen: dict[tuple[Any, ...], Callable[..., Result]] = {}
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Result:
         """Return the result of the way that is fastest for such arguments.
 
         While a CUDA graph is captured nothing can be timed: arguments of a kind that was not tried
@@ -45,7 +45,7 @@ class Fastest:
             self._chosen[kind] = self._fastest(args)
         return self._chosen[kind](*args)
 
-    def _fastest(self, args: tuple[Any, ...]) -> Way:
+    def _fastest(self, args: tuple[Any, ...]) -> Callable[..., Result]:
         seconds = [_seconds(way, args) for way in self._ways]
         if min(seconds) == math.inf:
             self._ways[0](*args)  # raises
@@ -65,7 +65,7 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _seconds(way: Way, args: tuple[Any, ...]) -> float:
+def _seconds(way: Callable[..., Any], args: tuple[Any, ...]) -> float:
     """Return the least time of a few calls after a first one, or infinity if it fails."""
     device = _device(args)
     try:
@@ -75,7 +75,7 @@ def _seconds(way: Way, args: tuple[Any, ...]) -> float:
         return math.inf
 
 
-def _one(way: Way, args: tuple[Any, ...], device: torch.device) -> float:
+def _one(way: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> float:
     _wait_for(device)
     start = time.perf_counter()
     way(*args)

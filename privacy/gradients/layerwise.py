@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from privacy.gradients.base import ClippedSum, RecordLoss, sum_over_micro_batches
 from privacy.gradients.clip_and_add import add_clipped
-from privacy.gradients.per_record import backward
+from privacy.gradients.per_record import gradients
 
 
 class LayerwiseEngine:
@@ -23,8 +23,7 @@ class LayerwiseEngine:
         """See `GradientEngine.sum_of_clipped`."""
 
         def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            gradients: dict[str, Tensor] = {}
-            losses = backward(model, loss, part, gradients.__setitem__)
-            return losses, add_clipped(sums, gradients, clip_norm)
+            losses, by_parameter = gradients(model, loss, part)
+            return losses, add_clipped(sums, by_parameter, clip_norm)
 
         return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)

@@ -5,7 +5,7 @@ brings back for them are per-record gradients, whatever the layer. Where a layer
 views are known to be one weight, and it runs at nearly the price of an ordinary layer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,28 @@ from privacy.gradients.rules import RULES, over_records
 from privacy.gradients.rules.memory_order import concatenated
 
 Take = Callable[[str, Tensor], None]
+OfRecords = tuple[Tensor, dict[str, Tensor]]  # losses [B], and gradients [B, ...] by parameter
 
 
-def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], take: Take) -> Tensor:
+def gradients(
+    model: nn.Module,
+    loss: RecordLoss,
+    records: tuple[Tensor, ...],
+    instead: Mapping[str, Tensor] | None = None,
+) -> OfRecords:
+    """Return the records' losses and all of their gradients; see `backward`."""
+    found: dict[str, Tensor] = {}
+    losses = backward(model, loss, records, found.__setitem__, instead)
+    return losses, found
+
+
+def backward(
+    model: nn.Module,
+    loss: RecordLoss,
+    records: tuple[Tensor, ...],
+    take: Take,
+    instead: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Hand every parameter's per-record gradients to `take`, and return the records' losses.
 
     `take(name, gradients [B, ...])` is called once for a parameter, as soon as its gradients are
@@ -34,6 +53,7 @@ def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], ta
         loss: loss of one record.
         records: tensors with the same leading dimension B.
         take: what to do with the gradients.
+        instead: tensors to compute with in place of the model's parameters and buffers.
 
     Returns:
         The losses [B].
@@ -41,16 +61,17 @@ def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], ta
     Raises:
         InvalidRequest: the loss is not a scalar.
     """
-    B = len(records[0])
+    B, trained, given = len(records[0]), trainable(model), dict(instead or {})
     views = {
-        n: p.detach().expand(B, *p.shape).requires_grad_() for n, p in trainable(model).items()
+        name: given.pop(name, p).detach().expand(B, *p.shape).requires_grad_()
+        for name, p in trained.items()
     }
     for name, view in views.items():
         view.register_hook(_handing_over(name, take))
 
     def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
         def call(*args: Any, **kwargs: Any) -> Tensor:
-            return functional_call(model, parameters, args, kwargs)
+            return functional_call(model, {**given, **parameters}, args, kwargs)
 
         with _ByRule(parameters.values()):
             return require_scalar(loss(call, *record))

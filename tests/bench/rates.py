@@ -22,7 +22,7 @@ from synth.precision import PRECISIONS, Precision, computing_in
 
 from .steps import LIMIT, in_each_order, micro_batches, non_private
 from .timing import Case, fastest, interleave
-from .workload import Workload
+from .workload import PAPER_STEPS, Workload
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Sides of the square product, and bytes that are copied: far beyond what caches hold.
@@ -136,7 +136,9 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
     @cache
     def engine(size: int) -> GradientEngine:
         # One for each size: what is captured is made anew when the size changes.
-        return choose(workload.network.size**2, workload.views, workload.kind)
+        return choose(
+            workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
+        )
 
     def limit(denoiser: Denoiser, size: int) -> None:
         with computing_in(precision, workload.kind):

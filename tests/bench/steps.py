@@ -7,12 +7,12 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from privacy.gradients import ENGINES, GradientEngine, choose
+from privacy.gradients import ENGINES, CompiledEngine, GradientEngine, choose
 from synth.denoisers import Denoiser
 
 from .opacus_peer import OpacusPeer
 from .timing import Case, fastest
-from .workload import Workload
+from .workload import PAPER_STEPS, Workload
 
 LIMIT = "non-private step"
 _TOLERANCE = 1e-4  # relative L2, float32 throughout; a second clip or a lost view is far beyond
@@ -66,23 +66,31 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
     clip_norm = float(norms.median())  # half of the records are clipped
     expected = record.sum_of_clipped(denoiser, loss, records, clip_norm, n).sums
 
+    engines = dict(ENGINES)
+    if workload.kind == "cuda":
+        engines[CompiledEngine.name] = CompiledEngine()
+
     @cache
     def engine(name: str, size: int) -> GradientEngine:
         # One for each size: what is captured is made anew when the size changes.
-        return copy(ENGINES[name])
+        return copy(engines[name])
 
     def by_engine(name: str, size: int) -> Sums:
         own = engine(name, size)
         return own.sum_of_clipped(denoiser, loss, records, clip_norm, size).sums
 
-    ways: dict[str, Callable[[int], Sums]] = {name: partial(by_engine, name) for name in ENGINES}
+    ways: dict[str, Callable[[int], Sums]] = {name: partial(by_engine, name) for name in engines}
     ways["Opacus, K forwards"] = partial(OpacusPeer(denoiser, clip_norm).sums, records)
     cases = [limit(workload, n)]
     for name, way in ways.items():
         _require_equal(name, way(n), expected)
-        best = fastest([Case(str(size), partial(way, size)) for size in micro_batches(n)])
+        # A compiler takes minutes for each size.
+        sizes = [n] if name == CompiledEngine.name else micro_batches(n)
+        best = fastest([Case(str(size), partial(way, size)) for size in sizes])
         cases.append(Case(f"{name} (micro-batch {best.name})", best.run))
-    chosen = choose(workload.network.size**2, workload.views, workload.kind).name
+    chosen = choose(
+        workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
+    ).name
     notes = [
         f"{n} records; the training would choose the engine {chosen!r} here.",
         "All give the same sums of gradients clipped once a record (checked before timing).",

@@ -13,6 +13,7 @@ from synth.loss import DenoisingLoss, draw_views
 from synth.networks import UNet, UNetConfig
 
 _CLASSES = 10
+PAPER_STEPS = 4500
 
 
 @dataclass(frozen=True)

@@ -458,22 +458,24 @@ def test_the_repr_shows_nothing_private(engine):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "views", "device", "name"),
+    ("pixels", "views", "device", "records", "name"),
     [
-        (28 * 28, 16, "cpu", "record"),
-        (28 * 28, 8, "cpu", "layerwise"),
-        (8 * 8, 8, "cpu", "layerwise"),
-        (28 * 28, 32, "cuda", "captured"),
-        (8 * 8, 8, "cuda", "captured"),
+        (28 * 28, 16, "cpu", 4096 * 4500, "record"),
+        (28 * 28, 8, "cpu", 4096 * 4500, "layerwise"),
+        (8 * 8, 8, "cpu", 256 * 4500, "layerwise"),
+        (28 * 28, 32, "cuda", 4096 * 4500, "compiled"),
+        (28 * 28, 32, "cuda", 4096 * 450, "captured"),
+        (28 * 28, 32, "cuda", 0, "captured"),
+        (8 * 8, 8, "cuda", 256 * 4500, "captured"),
     ],
 )
-def test_the_choice_depends_on_public_sizes(pixels, views, device, name):
-    assert type(choose(pixels, views, device)) is type(gradients.engine(name))
-    assert choose(pixels, views, device).name == name
+def test_the_choice_depends_on_public_sizes(pixels, views, device, records, name):
+    assert choose(pixels, views, device, records).name == name
 
 
-def test_no_two_trainings_on_gpus_share_a_graph():
-    one, other = choose(64, 8, "cuda"), choose(64, 8, "cuda")
+@pytest.mark.parametrize("records", [0, 1e12])
+def test_no_two_trainings_on_gpus_share_a_graph(records):
+    one, other = choose(64, 8, "cuda", records), choose(64, 8, "cuda", records)
     assert one is not other
     assert gradients.engine("captured") not in (one, other)
 
