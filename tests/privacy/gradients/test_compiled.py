@@ -141,6 +141,19 @@ def test_what_is_wrong_is_not_taken(spoil, name):
     assert_close(found.sums, naive(model, records, C)[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e-6])
+@pytest.mark.parametrize("spoil", [one_lost, of_another_loss], ids=lambda spoil: spoil.__name__)
+def test_neither_losses_nor_gradients_hide_the_others(spoil, offset):
+    model, records = make_model("convolution"), make_records(3)
+
+    def loss(m, *record):
+        return offset + offset**-0.5 * denoising_loss(m, *record)
+
+    engine = CompiledEngine(compiler=Compiler(spoil))
+    with pytest.warns(RuntimeWarning, match="gave other gradients"):
+        engine.sum_of_clipped(model, loss, records, C, SIZE)
+
+
 # Not what is only scaled: these records are clipped.
 @pytest.mark.parametrize("spoil", [one_lost, one_moved], ids=lambda spoil: spoil.__name__)
 def test_what_is_wrong_would_do_harm(spoil, monkeypatch):

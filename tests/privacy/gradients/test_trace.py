@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from privacy.gradients.per_record import gradients
+from privacy.gradients.rules import weight_gradient
 from privacy.gradients.trace import NotTraceable, trace
 from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
@@ -33,6 +34,16 @@ def test_what_was_traced_on_zeros_holds_for_records(name):
     for seed in (1, 2):
         records = make_records(seed=seed)
         assert_equal(traced(*records), gradients(model, denoising_loss, records))
+
+
+@pytest.mark.parametrize("name", ["convolution", "normed"])
+def test_a_gpus_way_to_weight_gradients_can_be_traced(monkeypatch, name):
+    """It writes products into parts of one tensor."""
+    monkeypatch.setattr(weight_gradient, "_in_parts", weight_gradient.shifted)
+    model, records = make_model(name), make_records()
+    traced = trace(model, denoising_loss, zeros_like(records))
+    assert any(node.target is torch.ops.aten.bmm.out for node in traced.graph.graph.nodes)
+    assert_equal(traced(*records), gradients(model, denoising_loss, records))
 
 
 def test_no_python_of_model_or_loss_runs_again():
