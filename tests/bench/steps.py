@@ -66,9 +66,10 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
     clip_norm = float(norms.median())  # half of the records are clipped
     expected = record.sum_of_clipped(denoiser, loss, records, clip_norm, n).sums
 
-    engines = dict(ENGINES)
-    if workload.kind == "cuda":
-        engines[CompiledEngine.name] = CompiledEngine()
+    chosen = choose(
+        workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
+    )
+    engines = {**ENGINES, chosen.name: chosen}
 
     @cache
     def engine(name: str, size: int) -> GradientEngine:
@@ -88,11 +89,8 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
         sizes = [n] if name == CompiledEngine.name else micro_batches(n)
         best = fastest([Case(str(size), partial(way, size)) for size in sizes])
         cases.append(Case(f"{name} (micro-batch {best.name})", best.run))
-    chosen = choose(
-        workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
-    ).name
     notes = [
-        f"{n} records; the training would choose the engine {chosen!r} here.",
+        f"{n} records; the training would choose the engine {chosen.name!r} here.",
         "All give the same sums of gradients clipped once a record (checked before timing).",
         "Each runs at its fastest micro-batch, the limit in its faster order of memory, too.",
         "No optimiser, no noise.",
