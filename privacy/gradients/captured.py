@@ -56,7 +56,7 @@ class CapturedEngine:
         self._kept = _Kept()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._replayable, self._prepare)
+        return CapturedEngine, (self._replayable, self._prepare)
 
     def sum_of_clipped(
         self,

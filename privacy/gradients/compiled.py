@@ -34,7 +34,7 @@ _TOLERANCE = 0.03
 
 def inductor(graph: GraphModule, example: list[Tensor]) -> Callable[..., Any]:
     """Compile by torch's own compiler, which wants Triton on a GPU and a C++ compiler on a CPU."""
-    # Imported here: it takes a second, and few trainings are compiled.
+    # Imported here: few trainings are compiled.
     from torch._inductor import compile
 
     with torch.no_grad():

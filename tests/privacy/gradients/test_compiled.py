@@ -13,6 +13,7 @@ from privacy.gradients.cuda_graph import replayable
 from privacy.gradients.memory import WithinMemory
 from privacy.gradients.two_pass import TwoPassEngine
 from tests.privacy.gradients.recorded import recorded
+from tests.privacy.gradients.test_captured import SIZE, C, sums_of
 from tests.privacy.gradients.test_engines import (
     MODELS,
     assert_close,
@@ -21,8 +22,6 @@ from tests.privacy.gradients.test_engines import (
     make_records,
     naive,
 )
-
-SIZE, C = 4, 0.7
 
 
 class Last:
@@ -57,10 +56,6 @@ class Compiler:
             return self.spoil(*found) if self.spoil else found
 
         return run
-
-
-def sums_of(engine, model, records, size=SIZE):
-    return engine.sum_of_clipped(model, denoising_loss, records, C, size)
 
 
 @pytest.mark.parametrize("way", [replayable, recorded], ids=["called", "recorded"])
