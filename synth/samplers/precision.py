@@ -1,8 +1,8 @@
 """In which arithmetic a sampler's network runs.
 
 Only the raw network F may run in bfloat16, and of it only convolutions and products: on a GPU by
-autocast, on a CPU, linear layers left out, as `rounded.py` does it. The schedule, the state x and
-the preconditioning stay in float64 (`base.py`), the noise level and its embedding in float32:
+autocast, on a CPU, linear layers left out, as `channels_last.py` does it. The schedule, the state x
+and the preconditioning stay in float64 (`base.py`), the noise level and its embedding in float32:
 bfloat16 has 8 bits, and 50 levels between 80 and 0.002 would fall together or jump.
 """
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from privacy.errors import InvalidRequest
 from synth.denoisers import Denoiser
 from synth.precision import PRECISIONS, computing_in
+from synth.samplers.channels_last import channels_last
 from synth.samplers.cuda_graph import CudaGraph
-from synth.samplers.rounded import rounded
 
 
 class Bfloat16(nn.Module):
@@ -39,7 +39,7 @@ def at_precision(
     """Make a denoiser ready for sampling: on its device, for evaluation only, at a precision.
 
     Args:
-        denoiser: with trained weights; its network is moved, and copied where it is rounded.
+        denoiser: with trained weights; its network is moved to a GPU, and copied for a CPU.
         precision: one of `PRECISIONS`. A public choice: it decides the last bits of every image.
         device: where it shall run. On CUDA the network is captured as a graph, channels last.
 
@@ -49,12 +49,14 @@ def at_precision(
     if precision not in PRECISIONS:
         raise InvalidRequest(f"no precision {precision!r}: choose among {', '.join(PRECISIONS)}")
     device = torch.device(device)
-    network: nn.Module = denoiser.network.to(device).eval().requires_grad_(False)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if precision == "bfloat16":
-        network = Bfloat16(network) if on_gpu else rounded(network)
-    if on_gpu:
-        network = CudaGraph(network)
+    if device.type == "cuda":
+        network = _on_gpu(denoiser.network.to(device), precision)
+    else:
+        network = channels_last(denoiser.network.to(device), getattr(torch, precision))
     return Denoiser(network, denoiser.config)
+
+
+def _on_gpu(network: nn.Module, precision: str) -> nn.Module:
+    network = network.eval().requires_grad_(False)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return CudaGraph(Bfloat16(network) if precision == "bfloat16" else network)

@@ -54,9 +54,11 @@ def test_images_are_those_of_float32_within_rounding(denoiser, w, sampler):
     assert rounded.dtype == torch.float64
 
 
-def test_float32_is_the_plain_network_to_the_last_bit(denoiser):
-    plain = images(copy.deepcopy(denoiser))
-    assert torch.equal(images(at_precision(denoiser)), plain)
+@pytest.mark.parametrize("w", [0.0, 1.0])
+def test_float32_is_the_plain_network_within_its_own_rounding(denoiser, w):
+    plain = images(copy.deepcopy(denoiser), w)
+    mean, most = away(plain, images(at_precision(denoiser), w))
+    assert mean < 1e-6 and most < 1e-5
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

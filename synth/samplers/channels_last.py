@@ -1,10 +1,10 @@
-"""A network for sampling on CPUs: convolutions and attention in bfloat16, channels innermost.
+"""A network for sampling on CPUs: channels innermost, its products in float32 or bfloat16.
 
-Three things make autocast slow there, and each is undone here once instead of on every call:
-weights are rounded anew; oneDNN, which wants the channels innermost, reorders what it is given
-before and after every convolution; and what stands between convolutions runs in bfloat16, where
-the processor has to unpack every number first. Here it runs in float32, in as few walks through a
-feature map as may be, for at small sizes they take as long as the convolutions.
+oneDNN wants the channels innermost and reorders what it is given otherwise before and after every
+convolution, weights included; here they lie so from the start. What stands between convolutions
+takes as long as they do at small sizes: it walks through a feature map as few times as may be, and
+always in float32, for in bfloat16 the processor has to unpack every number first. Where products
+are in bfloat16 their weights are rounded once, and not on every call as by autocast.
 
 Shapes: B batch, C channels, H and W pixels, T = H*W tokens, E channels of the embedding.
 """
@@ -20,23 +20,23 @@ from synth.networks.attention import SKIP_SCALE, Attention
 from synth.networks.blocks import ResidualBlock, resampled
 
 
-def rounded(network: nn.Module) -> nn.Module:
-    """Return a copy of the network for inference with its convolutions and attention in bfloat16.
+def channels_last(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of the network for inference, convolutions and attention in `dtype`.
 
     Everything else stays as it is: in float32, the statistics of norms included. Takes and returns
-    what the network does, but the result [B, C, H, W] is in bfloat16.
+    what the network does, but the result [B, C, H, W] is in `dtype`.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    _substitute(network)
+    _substitute(network, dtype)
     return network
 
 
-def _substitute(module: nn.Module) -> None:
+def _substitute(module: nn.Module, dtype: torch.dtype) -> None:
     for name, child in module.named_children():
-        _substitute(child)
+        _substitute(child, dtype)
         match child:
             case nn.Conv2d():
-                setattr(module, name, _Convolution(child))
+                setattr(module, name, _Convolution(child, dtype))
             case nn.GroupNorm():
                 setattr(module, name, _Norm(child))
             case Attention():
@@ -46,24 +46,24 @@ def _substitute(module: nn.Module) -> None:
 
 
 class _Convolution(nn.Module):
-    """A convolution of what is rounded to bfloat16, summed in float32, given in bfloat16."""
+    """A convolution of what is rounded to `dtype`, summed in float32, given in `dtype`."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, of: nn.Conv2d) -> None:
+    def __init__(self, of: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         # Buffers, for parameters of the network are float32: it is told noise levels in it.
-        weight = of.weight.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        weight = of.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", None if of.bias is None else of.bias.to(torch.bfloat16))
+        self.register_buffer("bias", None if of.bias is None else of.bias.detach().to(dtype))
         self.stride, self.padding = of.stride, of.padding
         self.dilation, self.groups = of.dilation, of.groups
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [B, C, H, W] and return it with the channels innermost."""
         out = functional.conv2d(
-            x.to(torch.bfloat16),
+            x.to(self.weight.dtype),
             self.weight,
             self.bias,
             self.stride,
@@ -136,7 +136,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over pixels as rows, with its products in bfloat16 and softmax in float32."""
+    """Self-attention over pixels as rows, its softmax in float32."""
 
     def __init__(self, of: Attention) -> None:
         super().__init__()
