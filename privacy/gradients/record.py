@@ -38,7 +38,7 @@ class RecordEngine:
         """See `GradientEngine.sum_of_clipped`."""
 
         def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            parameters = _channels_last(trainable(model))
+            parameters = _in_fast_order(trainable(model))
 
             def call(*args: Any, **kwargs: Any) -> Tensor:
                 return functional_call(model, parameters, args, kwargs)
@@ -53,15 +53,19 @@ class RecordEngine:
         return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
 
 
-def _channels_last(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_fast_order(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return leaves with the parameters' values, whose order in memory feature maps follow.
 
-    It takes a few hundredths off a CPU's backward pass of large feature maps.
+    Measured at 28x28 with K = 32: channels last takes a tenth off a backward pass on a processor
+    with AVX-512 and adds a seventh to it on one with AVX2 only.
     """
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
     def ordered(weight: Tensor) -> Tensor:
         # Not `contiguous`, which leaves a weight of one channel as it is, and all maps with it.
-        return weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight
+        if wide and weight.ndim == 4:
+            return weight.to(memory_format=torch.channels_last)
+        return weight
 
     return {name: ordered(p.detach()).requires_grad_() for name, p in parameters.items()}
 

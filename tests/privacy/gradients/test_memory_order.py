@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from privacy.gradients import per_record
+from privacy.gradients import ENGINES, per_record
 from privacy.gradients.clip_and_add import add_clipped, add_scaled, squared_norms
 from privacy.gradients.rules.memory_order import concatenated
 
@@ -75,3 +75,12 @@ def test_layers_hand_feature_maps_on_with_channels_last():
     records = (torch.randn(3, 2, 1, 6, 6),)
     per_record.backward(model, lambda m, x: m(x).square().sum(), records, lambda name, g: None)
     assert model.strides == [1]
+
+
+@pytest.mark.parametrize(("capability", "apart"), [("AVX512", 1), ("AVX2", 36), ("DEFAULT", 36)])
+def test_record_by_record_the_order_is_the_processors(monkeypatch, capability, apart):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = Watched()
+    records = (torch.randn(3, 2, 1, 6, 6),)
+    ENGINES["record"].sum_of_clipped(model, lambda m, x: m(x).square().sum(), records, 1.0, 3)
+    assert model.strides == [apart] * 3
