@@ -112,7 +112,7 @@ class TestReserve:
 class TestRelease:
     def test_noise_is_of_the_scale_that_was_charged(self):
         for scale in (2.0, 20.0):
-            drawn = [release(RESULTS, reservation(scale)) for _ in range(150)]
+            drawn = [release(RESULTS, reservation(scale)) for _ in range(300)]
             noise = [round(d.classifiers["logreg"].value * 600) - 450 for d in drawn]
             noise += [
                 c.value - t for d in drawn for c, t in zip(d.class_counts, (400, 200), strict=True)
@@ -125,17 +125,17 @@ class TestRelease:
             assert abs(np.mean(noise)) < 5 * np.sqrt(variance / len(noise))
 
     def test_draws_of_the_queries_are_independent(self):
-        drawn = [release(RESULTS, reservation(50.0)) for _ in range(200)]
+        drawn = [release(RESULTS, reservation(50.0)) for _ in range(400)]
         columns = np.array([
             [d.classifiers["logreg"].value, *(c.value for c in d.class_counts)] for d in drawn
         ])  # fmt: skip
         off = np.corrcoef(columns, rowvar=False)[np.triu_indices(3, 1)]
-        assert np.all(np.abs(off) < 5 / np.sqrt(200))
+        assert np.all(np.abs(off) < 5 / np.sqrt(400))
 
     def test_intervals_hold_the_truth_as_often_as_they_say(self):
-        drawn = [release(RESULTS, reservation(10.0)).classifiers["logreg"] for _ in range(200)]
+        drawn = [release(RESULTS, reservation(10.0)).classifiers["logreg"] for _ in range(400)]
         held = sum(d.low <= 0.75 <= d.high for d in drawn)
-        assert 0.95 * 200 - 5 * np.sqrt(200 * 0.05 * 0.95) < held <= 200
+        assert 0.95 * 400 - 5 * np.sqrt(400 * 0.05 * 0.95) < held <= 400
         assert not all(abs(d.value - 0.75) < 0.01 for d in drawn)
         assert all(d.population_low < d.low and d.high < d.population_high for d in drawn)
 

@@ -20,7 +20,7 @@ CONFIGS = [
 BITS = 2**-8  # bfloat16 rounds by half of it
 DTYPES = [torch.float32, torch.bfloat16]
 # How far off the mean of what a few roundings touched may be.
-NEAR = {torch.float32: 1e-5, torch.bfloat16: BITS}
+NEAR = {torch.float32: 1e-6, torch.bfloat16: BITS}
 
 
 def rounded(module: nn.Module) -> nn.Module:
@@ -57,7 +57,7 @@ def test_the_network_is_the_same_function(config, dtype):
         usual = network(x, c_noise, label)
     found = channels_last(network, dtype)(x, c_noise, label)
     assert found.dtype == dtype and found.shape == x.shape
-    assert 0 < off(found.double(), exact) < 1.5 * off(usual.double(), exact)
+    assert 0 < off(found.double(), exact) < 1.2 * off(usual.double(), exact)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -113,7 +113,7 @@ def test_a_block_is_a_block(resample, leaving, attention, dtype):
     given = x.clone(), e.clone()
     expected = copy.deepcopy(block).double()(x.double(), e.double())
     # What is rounded at each convolution comes together in one sum.
-    found = channels_last(nn.Sequential(block), dtype)[0](x.to(dtype), e)
+    found = channels_last(nn.Sequential(block), dtype)[0](x, e)
     assert 0 < off(found.double(), expected) < 2 * NEAR[dtype]
     assert torch.equal(x, given[0]) and torch.equal(e, given[1])
 

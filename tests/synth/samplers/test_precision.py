@@ -62,6 +62,17 @@ def test_float32_is_the_plain_network_within_its_own_rounding(denoiser, w):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_on_a_cpu_channels_are_innermost(denoiser, precision):
+    """The plain network would give the same images, only slower, and nothing else would tell."""
+    ready = at_precision(denoiser, precision)
+    strides = []
+    for block in ready.network.down:
+        block.register_forward_hook(lambda block, given, out: strides.append(out.stride(1)))
+    images(ready)
+    assert strides and set(strides) == {1}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_images_repeat_to_the_last_bit(denoiser, precision):
     ready = at_precision(denoiser, precision)
     assert torch.equal(images(ready), images(ready))
