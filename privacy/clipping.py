@@ -58,10 +58,26 @@ def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
     Returns:
         float64 [...].
     """
-    numbers = vectors.to(torch.float64)
+    numbers = _left_out(vectors.to(torch.float64), factors.reshape(-1, *[1] * (vectors.ndim - 1)))
+    return torch.tensordot(factors, numbers, dims=1)
+
+
+def add_clipped_vector(total: Tensor, vector: Tensor, factor: Tensor) -> None:
+    """Add factor times vector to a total in place, as `sum_clipped` of one record would be added.
+
+    Args:
+        total: float64 [...].
+        vector: float64 [...] of the record.
+        factor: float64 [] from `clip_factors`; 0 leaves the vector out whatever it holds.
+    """
+    total.addcmul_(_left_out(vector, factor), factor)
+
+
+def _left_out(numbers: Tensor, factors: Tensor) -> Tensor:
+    """Return numbers with zeros where their factor is zero."""
     left_out = factors == 0
     # Where there is none to leave out, which is nearly always, nothing need be copied for it; but
     # to ask a GPU is to wait for it.
-    if vectors.device.type != "cpu" or left_out.any():
-        numbers = numbers.masked_fill(left_out.reshape(-1, *[1] * (vectors.ndim - 1)), 0.0)
-    return torch.tensordot(factors, numbers, dims=1)
+    if numbers.device.type != "cpu" or left_out.any():
+        return numbers.masked_fill(left_out, 0.0)
+    return numbers

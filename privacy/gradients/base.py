@@ -64,11 +64,24 @@ def zero_sums(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     They lie in one piece of memory, which a GPU is told once to fill.
     """
+    return zeros_in_one_piece(parameters)[1]
+
+
+def zeros_in_one_piece(parameters: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return float64 zeros for all parameters as one vector, and each one's part of it.
+
+    A part has its parameter's shape and order of memory; the device is the first one's.
+    """
     device = next(iter(parameters.values())).device
     sizes = [p.numel() for p in parameters.values()]
-    pieces = torch.zeros(sum(sizes), dtype=torch.float64, device=device).split(sizes)
-    pairs = zip(parameters.items(), pieces, strict=True)
-    return {name: piece.view(p.shape) for (name, p), piece in pairs}
+    vector = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+    named = zip(parameters.items(), vector.split(sizes), strict=True)
+    return vector, {name: part.as_strided(p.shape, _dense(p)) for (name, p), part in named}
+
+
+def _dense(tensor: Tensor) -> tuple[int, ...]:
+    # The tensor itself may have gaps; what is made like it has none.
+    return torch.empty_like(tensor, device="meta").stride()
 
 
 def add_to(sums: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:

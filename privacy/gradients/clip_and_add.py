@@ -13,10 +13,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from privacy.clipping import clip_factors
+from privacy.clipping import add_clipped_vector, clip_factors
+from privacy.gradients.base import add_to, zeros_in_one_piece
 from privacy.gradients.fused_sum import fused_sum
 
 _NUMBERS = 2**18  # in a block: 2 MiB of float64
+
+
+class FlatSum:
+    """Gradients of one record at a time, clipped and summed as one vector.
+
+    For records whose gradients are larger than a processor's cache: memory is walked through once
+    for float64, once for the norm and once for the sum, in the order in which parameters lie there
+    and whatever their number.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        """Begin with zero for parameters, whose gradients lie in memory as they do themselves."""
+        self._total, self._totals = zeros_in_one_piece(parameters)
+        self._record, self._parts = zeros_in_one_piece(parameters)
+
+    def add(self, gradients: Mapping[str, Tensor], clip_norm: float) -> Tensor:
+        """Clip one record's gradients, one [...] a parameter, jointly to C and add them.
+
+        Returns:
+            The float64 [] L2 norm over all of them, before clipping.
+        """
+        torch._foreach_copy_(list(self._parts.values()), [gradients[n] for n in self._parts])
+        norm = torch.linalg.vector_norm(self._record)
+        add_clipped_vector(self._total, self._record, clip_factors(norm[None], clip_norm)[0])
+        return norm
+
+    def add_to(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the sum to `sums`, float64 [...] by parameter, in place."""
+        add_to(sums, self._totals)
 
 
 def add_clipped(

@@ -15,11 +15,12 @@ from privacy.gradients.base import (
     ClippedSum,
     ModelCall,
     RecordLoss,
+    refuse_record_mixing,
     require_scalar,
     sum_over_micro_batches,
     trainable,
 )
-from privacy.gradients.clip_and_add import add_clipped
+from privacy.gradients.clip_and_add import FlatSum
 
 
 class RecordEngine:
@@ -36,21 +37,25 @@ class RecordEngine:
         micro_batch: int,
     ) -> ClippedSum:
         """See `GradientEngine.sum_of_clipped`."""
+        refuse_record_mixing(model)  # before its parameters are looked at
+        parameters = _in_fast_order(trainable(model))
+        total = FlatSum(parameters)
+
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            return functional_call(model, parameters, args, kwargs)
 
         def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            parameters = _in_fast_order(trainable(model))
-
-            def call(*args: Any, **kwargs: Any) -> Tensor:
-                return functional_call(model, parameters, args, kwargs)
-
             found = []
             for record in zip(*part, strict=True):
                 value, gradients = _gradients(call, loss, record, parameters)
-                found.append((value, add_clipped(sums, gradients, clip_norm)[0]))
+                found.append((value, total.add(gradients, clip_norm)))
             losses, norms = zip(*found, strict=True)
             return torch.stack(losses), torch.stack(norms)
 
-        return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
+        result = sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
+        # Not after every micro-batch: parameters may lie in another order than their gradients.
+        total.add_to(result.sums)
+        return result
 
 
 def _in_fast_order(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,11 +81,10 @@ def _gradients(
     record: tuple[Tensor, ...],
     parameters: Mapping[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return one record's loss and its gradients [1, ...] by parameter."""
+    """Return one record's loss and its gradients by parameter."""
     with torch.enable_grad():
         value = require_scalar(loss(model, *record))
         gradients = torch.autograd.grad(
             value, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
-    by_name = zip(parameters, gradients, strict=True)
-    return value.detach(), {name: gradient[None] for name, gradient in by_name}
+    return value.detach(), dict(zip(parameters, gradients, strict=True))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from privacy.clipping import clip_factors, require_positive, sum_clipped
+from privacy.clipping import add_clipped_vector, clip_factors, require_positive, sum_clipped
 from privacy.errors import InvalidRequest
 
 CLIP_NORMS = st.floats(1e-3, 1e3)
@@ -61,6 +61,17 @@ def test_no_record_moves_a_sum_further_than_the_clip_norm(array, C):
 def test_a_record_left_out_adds_exactly_zero():
     vectors = torch.tensor([[math.nan, 1.0], [math.inf, -math.inf]])
     assert sum_clipped(vectors, torch.zeros(2, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+@given(npst.arrays("float64", 8, elements=st.floats()), CLIP_NORMS)
+def test_a_record_is_added_as_it_is_summed(array, C):
+    vector, total = torch.from_numpy(array), torch.arange(8.0, dtype=torch.float64)
+    factors = clip_factors(torch.linalg.vector_norm(vector)[None], C)
+    expected = total + sum_clipped(vector[None], factors)
+    add_clipped_vector(total, vector, factors[0])
+    assert torch.allclose(total, expected, rtol=1e-15, atol=0.0)
+    if not factors.any():
+        assert torch.equal(total, torch.arange(8.0, dtype=torch.float64))
 
 
 def test_sums_are_made_in_float64():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from privacy.gradients import ENGINES, per_record
-from privacy.gradients.clip_and_add import add_clipped, add_scaled, squared_norms
+from privacy.gradients.clip_and_add import FlatSum, add_clipped, add_scaled, squared_norms
 from privacy.gradients.rules.memory_order import concatenated
 
 N = 6
@@ -40,6 +40,24 @@ def test_sums_are_of_the_parameters_shape_whatever_the_order_in_memory(rows):
         squares = add_scaled(one, name, ordered[name], factors)
         assert torch.allclose(one[name], expected, rtol=1e-12, atol=1e-12)
         assert torch.equal(squares, squared_norms(ordered[name]))
+
+
+@pytest.mark.parametrize("ordered", [0, 1, 2])
+def test_a_flat_sum_is_that_of_the_records_whatever_the_order_in_memory(ordered):
+    """Of nothing, of the parameters alone (gradients are reordered), and of both."""
+    plain = gradients(3)
+    order = [in_memory_order if i < ordered else (lambda tensor: tensor) for i in range(2)]
+    total = FlatSum({name: order[0](g)[0] for name, g in plain.items()})
+    sums, expected = ({n: torch.ones(g.shape[1:]).double() for n, g in plain.items()} for _ in "12")
+    C = 30.0
+    norms = add_clipped(expected, plain, C)
+    assert norms.min() < C < norms.max()
+    for i in range(N):
+        norm = total.add({name: order[1](g)[i] for name, g in plain.items()}, C)
+        assert torch.isclose(norm, norms[i], rtol=1e-12)
+    total.add({name: torch.full_like(g[0], torch.nan) for name, g in plain.items()}, C)
+    total.add_to(sums)
+    assert all(torch.allclose(sums[n], expected[n], rtol=1e-12, atol=1e-12) for n in sums)
 
 
 def test_concatenation_keeps_channels_last():

@@ -90,7 +90,13 @@ class NoGuardAgainstNaN(WrongEngine):
         def wrong(vectors, factors):
             return torch.tensordot(factors, vectors.to(torch.float64), dims=1)
 
-        with mock.patch.object(clip_and_add, "fused_sum", lambda device: wrong):
+        def wrong_vector(total, vector, factor):
+            total += factor * vector
+
+        with (
+            mock.patch.object(clip_and_add, "fused_sum", lambda device: wrong),
+            mock.patch.object(clip_and_add, "add_clipped_vector", wrong_vector),
+        ):
             return super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
 
 
