@@ -28,8 +28,8 @@ from .sampling import sampling_cases
 from .steps import step_cases
 from .table import Result, render, render_curves, render_orchestration, render_peaks, render_rates
 from .timing import Case, interleave
-from .worker import in_a_worker
-from .workload import COLOUR, LARGE, PAPER, PAPER_K32, SMALL, Workload
+from .worker import Workers, in_a_worker
+from .workload import COLOUR, LARGE, PAPER, PAPER_K16, PAPER_K32, SMALL, Workload
 from .writing import writing_cases
 
 Cases = tuple[list[Case], list[str]]
@@ -142,9 +142,7 @@ def _of_sizes(effort: Effort, scratch: Path) -> Iterator[Section]:
         folder = scratch / str(number)
         folder.mkdir()
         large = size.name not in (SMALL.name, PAPER.name)
-        rounds = effort.slow_rounds if large else effort.rounds
-        steps = partial(step_cases, size, n)
-        yield _ratios(rounds, f"Clipped gradients, {size.name}", steps, by_a_worker=True)
+        yield _steps(effort.slow_rounds if large else effort.rounds, size, n)
         if large:
             continue
         here = replace(size, kind="cpu")
@@ -157,6 +155,16 @@ def _of_sizes(effort: Effort, scratch: Path) -> Iterator[Section]:
         yield _ratios(effort.rounds, f"Writing, {size.name}", partial(writing_cases, here, folder))
 
 
+def _steps(rounds: int, size: Workload, n: int) -> Section:
+    title = f"Clipped gradients, {size.name}"
+
+    def measure() -> list[Result]:
+        with Workers.of_a_training(size.kind) as workers:
+            return [_compared(title, partial(step_cases, size, n, workers), rounds)]
+
+    return Section(title, "sections", measure, lambda found: render(*found))
+
+
 def _of_rates(effort: Effort, scratch: Path) -> Iterator[Section]:
     def measure() -> list[Rate]:
         sizes = [(s, n) for s, n in _sizes(effort) if replace(s, kind="cpu") in effort.rated]
@@ -167,7 +175,8 @@ def _of_rates(effort: Effort, scratch: Path) -> Iterator[Section]:
 
 def _sizes(effort: Effort) -> list[tuple[Workload, int]]:
     large = effort.large_records
-    records = {SMALL: effort.small_records, PAPER: effort.paper_records}
+    paper = effort.paper_records
+    records = {SMALL: effort.small_records, PAPER: paper, PAPER_K16: paper}
     records |= dict.fromkeys((PAPER_K32, COLOUR, LARGE), large)
     if device() == "cuda":
         records = {size: min(_GPU_TIMES * n, _GPU_MOST) for size, n in records.items()}

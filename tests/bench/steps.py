@@ -1,4 +1,7 @@
-"""The price of clipping: every way to clipped per-record gradients beside the non-private step."""
+"""The price of clipping: every way to clipped per-record gradients beside the non-private step.
+
+All run as in a training: in all workers at the same time, each with as many records.
+"""
 
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -12,9 +15,12 @@ from synth.denoisers import Denoiser
 
 from .opacus_peer import OpacusPeer
 from .timing import Case, fastest
+from .worker import Workers
 from .workload import PAPER_STEPS, Workload
 
 LIMIT = "non-private step"
+_OPACUS = "Opacus, K forwards"
+_ORDERS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 _TOLERANCE = 1e-4  # relative L2, float32 throughout; a second clip or a lost view is far beyond
 
 Sums = dict[str, Tensor]
@@ -48,27 +54,64 @@ def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
 
 def in_each_order(workload: Workload) -> dict[str, Denoiser]:
     """Return the denoiser with its weights, and so its feature maps, in each order of memory."""
-    orders = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
-    return {name: workload.denoiser().to(memory_format=order) for name, order in orders.items()}
+    return {n: workload.denoiser().to(memory_format=order) for n, order in _ORDERS.items()}
 
 
-def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
+def step_cases(workload: Workload, n: int, workers: Workers) -> tuple[list[Case], list[str]]:
     """Return the limit, every engine and Opacus on the same records and views, and notes.
 
-    Each runs at the micro-batch that suits it best.
+    Each runs at the micro-batch that suits it best, the limit in its better order of memory, too.
 
     Raises:
         AssertionError: one of them does not give the sums that all the others give.
     """
-    denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    record = ENGINES["record"]
-    norms = record.sum_of_clipped(denoiser, loss, records, 1.0, n).norms
-    clip_norm = float(norms.median())  # half of the records are clipped
-    expected = record.sum_of_clipped(denoiser, loss, records, clip_norm, n).sums
 
-    chosen = choose(
-        workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
-    )
+    def at_best(name: str, ways: tuple[str, ...]) -> Case:
+        # A compiler takes minutes for each size.
+        sizes = [n] if name == CompiledEngine.name else micro_batches(n)
+        every = [(way, size) for way in ways for size in sizes]
+        best = fastest(
+            [Case(str(size), partial(workers, _run, workload, n, way, size)) for way, size in every]
+        )
+        return Case(f"{name} (micro-batch {best.name})", best.run)
+
+    chosen = _chosen(workload).name
+    private = (*dict.fromkeys((*ENGINES, chosen)), _OPACUS)
+    for way in private:
+        workers(_check, workload, n, way)
+    cases = [at_best(LIMIT, tuple(_ORDERS)), *(at_best(way, (way,)) for way in private)]
+    notes = [
+        f"{n} records a worker; the training would choose the engine {chosen!r} here.",
+        f"Workers: {workers.count}, each a process with {workers.threads} thread(s), that work at "
+        "the same time.",
+        "All give the same sums of gradients clipped once a record (checked before timing).",
+        "Each runs at its fastest micro-batch, the limit in its faster order of memory, too.",
+        "No optimiser, no noise, no exchange between workers.",
+    ]
+    return cases, notes
+
+
+def micro_batches(n: int) -> list[int]:
+    """Return the micro-batches that are tried for `n` records."""
+    return sorted({n, max(n // 2, 1), max(n // 4, 1)})
+
+
+def _chosen(workload: Workload) -> GradientEngine:
+    records = workload.batch * PAPER_STEPS
+    return choose(workload.network.size**2, workload.views, workload.kind, records)
+
+
+def _run(workload: Workload, n: int, way: str, micro_batch: int) -> None:
+    _steps(workload, n)[way](micro_batch)
+
+
+@cache
+def _steps(workload: Workload, n: int) -> dict[str, Callable[[int], Sums | None]]:
+    """Return, in a worker, every way to a step of its records, by name and given a micro-batch."""
+    denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
+    norms = ENGINES["record"].sum_of_clipped(denoiser, loss, records, 1.0, n).norms
+    clip_norm = float(norms.median())  # half of the records are clipped
+    chosen = _chosen(workload)
     engines = {**ENGINES, chosen.name: chosen}
 
     @cache
@@ -80,36 +123,25 @@ def step_cases(workload: Workload, n: int) -> tuple[list[Case], list[str]]:
         own = engine(name, size)
         return own.sum_of_clipped(denoiser, loss, records, clip_norm, size).sums
 
-    ways: dict[str, Callable[[int], Sums]] = {name: partial(by_engine, name) for name in engines}
-    ways["Opacus, K forwards"] = partial(OpacusPeer(denoiser, clip_norm).sums, records)
-    cases = [limit(workload, n)]
-    for name, way in ways.items():
-        _require_equal(name, way(n), expected)
-        # A compiler takes minutes for each size.
-        sizes = [n] if name == CompiledEngine.name else micro_batches(n)
-        best = fastest([Case(str(size), partial(way, size)) for size in sizes])
-        cases.append(Case(f"{name} (micro-batch {best.name})", best.run))
-    notes = [
-        f"{n} records; the training would choose the engine {chosen.name!r} here.",
-        "All give the same sums of gradients clipped once a record (checked before timing).",
-        "Each runs at its fastest micro-batch, the limit in its faster order of memory, too.",
-        "No optimiser, no noise.",
-        "All in one process that, like a training worker, keeps the memory that it frees.",
-    ]
-    return cases, notes
+    def plain(own: Denoiser, size: int) -> None:
+        non_private(own, records, size)
+
+    return {
+        **{order: partial(plain, own) for order, own in in_each_order(workload).items()},
+        **{name: partial(by_engine, name) for name in engines},
+        _OPACUS: partial(OpacusPeer(denoiser, clip_norm).sums, records),
+    }
 
 
-def _require_equal(name: str, sums: Sums, expected: Sums) -> None:
+def _check(workload: Workload, n: int, way: str) -> None:
+    steps = _steps(workload, n)
+    expected, sums = steps["record"](n), steps[way](n)
+    assert expected is not None and sums is not None
     error = _norm(sums[key].double() - total for key, total in expected.items())
     relative = error / _norm(iter(expected.values()))
     if not relative < _TOLERANCE:
-        raise AssertionError(f"{name} gives other sums than the record engine: {relative:.1e} off")
+        raise AssertionError(f"{way} gives other sums than the record engine: {relative:.1e} off")
 
 
 def _norm(tensors: Iterator[Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
-
-
-def micro_batches(n: int) -> list[int]:
-    """Return the micro-batches that are tried for `n` records."""
-    return sorted({n, max(n // 2, 1), max(n // 4, 1)})

@@ -18,12 +18,28 @@ def test_a_worker_is_another_process_whose_errors_arrive(worker):
         worker.in_a_worker(_fails)
 
 
+def test_workers_are_a_process_each_and_all_are_asked(worker):
+    with worker.Workers(2, 1) as workers:
+        first, second = workers(os.getpid), workers(os.getpid)
+        assert len({*first, os.getpid()}) == 3 and first == second
+        assert workers(torch.get_num_threads) == [1, 1]
+
+
+def test_a_training_has_a_worker_for_each_thread_or_one_for_a_gpu(worker, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for device, expected in (("cpu", (3, 1)), ("cuda", (1, 3))):
+        with worker.Workers.of_a_training(device) as workers:
+            assert (workers.count, workers.threads) == expected
+
+
 def test_a_worker_is_set_up(worker, monkeypatch):
     kept = []
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    worker._as_a_worker()
-    assert kept and not torch.backends.cudnn.allow_tf32
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    worker._as_a_worker(3)
+    assert kept and threads == [3] and not torch.backends.cudnn.allow_tf32
 
 
 def _fails():

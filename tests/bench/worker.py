@@ -1,7 +1,7 @@
-"""A process of its own that is what a training worker is, for what training does.
+"""Processes of their own that are what training workers are, for what training does.
 
 A worker keeps the memory that it frees, which makes the non-private step faster too: both sides of
-a ratio are measured in the same such process.
+a ratio are measured in the same such processes.
 """
 
 import logging
@@ -18,11 +18,50 @@ from pipeline.cluster.freed_memory import keep_freed_memory
 T = TypeVar("T")
 
 
+class Workers:
+    """Processes that do the same at the same time; a context manager that ends them.
+
+    Attributes:
+        count: of processes.
+        threads: that torch has in each.
+    """
+
+    def __init__(self, count: int, threads: int) -> None:
+        """Start them with the first call."""
+        self.count, self.threads = count, threads
+        spawn = multiprocessing.get_context("spawn")
+        self._pools = [
+            # A pool each, for one pool of several might give one process the work of two.
+            ProcessPoolExecutor(1, spawn, initializer=_as_a_worker, initargs=(threads,))
+            for _ in range(count)
+        ]
+
+    @classmethod
+    def of_a_training(cls, device: str) -> "Workers":
+        """Return a worker of one thread for each of torch's threads here, or a GPU's only one."""
+        threads = torch.get_num_threads()
+        return cls(1, threads) if device == "cuda" else cls(threads, 1)
+
+    def __call__(self, function: Callable[..., T], *args: object) -> list[T]:
+        """Call a function in every worker, and return their results when all are done.
+
+        The function, what it is given and what it returns must be such as can be pickled. Raises
+        what the first one raised.
+        """
+        return [future.result() for future in [p.submit(function, *args) for p in self._pools]]
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pool in self._pools:
+            pool.shutdown()
+
+
 def in_a_worker(function: Callable[[], T]) -> T:
-    """Call a function in such a process; it and what it returns must be such as can be pickled."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=_as_a_worker) as pool:
-        return pool.submit(function).result()
+    """Call a function in a worker of its own, with as many threads as torch has here."""
+    with Workers(1, torch.get_num_threads()) as workers:
+        return workers(function)[0]
 
 
 def set_up() -> None:
@@ -34,6 +73,7 @@ def set_up() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _as_a_worker() -> None:
+def _as_a_worker(threads: int) -> None:
     set_up()
+    torch.set_num_threads(threads)
     keep_freed_memory()

@@ -84,6 +84,7 @@ PAPER = Workload(
     sampled=16,
     nfe_steps=2,
 )
+PAPER_K16 = replace(PAPER, name="28x28, 1.75 M parameters, K=16", views=16)
 PAPER_K32 = replace(PAPER, name="28x28, 1.75 M parameters, K=32", views=32)
 COLOUR = Workload(
     name="32x32x3, 1.81 M parameters, K=4",
