@@ -19,7 +19,7 @@ help:
 	@echo "make cluster the tests that start clusters of several machines: some ten minutes"
 	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
 	@echo "make lint   the first three only"
-	@echo "make bench  ratios against peers on this machine: a quarter of an hour; BENCH=--quick"
+	@echo "make bench  ratios against peers on this machine: some twenty minutes; BENCH=--quick"
 
 setup: $(READY)
 

@@ -144,7 +144,13 @@ def gradient_engine(spec: Spec, records: float) -> GradientEngine:
         records: expected over all steps and workers; how many workers "auto" is, is not known yet.
     """
     workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
-    return choose(spec.data.size**2, spec.train.views, _device_type(spec), records / workers)
+    return choose(
+        spec.data.size**2,
+        spec.train.views,
+        _device_type(spec),
+        spec.train.precision,
+        records / workers,
+    )
 
 
 def micro_batch_of(spec: Spec) -> int:

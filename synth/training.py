@@ -218,6 +218,7 @@ class Trainer:
             images.shape[-1] * images.shape[-2],
             training.views,
             images.device.type,
+            training.precision,
             training.steps * training.dpsgd.expected_batch / self._collective.size,
         )
         return PrivateGradient(

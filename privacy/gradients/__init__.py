@@ -43,9 +43,11 @@ ENGINES: dict[str, GradientEngine] = {
     )
 }
 
-# On a CPU a record this large keeps the cores busy by itself, and its plain backward pass already
-# is its gradient. Measured on 2 cores in units of the non-private step, record by record and layer
-# by layer: 8x8, K = 8: 12 and 1.5; 28x28, K = 8: 1.41 and 1.27; 28x28, K = 32: 1.04 and 1.15.
+# Views times pixels from which a record on a CPU outweighs what its calls cost, and its plain
+# backward pass already is its gradient. Measured with a worker of one thread on each of 2 cores, in
+# units of the non-private step, record by record and layer by layer: 8x8, K = 8: 4.5 and 1.36;
+# 28x28, K = 8: 1.22 and 1.19; K = 16: 1.06 and 1.11; K = 32: 1.01 and 1.09. In bfloat16, where the
+# order of memory that suits float32 does not serve, K = 32 (one such worker): 1.83 and 1.07.
 _LARGE_RECORD = 8192
 
 # Views times pixels of a training that a GPU takes some twenty minutes for: a compiler, which takes
@@ -67,7 +69,9 @@ def engine(name: str) -> GradientEngine:
     return ENGINES[name]
 
 
-def choose(pixels: int, views: int, device_type: str, records: float) -> GradientEngine:
+def choose(
+    pixels: int, views: int, device_type: str, precision: str, records: float
+) -> GradientEngine:
     """Return the engine that is likely fastest; which one it is has no influence on the sums.
 
     The rule sees public numbers only: a record by itself fills a CPU from about 8192 pixels times
@@ -78,10 +82,12 @@ def choose(pixels: int, views: int, device_type: str, records: float) -> Gradien
         pixels: height times width of an image.
         views: K, noised copies of a record in a step.
         device_type: `torch.device.type` of the model.
+        precision: that the model's products are computed in, such as "float32".
         records: expected for this worker in all steps of the training, one as often as it is
             drawn; 0 is too few to compile anything for.
     """
     if device_type == "cuda":
         return CompiledEngine() if records * views * pixels >= _LONG else CapturedEngine()
-    large = device_type == "cpu" and pixels * views >= _LARGE_RECORD
-    return ENGINES["record" if large else "layerwise"]
+    large = pixels * views >= _LARGE_RECORD
+    one_by_one = large and device_type == "cpu" and precision == "float32"
+    return ENGINES["record" if one_by_one else "layerwise"]

@@ -77,7 +77,7 @@ def curves(rounds: int, kind: str) -> Iterator[Curve]:
     times = _GPU_TIMES if kind == "cuda" else 1
     size = _MICRO_BATCH * times
     # Each step has its own, or what is captured for one would be made anew for the next.
-    engine = partial(choose, small.network.size**2, small.views, kind, records=0)
+    engine = partial(choose, small.network.size**2, small.views, kind, "float32", records=0)
     step = partial(_step, engine=engine, micro_batch=size)
 
     of_records = [step(small, times * n) for n in _RECORDS]
@@ -117,7 +117,7 @@ def workers(rounds: int, counts: Sequence[int] = _WORKERS) -> Curve:
 def _alone(rounds: int) -> list[float]:
     """Return seconds of each round."""
     torch.set_num_threads(1)
-    engine = partial(choose, SMALL.network.size**2, SMALL.views, "cpu", records=0)
+    engine = partial(choose, SMALL.network.size**2, SMALL.views, "cpu", "float32", records=0)
     step = _step(SMALL, 2 * _MICRO_BATCH, engine, _MICRO_BATCH)
     seconds = []
     for _ in range(rounds):

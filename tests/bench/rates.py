@@ -137,7 +137,11 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
     def engine(size: int) -> GradientEngine:
         # One for each size: what is captured is made anew when the size changes.
         return choose(
-            workload.network.size**2, workload.views, workload.kind, workload.batch * PAPER_STEPS
+            workload.network.size**2,
+            workload.views,
+            workload.kind,
+            precision,
+            workload.batch * PAPER_STEPS,
         )
 
     def limit(denoiser: Denoiser, size: int) -> None:

@@ -98,7 +98,7 @@ def micro_batches(n: int) -> list[int]:
 
 def _chosen(workload: Workload) -> GradientEngine:
     records = workload.batch * PAPER_STEPS
-    return choose(workload.network.size**2, workload.views, workload.kind, records)
+    return choose(workload.network.size**2, workload.views, workload.kind, "float32", records)
 
 
 def _run(workload: Workload, n: int, way: str, micro_batch: int) -> None:

@@ -458,24 +458,25 @@ def test_the_repr_shows_nothing_private(engine):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "views", "device", "records", "name"),
+    ("pixels", "views", "device", "precision", "records", "name"),
     [
-        (28 * 28, 16, "cpu", 4096 * 4500, "record"),
-        (28 * 28, 8, "cpu", 4096 * 4500, "layerwise"),
-        (8 * 8, 8, "cpu", 256 * 4500, "layerwise"),
-        (28 * 28, 32, "cuda", 4096 * 4500, "compiled"),
-        (28 * 28, 32, "cuda", 4096 * 450, "captured"),
-        (28 * 28, 32, "cuda", 0, "captured"),
-        (8 * 8, 8, "cuda", 256 * 4500, "captured"),
+        (28 * 28, 16, "cpu", "float32", 4096 * 4500, "record"),
+        (28 * 28, 32, "cpu", "bfloat16", 4096 * 4500, "layerwise"),
+        (28 * 28, 8, "cpu", "float32", 4096 * 4500, "layerwise"),
+        (8 * 8, 8, "cpu", "float32", 256 * 4500, "layerwise"),
+        (28 * 28, 32, "cuda", "bfloat16", 4096 * 4500, "compiled"),
+        (28 * 28, 32, "cuda", "bfloat16", 4096 * 450, "captured"),
+        (28 * 28, 32, "cuda", "bfloat16", 0, "captured"),
+        (8 * 8, 8, "cuda", "float32", 256 * 4500, "captured"),
     ],
 )
-def test_the_choice_depends_on_public_sizes(pixels, views, device, records, name):
-    assert choose(pixels, views, device, records).name == name
+def test_the_choice_depends_on_public_sizes(pixels, views, device, precision, records, name):
+    assert choose(pixels, views, device, precision, records).name == name
 
 
 @pytest.mark.parametrize("records", [0, 1e12])
 def test_no_two_trainings_on_gpus_share_a_graph(records):
-    one, other = choose(64, 8, "cuda", records), choose(64, 8, "cuda", records)
+    one, other = (choose(64, 8, "cuda", "float32", records) for _ in range(2))
     assert one is not other
     assert gradients.engine("captured") not in (one, other)
 
