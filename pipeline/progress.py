@@ -188,8 +188,10 @@ class _Line:
     def _state(self, now: float) -> str:
         if not self.total:
             return f"{self.done}, {duration(now - self.begun)} so far"
-        state = f"{self.done}/{self.total} ({100 * self.done // self.total} %)"
-        if not 0 < self.done < self.total:
+        percent = 100 * self.done // self.total
+        state = f"{self.done}/{self.total} ({percent} %)"
+        # The first hundredth tells more of a stage's start than of its rest.
+        if percent == 0 or self.done >= self.total:
             return state
         left = (now - self.begun) * (self.total - self.done) / self.done
         return f"{state}, {duration(left)} left"

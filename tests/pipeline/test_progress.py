@@ -64,6 +64,16 @@ def test_time_left_is_by_proportion() -> None:
     assert stream.getvalue().splitlines()[1] == "sample: 4/10 (40 %), 1 min 30 s left"
 
 
+def test_a_first_step_after_a_long_start_foretells_nothing() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with LineProgress(stream, every=5, clock=clock).stage("train", 500) as stage:
+        for done in (1, 5):
+            clock.now += 6
+            stage.reach(done)
+    lines = stream.getvalue().splitlines()
+    assert lines[1:3] == ["train: 1/500 (0 %)", "train: 5/500 (1 %), 19 min 48 s left"]
+
+
 def test_unknown_total_tells_what_is_done() -> None:
     clock, stream = Clock(), io.StringIO()
     with LineProgress(stream, every=5, clock=clock).stage("ingest") as stage:
