@@ -74,9 +74,10 @@ def choose(
 ) -> GradientEngine:
     """Return the engine that is likely fastest; which one it is has no influence on the sums.
 
-    The rule sees public numbers only: a record by itself fills a CPU from about 8192 pixels times
-    views on, while a GPU always needs many records a launch. What a GPU's takes is one that nobody
-    else has: its graph, and the memory of that, go with the training that asked.
+    The rule sees public facts only: in float32 on a CPU a record is worth a pass of its own from
+    about 8192 pixels times views on, while a GPU always needs many records a launch. What a GPU's
+    takes is one that nobody else has: its graph, and the memory of that, go with the training that
+    asked.
 
     Args:
         pixels: height times width of an image.

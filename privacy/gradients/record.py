@@ -53,7 +53,7 @@ class RecordEngine:
             return torch.stack(losses), torch.stack(norms)
 
         result = sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
-        # Not after every micro-batch: parameters may lie in another order than their gradients.
+        # Once, and not as each record comes: the sums may lie in another order than the gradients.
         total.add_to(result.sums)
         return result
 
