@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.errors import InvalidRequest, UmbraError
 

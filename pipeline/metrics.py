@@ -1,11 +1,26 @@
-"""The results of an evaluation: their shape, and which of them may be released."""
+"""Figures against a private holdout that were paid for: noisy counts, with what they still tell.
+
+A classifier's number of right answers on the holdout, and the holdout's images of a class, each
+change by at most one with a record. The discrete Laplace mechanism releases them, charged to the
+holdout's part of the data set's budget.
+"""
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
-from pipeline.run_directory import RunDirectory
+import numpy as np
+
+from pipeline.plan.plan import ACCURACY, CLASS_COUNTS
+from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
+from privacy.accounting.base import round_up
+from privacy.budget import Reservation
 from privacy.errors import IntegrityBroken
+from privacy.mechanisms import DiscreteLaplace
+from privacy.noisy_counts import NoisyAccuracy, NoisyCount, accuracy_interval, noisy_counts
 
 METRICS = "metrics.json"
 SYNTHETIC, CEILING, FEATURES = "synthetic", "ceiling", "features"
@@ -63,3 +78,111 @@ def likeness(results: dict[str, Any]) -> dict[str, float]:
     distance, balls = results[FEATURES]["frechet"], results[FEATURES]["precision_recall"]
     names = ("precision", "recall", "density", "coverage")
     return {distance["metric"]: distance["distance"]} | {name: balls[name] for name in names}
+
+
+DP_METRICS = "dp-metrics.json"
+
+
+@dataclass(frozen=True)
+class PaidMetrics:
+    """Everything that a run released about a private holdout.
+
+    Attributes:
+        records: images of the holdout, public.
+        epsilon: of all of it together, at δ = 0, rounded up.
+        confidence: of every interval by itself.
+        classifiers: trained on synthetic images, by name.
+        class_counts: by class; empty where they were not asked for.
+    """
+
+    records: int
+    epsilon: float
+    confidence: float
+    classifiers: dict[str, NoisyAccuracy]
+    class_counts: tuple[NoisyCount, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "PaidMetrics":
+        """Read back what `to_dict` gave. Raises KeyError, TypeError, ValueError on other things."""
+        found = {name: NoisyAccuracy(**each) for name, each in record["classifiers"].items()}
+        counts = tuple(NoisyCount(**each) for each in record["class_counts"])
+        epsilon, confidence = float(record["epsilon"]), float(record["confidence"])
+        return cls(int(record["records"]), epsilon, confidence, found, counts)
+
+    def flat(self) -> dict[str, float]:
+        """Return metric names and values, as `Release.paid` takes them."""
+        metrics = {"epsilon": self.epsilon}
+        for name, found in self.classifiers.items():
+            metrics |= _with_interval(f"{name}.accuracy", found)
+        for label, count in enumerate(self.class_counts):
+            metrics |= _with_interval(f"class.{label}.count", count)
+        return metrics
+
+
+def release(results: Mapping[str, Any], paid_by: Reservation) -> PaidMetrics:
+    """Draw the noise once and return what may be shown; the plan must be charged in full.
+
+    Args:
+        results: what `pipeline.cluster.evaluation.evaluate` returned; private.
+        paid_by: the holdout's reservation, whose plan says what is released.
+    """
+    confusions = {n: np.asarray(r["confusion"]) for n, r in results[SYNTHETIC].items()}
+    right = _mechanism(paid_by, ACCURACY)
+    assert right is not None  # noqa: S101 - every such plan has it
+    accuracies = {
+        name: accuracy_interval(_noisy([np.trace(matrix)], right)[0].value, paid_by.records, right)
+        for name, matrix in confusions.items()
+    }
+    by_class = _mechanism(paid_by, CLASS_COUNTS)
+    truth = next(iter(confusions.values())).sum(axis=1)  # rows of a confusion are true classes
+    return PaidMetrics(
+        records=paid_by.records,
+        epsilon=_epsilon(m for m in (right, by_class) if m is not None),
+        confidence=next(iter(accuracies.values())).confidence,
+        classifiers=accuracies,
+        class_counts=() if by_class is None else _noisy(truth, by_class),
+    )
+
+
+def paid_metrics(run: RunDirectory) -> PaidMetrics | None:
+    """Return what a run released against a private holdout, None where it released nothing.
+
+    Raises:
+        IntegrityBroken: the file is damaged.
+    """
+    path = run.release / DP_METRICS
+    if not path.exists():
+        return None
+    try:
+        return PaidMetrics.from_dict(json.loads(path.read_bytes()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityBroken(
+            f"{path} is damaged. Put it back from a copy, or remove it to go on without it."
+        ) from error
+
+
+def _mechanism(paid_by: Reservation, component: str) -> DiscreteLaplace | None:
+    for part in paid_by.plan:
+        if part.name == component:
+            assert isinstance(part.mechanism, DiscreteLaplace)  # noqa: S101 - as plans are made
+            return part.mechanism
+    return None
+
+
+def _epsilon(mechanisms: Iterable[DiscreteLaplace]) -> float:
+    """Return what pure mechanisms cost together; exact until it is rounded up."""
+    costs = (Fraction(m.steps) / Fraction(m.noise_multiplier) for m in mechanisms)
+    return round_up(float(sum(costs)))
+
+
+def _noisy(counts: Any, mechanism: DiscreteLaplace) -> tuple[NoisyCount, ...]:
+    # A record is one right answer at most, and in one class: the L1 sensitivity is 1.
+    return noisy_counts([int(count) for count in counts], 1, mechanism)
+
+
+def _with_interval(name: str, found: NoisyAccuracy | NoisyCount) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -20,7 +20,7 @@ from privacy.errors import InvalidRequest
 from privacy.gradients import GradientEngine, RecordLoss
 from privacy.gradients.base import add_to, trainable, zero_sums
 from privacy.keystream import require_uint64
-from privacy.mechanism import SubsampledGaussian
+from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
 from privacy.poisson import PoissonSampler
 

@@ -21,13 +21,13 @@ import safetensors.torch
 import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.atomic import (
+from synth.storage.atomic import (
     is_half_written,
     remove_folder,
     remove_leftovers,
     write_folder,
 )
-from synth.place import Place
+from synth.storage.path import Place
 
 _RECORD = "checkpoint.json"
 _FORMAT = 2

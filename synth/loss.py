@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from privacy.errors import InvalidRequest
-from synth.denoisers.base import DenoiserConfig
 from synth.precision import Precision, computing_in
+from synth.preconditioning import DenoiserConfig
 
 
 def require_multiplicity(K: int) -> int:

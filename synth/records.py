@@ -10,9 +10,9 @@ from torch import Tensor
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
 from synth.counter_based import normal, uniform
-from synth.denoisers import DenoiserConfig
+from synth.data.shards import from_uint8
 from synth.loss import drop_labels, form_views, require_multiplicity
-from synth.shards import from_uint8
+from synth.preconditioning import DenoiserConfig
 
 _DOMAIN = "umbra/views/2"
 # Streams of a record's seed.

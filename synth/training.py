@@ -17,18 +17,18 @@ from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
 from privacy.gradients import TwoPassEngine, choose
 from privacy.gradients.memory import WithinMemory
-from privacy.mechanism import step_count
+from privacy.mechanisms import step_count
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.checkpoint import Checkpoint, keep_last, newest, save
-from synth.denoisers import Denoiser
 from synth.ema import EMA
 from synth.learning_rate import cosine
 from synth.loss import DenoisingLoss
 from synth.meter import Meter
-from synth.place import Place
 from synth.precision import Precision
+from synth.preconditioning import Denoiser
 from synth.records import Records, ViewDrawer
+from synth.storage.path import Place
 from synth.warmup import Warmup, release_class_means, train_on_means
 
 WARMUP = "warmup"

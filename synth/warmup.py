@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from privacy.class_sums import class_means, noisy_class_sums
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 from privacy.noise import SecureGaussian
-from synth.denoisers import Denoiser
 from synth.loss import DenoisingLoss, draw_views, drop_labels
+from synth.preconditioning import Denoiser
 from synth.records import Records
 
 

@@ -14,7 +14,7 @@ settings.load_profile("untimed")
 @pytest.fixture
 def run_workers():
     """Call `work(collective)` on `size` workers that are joined; return what each gave, by rank."""
-    from privacy.audit.mechanism.workers import run_workers
+    from privacy.audit.mechanism.runs import run_workers
 
     return run_workers
 

@@ -12,9 +12,9 @@ from pipeline.progress import Progress, SilentProgress, show_progress
 from privacy.errors import IntegrityBroken, InvalidRequest
 
 if TYPE_CHECKING:
-    from pipeline.auditing import Audit
-    from pipeline.auditing.release import ReleaseAudit
-    from pipeline.run_directory import RunDirectory
+    from pipeline.audit import Audit
+    from pipeline.audit.release import ReleaseAudit
+    from pipeline.runs.directory import RunDirectory
 
 _HELP = ("-h", "--help")
 _OPENS = "opening the private images of {}: the findings stay in the run's internal folder"
@@ -59,7 +59,7 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
 
     Every ε is computed from the raw rows by code that admitted nothing.
     """
-    from pipeline.auditing import audit as perform
+    from pipeline.audit import audit as perform
 
     home = Home.locate()
     run = _empirical_run(home, subject) if empirical else None
@@ -84,7 +84,7 @@ def mechanism(subject: str | None, trials: int | None, as_json: bool) -> int:
 
     With the q, σ, C and K of a SPEC or a RUN, or of a default. Opens no data.
     """
-    from pipeline.auditing.mechanism import audit_step
+    from pipeline.audit.mechanism import audit_step
 
     progress = _progress(as_json)
     found = audit_step(Home.locate(), subject, progress, trials)
@@ -103,7 +103,7 @@ def run_(run_id: str, canaries: int | None, guesses: int | None, as_json: bool) 
     Opens no private image and spends nothing; takes as long as the training did. Gives a lower
     bound on ε and the largest that it could have given.
     """
-    from pipeline.auditing.run import audit_training
+    from pipeline.audit.run import audit_training
 
     home = Home.locate()
     found = audit_training(home, _run(home, run_id), _progress(as_json), canaries, guesses)
@@ -124,8 +124,8 @@ def release(run_id: str, as_json: bool) -> None:
 
 
 def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -> int:
-    from pipeline.auditing.mechanism import audit_step
-    from pipeline.auditing.run import audit_training
+    from pipeline.audit.mechanism import audit_step
+    from pipeline.audit.run import audit_training
 
     progress = _progress(as_json)
     step = audit_step(home, run.run_id, progress)
@@ -154,7 +154,7 @@ def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -
 
 
 def _empirical_run(home: Home, subject: str | None) -> "RunDirectory":
-    from pipeline.auditing.release import require_release
+    from pipeline.audit.release import require_release
 
     if subject is None:
         raise InvalidRequest("--empirical audits one run: name it, `umbra audit RUN --empirical`")
@@ -165,7 +165,7 @@ def _empirical_run(home: Home, subject: str | None) -> "RunDirectory":
 
 
 def _run(home: Home, subject: str) -> "RunDirectory":
-    from pipeline.auditing.ledger import find_run
+    from pipeline.audit.ledger import find_run
 
     run = find_run(home, subject)
     if run is None:
@@ -174,7 +174,7 @@ def _run(home: Home, subject: str) -> "RunDirectory":
 
 
 def _release(run: "RunDirectory", progress: Progress) -> "ReleaseAudit":
-    from pipeline.auditing.release import audit_release, require_release
+    from pipeline.audit.release import audit_release, require_release
 
     require_release(run)
     click.echo(_OPENS.format(run.run_id), err=True)

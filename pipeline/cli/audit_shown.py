@@ -8,9 +8,9 @@ from rich.console import Console
 from pipeline.cli.output import pairs, printable, table
 
 if TYPE_CHECKING:
-    from pipeline.auditing import Audit
-    from pipeline.auditing.release import ReleaseAudit
-    from pipeline.auditing.run import RunAudit
+    from pipeline.audit import Audit
+    from pipeline.audit.release import ReleaseAudit
+    from pipeline.audit.run import RunAudit
     from privacy.audit import LedgerAudit
     from privacy.audit.mechanism import MechanismAudit
 

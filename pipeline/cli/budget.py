@@ -27,7 +27,7 @@ def budget(context: click.Context) -> None:
 @json_option
 def declare(name: str, epsilon: float, delta: float, as_json: bool) -> None:
     """Give the data set NAME its budget, once and for ever."""
-    from pipeline.ledger_access import open_budget
+    from pipeline.runs.ledger_access import open_budget
 
     budgets = open_budget(Home.locate().ensure())
     _emit([budgets.declare(name, epsilon, delta)], as_json)
@@ -52,7 +52,7 @@ def show(as_json: bool) -> None:
 @json_option
 def history(name: str, as_json: bool) -> None:
     """Show everything that was ever done with the budget of NAME: when, by whom, what."""
-    from pipeline.history import told
+    from pipeline.runs.ledger_access import told
     from privacy.budget import Budget
     from privacy.ledger import Ledger
 
@@ -89,7 +89,7 @@ def accept_overlap(name: str, other: str, as_json: bool) -> None:
 
 def _existing() -> "Budget":
     """Return the budgets of a ledger that is there: a misspelt home must not get a new one."""
-    from pipeline.ledger_access import open_budget
+    from pipeline.runs.ledger_access import open_budget
     from privacy.ledger import Ledger
 
     home = Home.locate()

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
-from pipeline.run_directory import RunDirectory
-from pipeline.standing import standing
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.status import standing
 
 _SECONDS, _POLL = 60.0, 0.2
 
@@ -23,7 +23,7 @@ _SECONDS, _POLL = 60.0, 0.2
 @json_option
 def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
     """Stop the process or the Ray job that works on RUN. What was charged stays charged."""
-    from pipeline import cancelling
+    from pipeline.runs import cancel as cancelling
 
     home = Home.locate()
     run = home.run(run_id)
@@ -40,7 +40,7 @@ def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
 
 def _settle(run: RunDirectory, home: Home) -> dict[str, int]:
     """Give up a run, once the process that was told to stop has let go of it."""
-    from pipeline import cancelling
+    from pipeline.runs import cancel as cancelling
 
     deadline = time.monotonic() + _SECONDS
     while standing(run).moves and time.monotonic() < deadline:

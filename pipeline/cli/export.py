@@ -27,8 +27,8 @@ from pipeline.home import Home
 @json_option
 def export(run_id: str, folder: Path, form: str, allow_void: bool, as_json: bool) -> None:
     """Export the images of RUN to the new folder DIR, with a card and privacy.json."""
-    from pipeline.exporting import export_run
-    from pipeline.ledger_access import open_budget
+    from pipeline.runs.export import export_run
+    from pipeline.runs.ledger_access import open_budget
 
     home = Home.locate()
     run = home.run(run_id)

@@ -42,7 +42,7 @@ def sign(as_json: bool) -> None:
     The key is drawn where there is none, and replaced where there is one: the old key signs the
     new one in. Give the public key that is printed to whoever audits.
     """
-    from pipeline.signing import start_signing
+    from pipeline.runs.ledger_access import start_signing
 
     public_key, path = start_signing(Home.locate())
 

@@ -8,8 +8,8 @@ import click
 
 from pipeline.cli.output import json_option, printable, while_read
 from pipeline.home import Home
-from pipeline.run_directory import RunDirectory
-from pipeline.standing import standing
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.status import standing
 
 _SECONDS = 0.5
 _ASK_SECONDS = 2.0  # where a cluster is asked, which is dearer than a look at a file

@@ -25,8 +25,8 @@ def plan(spec: Path, as_json: bool) -> None:
 
     Says whether the budget of its data set admits it. Opens no data and changes nothing.
     """
-    from pipeline.plan import plan as make_plan
-    from pipeline.quoting import quotes
+    from pipeline.plan.plan import plan as make_plan
+    from pipeline.plan.quote import quotes
     from pipeline.spec import load_spec
 
     made = make_plan(load_spec(spec))

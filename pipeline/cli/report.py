@@ -13,7 +13,7 @@ from privacy.errors import InvalidRequest
 @json_option
 def report(run_id: str, as_json: bool) -> None:
     """Write the report of RUN anew, with the budget and the audit as they are now."""
-    from pipeline.ledger_access import open_budget
+    from pipeline.runs.ledger_access import open_budget
     from pipeline.stages.report import PAGE, write_report
 
     home = Home.locate()

@@ -16,13 +16,13 @@ from pipeline.cli.output import emit, pairs, table
 from pipeline.cluster.authentication import is_jobs_api, require_token
 from pipeline.home import Home
 from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.spec.resources import Workers
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
-    from pipeline.paid_metrics import PaidMetrics
-    from pipeline.summary import Summary
+    from pipeline.cli.summary import Summary
+    from pipeline.metrics import PaidMetrics
 
 _SECONDS = 0.2
 
@@ -100,7 +100,7 @@ def work_on(
 
 
 def _run_as_job(run: RunDirectory, home: Home, address: str, workers: Workers | None) -> str:
-    from pipeline.handing_over import hand_over
+    from pipeline.runs.submit_job import hand_over
 
     try:
         return hand_over(run, home, address, workers).submission_id
@@ -121,9 +121,9 @@ def run_here(
     as_json: bool,
 ) -> None:
     """Execute `run` in this process with progress on stderr, and print its summary."""
-    from pipeline.engine import execute
-    from pipeline.ledger_access import open_budget
-    from pipeline.summary import summarise
+    from pipeline.cli.summary import summarise
+    from pipeline.runs.engine import execute
+    from pipeline.runs.ledger_access import open_budget
 
     with _progress(run, quiet=as_json) as progress:
         execute(run, home, progress, address, workers)

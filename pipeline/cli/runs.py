@@ -7,8 +7,8 @@ from rich.console import Console
 
 from pipeline.cli.output import emit, json_option, printable, table
 from pipeline.home import Home
-from pipeline.run_directory import RunDirectory
-from pipeline.standing import JobAsker, standing
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.status import JobAsker, standing
 from privacy.errors import IntegrityBroken
 
 _TO_EXPLAIN = ("interrupted", "silent")  # what no state of the run itself tells

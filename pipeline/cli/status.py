@@ -6,8 +6,8 @@ from rich.console import Console
 from pipeline.cli.output import emit, json_option, pairs, printable
 from pipeline.home import Home
 from pipeline.progress import duration
-from pipeline.run_state import RunState
-from pipeline.standing import standing
+from pipeline.runs.state import RunState
+from pipeline.runs.status import standing
 
 _GO_ON_OR_GIVE_UP = (
     "go on with `umbra resume {run}`, or give what was never charged back with "

@@ -18,7 +18,7 @@ def submit(
     spec: Path, address: str | None, detach: bool, workers: Workers | None, as_json: bool
 ) -> None:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
-    from pipeline.engine import submit as reserve
+    from pipeline.runs.engine import submit as reserve
     from pipeline.spec import load_spec
 
     home, asked = Home.locate(), load_spec(spec)

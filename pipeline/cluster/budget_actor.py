@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.calls import answer
 from pipeline.cluster.placement import beside_driver
-from pipeline.ledger_access import LedgerAccess
+from pipeline.runs.ledger_access import LedgerAccess
 from privacy.budget import Budget, Receipt, Settlement
 from privacy.keystream import os_key
 from privacy.ledger import Ledger

@@ -13,8 +13,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.abort import raised_if
 from pipeline.cluster.reaper import reaped
-from pipeline.cluster.watchdog import raised_if
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"

@@ -8,18 +8,18 @@ import numpy as np
 import ray
 import torch
 
-from eval.classifiers.protocol import train_and_test
 from eval.features import extractor
 from eval.frechet import feature_moments, frechet
-from eval.precision_recall import precision_recall
+from eval.prdc import precision_recall
+from eval.utility import train_and_test
 from pipeline.cluster.calls import answer, contained
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
-from pipeline.reserved_content import ReservedContent
+from pipeline.runs.dataset_identity import ReservedContent
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.evaluate import Evaluate
-from synth.place import Place
-from synth.shards import read_shards
+from synth.data.shards import read_shards
+from synth.storage.path import Place
 
 _RETRIES = 3
 

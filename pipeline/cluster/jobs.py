@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
 from pipeline.home import Home
-from pipeline.ray_job import JOB_VARIABLE, RayJob
+from pipeline.runs.state import JOB_VARIABLE, RayJob
 from pipeline.spec.resources import Workers
 from privacy.errors import UmbraError
 

@@ -13,14 +13,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster.calls import answer
 from pipeline.cluster.freed_memory import keep_freed_memory
-from pipeline.cluster.progress_board import ProgressBoard
+from pipeline.cluster.messages import ProgressBoard
 from pipeline.cluster.shard_schedule import ShardSchedule
-from pipeline.image_sampler import ImageSampler
+from pipeline.models import ImageSampler
 from pipeline.spec import Spec
-from synth.manifest import ShardEntry
-from synth.place import Place
-from synth.png import PngEncoder
-from synth.shards import Shard, shard_generator, write_pngs
+from synth.data.manifest import ShardEntry
+from synth.data.shards import PngEncoder, Shard, shard_generator, write_pngs
+from synth.storage.path import Place
 
 _SECONDS = 0.5  # between two looks at the cluster
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from privacy.errors import UmbraError
-from synth.shards import Shard
+from synth.data.shards import Shard
 
 # A shard whose actor died so often kills them, by its size or by what it is.
 MOST_DEATHS = 4

@@ -17,28 +17,26 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from safetensors.torch import save as to_safetensors
 
-from pipeline.building import build_denoiser
+from pipeline.cluster.abort import no_room, raised_if
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, contained
 from pipeline.cluster.capacity import per_worker
 from pipeline.cluster.freed_memory import keep_freed_memory
 from pipeline.cluster.lean_trainer import LeanTrainer
-from pipeline.cluster.progress_board import ProgressBoard
-from pipeline.cluster.refusal import Refusal
-from pipeline.cluster.watchdog import raised_if
+from pipeline.cluster.messages import ProgressBoard, Refusal
 from pipeline.cluster.workers_group import NoGroup, workers_group
-from pipeline.disk_room import no_room
-from pipeline.polling import polled
-from pipeline.reserved_content import ReservedContent
+from pipeline.models import build_denoiser
+from pipeline.progress import polled
+from pipeline.runs.dataset_identity import ReservedContent
 from pipeline.spec import Spec
 from pipeline.spec.resources import Resources
 from privacy.collective import Collective
 from privacy.errors import UmbraError
-from synth.atomic import write_bytes
 from synth.attempt import Attempt
 from synth.checkpoint import newest
-from synth.place import ObjectPath, Place
 from synth.records import Records
+from synth.storage.atomic import write_bytes
+from synth.storage.path import ObjectPath, Place
 from synth.training import Trainer, Training
 
 _RESTARTS = 2  # of the worker group, before the driver is told; `umbra resume` may follow

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipeline.polling import polled
+from pipeline.progress import polled
 
 _SECONDS = 3.0
 _LIMIT = 1000

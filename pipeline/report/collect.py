@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.auditing import Audit as RunAudit
-from pipeline.metrics import CEILING, FEATURES, METRICS, SYNTHETIC
-from pipeline.paid_metrics import paid_metrics
-from pipeline.promise import charged_mechanisms, epsilons, guarantees
+from pipeline.audit import Audit as RunAudit
+from pipeline.metrics import CEILING, FEATURES, METRICS, SYNTHETIC, paid_metrics
+from pipeline.privacy_statement import charged_mechanisms, epsilons, guarantees
 from pipeline.report.facts import (
     Audit,
     Check,
@@ -29,16 +28,16 @@ from pipeline.report.facts import (
     Score,
     Spending,
 )
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
+from privacy.accounting.base import round_up
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.ledger import Kind
-from privacy.mechanism import Mechanism
-from synth.manifest import MANIFEST, manifest_sha256
-from synth.shards import read_shards
+from privacy.mechanisms import Mechanism
+from synth.data.manifest import MANIFEST, manifest_sha256
+from synth.data.shards import read_shards
 
 _SHOWN = 12  # images of a class
 _PACKAGES = ("umbra-synth", "torch", "numpy", "dp-accounting", "prv-accountant", "opacus", "ray")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.paid_metrics import PaidMetrics
+from pipeline.metrics import PaidMetrics
 from privacy.accounting.guarantee import Guarantee as OtherGuarantee
 from privacy.errors import InvalidRequest
 

@@ -63,7 +63,7 @@ class ImageSet:
 
     def scaled(self) -> "torch.Tensor":
         """Return the images as float32 [N,C,H,W] in [−1, 1], by x/127.5 − 1."""
-        from synth.shards import from_uint8
+        from synth.data.shards import from_uint8
 
         return from_uint8(self.images)
 

@@ -4,7 +4,7 @@
 """
 
 from pipeline.spec.errors import Problem, SpecError
-from pipeline.spec.loading import load_spec, parse_spec
+from pipeline.spec.load import load_spec, parse_spec
 from pipeline.spec.spec import Spec
 
 __all__ = ["Problem", "Spec", "SpecError", "load_spec", "parse_spec"]

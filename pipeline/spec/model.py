@@ -19,7 +19,7 @@ _EDM_DEFAULTS = {"p_mean": -1.2, "p_std": 1.2}
 
 
 def _configs() -> Iterable[str]:
-    from synth.denoisers import CONFIGS
+    from synth.preconditioning import CONFIGS
 
     return CONFIGS
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.home import Home
-from pipeline.plan import Plan
+from pipeline.plan.plan import Plan
 from pipeline.progress import Progress
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from pipeline.tracking.tracker import StageRun, TrackedRun
 from privacy.budget import Budget

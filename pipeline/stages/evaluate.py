@@ -8,13 +8,12 @@ Against a private reference noisy counts are released where the spec pays for th
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import answer
 from pipeline.cluster.evaluation import evaluate
-from pipeline.metrics import METRICS, flat, releasable
-from pipeline.paid_metrics import DP_METRICS, PaidMetrics, release
-from pipeline.reserved_content import HOLDOUT, ReservedContent
+from pipeline.metrics import DP_METRICS, METRICS, PaidMetrics, flat, releasable, release
+from pipeline.runs.dataset_identity import HOLDOUT, ReservedContent
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from synth.atomic import write_json
+from synth.storage.atomic import write_json
 
 FORFEITED = (
     "the figures on the holdout were charged for and lost in a crash: they are not released, for "

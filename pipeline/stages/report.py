@@ -1,13 +1,13 @@
 """Report: one HTML page that needs nothing else, for people who were not there."""
 
-from pipeline.auditing import audit_run
+from pipeline.audit import audit_run
 from pipeline.report.build import build_report
 from pipeline.report.collect import collect
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.stages.base import Context
 from pipeline.tracking.tracker import StageRun
 from privacy.budget import Budget
-from synth.atomic import write_bytes
+from synth.storage.atomic import write_bytes
 
 PAGE = "report.html"
 

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.cluster.sampling import make_shards
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.stages.base import Context
 from pipeline.stages.train import WEIGHTS
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from synth.atomic import write_json
-from synth.manifest import Manifest, ShardEntry, file_sha256
-from synth.shards import plan_shards
+from synth.data.manifest import Manifest, ShardEntry, file_sha256
+from synth.data.shards import plan_shards
+from synth.storage.atomic import write_json
 
 
 class Synthesize:

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from pipeline.building import build_training
 from pipeline.cluster.calls import answer
 from pipeline.cluster.training import TrainingJob, train
-from pipeline.promise import charged_mechanisms, epsilons
-from pipeline.reserved_content import TRAIN, ReservedContent
+from pipeline.models import build_training
+from pipeline.privacy_statement import charged_mechanisms, epsilons
+from pipeline.runs.dataset_identity import TRAIN, ReservedContent
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import newest
-from synth.place import Place
+from synth.storage.path import Place
 from synth.training import PRIVATE
 
 MODEL = Path("model")

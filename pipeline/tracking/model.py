@@ -9,12 +9,12 @@ import mlflow.pyfunc
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model
 
-from pipeline.building import Recipe
+from pipeline.models import Recipe
 from pipeline.spec import Spec
 from pipeline.tracking import sampling_model
 from pipeline.tracking.connection import readable_errors
 from pipeline.tracking.tracker import TrackedRun
-from synth.place import Place, local_copy
+from synth.storage.path import Place, local_copy
 
 NAME = "sampler"
 

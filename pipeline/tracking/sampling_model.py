@@ -19,10 +19,9 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
 
-from pipeline.building import Recipe
-from pipeline.image_sampler import ImageSampler
+from pipeline.models import ImageSampler, Recipe
 from privacy.errors import InvalidRequest
-from synth.png import encode_png
+from synth.data.shards import encode_png
 
 WEIGHTS, SAMPLING = "weights", "sampling"
 # One request may not ask for more than a machine can hold as PNGs in memory.

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
@@ -18,10 +19,49 @@ from pipeline.tracking.connection import (
     open_experiment,
     readable_errors,
 )
-from pipeline.tracking.identity import HEAD_TAG, RUN_TAG, RunIdentity
 from pipeline.tracking.release import Release
 from privacy.errors import InvalidRequest
-from synth.place import Place, lies_in, local_copy
+from synth.storage.path import Place, lies_in, local_copy
+
+RUN_TAG = "umbra.run_id"
+SPEC_TAG = "umbra.spec_sha256"
+LEDGER_TAG = "umbra.ledger_id"
+HEAD_TAG = "umbra.ledger_head"
+VOID_TAG = "umbra.void"
+ENGINE_TAG = "umbra.gradient_engine"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What ties an MLflow run to the proof of it.
+
+    Attributes:
+        run_id: the Umbra run.
+        spec_sha256: digest of the spec as submitted.
+        ledger_id: which ledger was charged.
+        ledger_head: hash of the ledger's newest row.
+        void: a seed was given, so nothing is promised.
+        gradient_engine: how clipped gradients are computed; it has no influence on them.
+    """
+
+    run_id: str
+    spec_sha256: str
+    ledger_id: str
+    ledger_head: str
+    void: bool
+    gradient_engine: str
+
+    def tags(self) -> dict[str, str]:
+        """The identity as MLflow tags."""
+        return {
+            RUN_TAG: self.run_id,
+            SPEC_TAG: self.spec_sha256,
+            LEDGER_TAG: self.ledger_id,
+            HEAD_TAG: self.ledger_head,
+            VOID_TAG: str(self.void).lower(),
+            ENGINE_TAG: self.gradient_engine,
+        }
+
 
 STAGE_TAG = "umbra.stage"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from privacy.accounting import accountant as accountant_called
 from privacy.accounting.base import check_delta
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Mechanism, SubsampledGaussian, positive_number
+from privacy.mechanisms import Mechanism, SubsampledGaussian, positive_number
 
 # More noise than this leaves nothing of any gradient.
 _MOST_NOISE = 1e6

@@ -7,7 +7,7 @@ import numpy as np
 from privacy.accounting.base import check_delta
 from privacy.accounting.rdp import ORDERS, epsilon_of
 from privacy.errors import InvalidRequest
-from privacy.mechanism import positive_number
+from privacy.mechanisms import positive_number
 
 
 class RDPFilter:

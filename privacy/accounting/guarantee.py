@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
+from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians, round_up
 from privacy.accounting.pld import MOST_EPSILON, PLDAccountant, composed_epsilon, step_loss
 from privacy.accounting.rdp import ORDERS, curve, epsilon_of
-from privacy.accounting.rounding import round_up
-from privacy.mechanism import (
+from privacy.mechanisms import (
     DiscreteLaplace,
     Gaussian,
     Mechanism,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from privacy.accounting.base import check_delta, collapse
-from privacy.mechanism import DiscreteLaplace, Mechanism, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Mechanism, SubsampledGaussian
 
 
 class OpacusRDPAccountant:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, assert_never
 
 from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
 from privacy.accounting.rdp import RDPAccountant
-from privacy.mechanism import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 
 # An epsilon past this protects nobody; the array that holds its losses could fill the memory.
 MOST_EPSILON = 500.0

@@ -10,7 +10,7 @@ from typing import ClassVar, assert_never
 import numpy as np
 
 from privacy.accounting.base import check_delta, collapse
-from privacy.mechanism import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 
 # Below this noise the bound is stated as infinite: epsilon would be past 100,000.
 _LEAST_NOISE = 1e-3

@@ -1,7 +1,7 @@
 """The budget of a data set over all its runs: declare, reserve, charge, settle, export."""
 
 from privacy.budget.manager import Budget
-from privacy.budget.records import (
+from privacy.ledger.records import (
     RELATION,
     Component,
     Odometer,

@@ -1,25 +1,157 @@
 """The budget manager: every decision is one transaction on the ledger."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from privacy import validation as checks
 from privacy.accounting import rdp
-from privacy.budget import checks, rules
-from privacy.budget.binding import TRAIN, bind, require_part
-from privacy.budget.declarations import Declarations
-from privacy.budget.records import (
+from privacy.budget import admission as rules
+from privacy.budget.admission import Spending, odometer, read_state, spending
+from privacy.budget.identity import TRAIN, Content, bind, overlap_claim, require_part
+from privacy.errors import BudgetRefused, InvalidRequest
+from privacy.ledger import Head, Kind, Ledger, Row
+from privacy.ledger.records import (
     RELATION,
     Component,
+    Odometer,
+    Quote,
     Receipt,
     Reservation,
     Settlement,
     checked_plan,
 )
-from privacy.budget.spending import read_state, spending
-from privacy.errors import InvalidRequest
-from privacy.fingerprint import Content
-from privacy.ledger import Head, Kind
+from privacy.mechanisms import positive_number
+
+
+class BudgetReader:
+    """The budgets of all data sets of one ledger, which may be opened for reading only."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def quote(self, dataset: str, plan: Sequence[Component], partition: str = TRAIN) -> Quote:
+        """Return what a plan would cost on one part of a data set, and whether it is admitted.
+
+        Nothing is set aside: another run may take the budget before this one reserves. That the
+        content is what the name stands for, and δ < 1/N, is for `reserve` to say.
+
+        Raises:
+            InvalidRequest: on values that make no sense.
+            BudgetRefused: where undeclared.
+        """
+        parts = checked_plan(plan)
+        checks.name(partition, "A partition's name")
+        with self.ledger.reading() as view:
+            declaration = rules.declared(view, dataset)
+            before = spending(view, dataset).get(partition, Spending((), (), ()))
+            return rules.weigh(view, declaration, before, parts)
+
+    def reservation(self, reservation_id: str) -> Reservation:
+        """Return a reservation. Raises InvalidRequest where it is unknown."""
+        with self.ledger.reading() as view:
+            return Reservation.from_row(rules.opening(view, reservation_id))
+
+    def reserved(self, idempotency_key: str) -> Reservation | None:
+        """Return what was reserved under a key, None where nothing was: the answer may be lost."""
+        checks.line(idempotency_key, "An idempotency key")
+        with self.ledger.reading() as view:
+            row = view.by_claim(rules.reserve_claim(idempotency_key))
+            return None if row is None else Reservation.from_row(row)
+
+    def charged_steps(self, reservation_id: str) -> dict[str, int]:
+        """Return the steps charged so far, for every component of the plan.
+
+        Raises InvalidRequest where the reservation is unknown.
+        """
+        with self.ledger.reading() as view:
+            return read_state(view, rules.opening(view, reservation_id)).charged
+
+    def odometer(self, name: str) -> Odometer:
+        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
+        with self.ledger.reading() as view:
+            return odometer(view, rules.declared(view, name))
+
+    def show(self) -> tuple[Odometer, ...]:
+        """Return the odometers of all declared data sets, in the order of their declaration."""
+        with self.ledger.reading() as view:
+            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
+
+    def history(self, name: str) -> Iterator[Row]:
+        """Yield every row about a data set, oldest first: who did what and when.
+
+        Raises BudgetRefused where undeclared.
+        """
+        with self.ledger.reading() as view:
+            rules.declared(view, name)
+        return self.ledger.rows(dataset=name)
+
+
+class Declarations(BudgetReader):
+    """The part of `Budget` that is used between runs."""
+
+    def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
+        """Give a data set its whole budget, once and for ever.
+
+        Args:
+            name: the data set's name in specs.
+            epsilon: the most that all runs on it together may spend.
+            delta: the one δ of the data set; must be below 1/N when something is reserved.
+
+        Raises:
+            InvalidRequest: on a name or number that makes no sense.
+            BudgetRefused: where the name has another budget already. The same again is fine.
+        """
+        checks.name(name, "A data set's name")
+        body = {
+            "epsilon": positive_number("epsilon", epsilon),
+            "delta": checks.probability_like(delta, "delta"),
+        }
+        with self.ledger.transaction() as t:
+            row = t.by_claim(f"declare:{name}")
+            if row is None:
+                row = t.append(Kind.DECLARE, body, dataset=name, claim=f"declare:{name}")
+            elif row.content != body:
+                old = row.content
+                raise BudgetRefused(
+                    f"{name!r} was declared with ε={old['epsilon']:g}, δ={old['delta']:g}, and a "
+                    "declared budget does not change. Use it as it is."
+                )
+            return odometer(t, row)
+
+    def close(self, name: str) -> Odometer:
+        """Admit nothing more for a data set, for ever; what is reserved may still be charged.
+
+        The same again is fine. Raises BudgetRefused where undeclared.
+        """
+        with self.ledger.transaction() as t:
+            declaration = rules.declared(t, name)
+            claim = f"close:{name}"
+            if t.by_claim(claim) is None:
+                t.append(Kind.CLOSE, {}, dataset=name, claim=claim)
+            return odometer(t, declaration)
+
+    def accept_overlap(self, name: str, other: str) -> Head:
+        """Accept that two data sets share records, so that for those both budgets add up.
+
+        Without it, content of which a good part lies in another data set is refused. The same
+        again, in either order, returns the first acceptance. An exact copy stays refused.
+
+        Raises:
+            InvalidRequest: where both names are one.
+            BudgetRefused: where one is undeclared.
+        """
+        with self.ledger.transaction() as t:
+            for each in (name, other):
+                rules.declared(t, each)
+            if name == other:
+                raise InvalidRequest(f"Two data sets were expected, found {name!r} twice.")
+            claim = overlap_claim(name, other)
+            row = t.by_claim(claim)
+            if row is None:
+                row = t.append(Kind.OVERLAP, {"other": other}, dataset=name, claim=claim)
+            return row.head
+
 
 ADMITS = "rdp"
 """The accountant that admits, written into every reservation."""
@@ -50,12 +182,12 @@ class Budget(Declarations):
         """Set a plan's whole cost aside if some RDP order admits it beside all that was admitted.
 
         Open reservations count in full, settled ones by what they charged, and only those of the
-        same part: see `privacy.budget.spending`.
+        same part: see `privacy.budget.admission`.
 
         Args:
             run_id: the run that will charge.
             dataset: the declared name.
-            content: from `privacy.fingerprint.content_of`, of the very records that will be used.
+            content: from `identity.content_of`, of the very records that will be used.
             unit: what is protected, in words.
             partition: the part of the data set that these records are; parts share no record.
             records_per_unit: the most records one unit owns; budgets are per record, the audit

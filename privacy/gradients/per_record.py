@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from privacy.gradients.base import RecordLoss, require_scalar, trainable
-from privacy.gradients.rules import RULES, over_records
-from privacy.gradients.rules.memory_order import concatenated
+from privacy.gradients.grad_samplers import RULES, over_records
+from privacy.gradients.grad_samplers.base import concatenated
 
 Take = Callable[[str, Tensor], None]
 OfRecords = tuple[Tensor, dict[str, Tensor]]  # losses [B], and gradients [B, ...] by parameter

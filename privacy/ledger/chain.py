@@ -4,8 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from privacy.ledger.canonical import canonical
-from privacy.ledger.rows import Head, Kind, Row
+from privacy.ledger.rows import Head, Kind, Row, canonical
 from privacy.ledger.signatures import SignatureReplay
 
 GENESIS_PREV_HASH = "0" * 64

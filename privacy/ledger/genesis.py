@@ -4,12 +4,39 @@ import secrets
 
 from sqlalchemy import Connection
 
-from privacy.errors import IntegrityBroken, NoLedger
+from privacy.errors import IntegrityBroken, LedgerUnavailable, NoLedger
 from privacy.ledger import schema
 from privacy.ledger.engine import Database, clear_errors
 from privacy.ledger.rows import SCHEMA_VERSION, Kind, Row
 from privacy.ledger.view import Transaction, View
 from privacy.ledger.witness import Witness
+
+
+def require_known(version: object, where: str) -> int:
+    """Return the ledger's schema version if this code knows it.
+
+    Raises:
+        LedgerUnavailable: where it does not: rows of a newer version may mean anything.
+    """
+    if type(version) is int and 1 <= version <= SCHEMA_VERSION:
+        return version
+    raise LedgerUnavailable(
+        f"The ledger at {where} has schema version {version!r}, this version of Umbra reads "
+        f"{SCHEMA_VERSION}. Use the version that wrote it."
+    )
+
+
+def migrate(connection: Connection, transaction: Transaction) -> None:
+    """Bring a ledger of schema 1 to schema 2, inside the transaction that holds the append lock.
+
+    The columns and the row that says so become durable together: a crash leaves schema 1 or
+    schema 2. The rows that are there are not touched, so all recorded heads stay true.
+    """
+    # Another process may have been faster while this one waited for the lock.
+    if transaction.terms().schema == SCHEMA_VERSION:
+        return
+    schema.add_columns(connection)
+    transaction.append(Kind.MIGRATE, {"schema": SCHEMA_VERSION}, claim=f"migrate:{SCHEMA_VERSION}")
 
 
 def find(database: Database) -> Row:

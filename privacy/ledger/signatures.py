@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from privacy.errors import InvalidRequest
 from privacy.keys import require_key
-from privacy.ledger.canonical import canonical
-from privacy.ledger.rows import Kind, Row
+from privacy.ledger.rows import Kind, Row, canonical
 
 _PUBLIC_KEY = re.compile("[0-9a-f]{64}")
 _SIGNATURE = re.compile("[0-9a-f]{128}")

@@ -12,7 +12,7 @@ from privacy.keys import key_id
 from privacy.ledger import genesis, schema
 from privacy.ledger.chain import Finding, replay
 from privacy.ledger.engine import Database, normalise
-from privacy.ledger.migration import migrate, require_known
+from privacy.ledger.genesis import migrate, require_known
 from privacy.ledger.rows import SCHEMA_VERSION, Head, Kind, Row, checked_author
 from privacy.ledger.schema import LEDGER
 from privacy.ledger.signatures import Signer, require_in_force

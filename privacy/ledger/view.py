@@ -8,9 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, select, text
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from privacy.ledger.canonical import canonical
 from privacy.ledger.chain import GENESIS_PREV_HASH, broken, row_hash
-from privacy.ledger.rows import Head, Kind, Row
+from privacy.ledger.rows import Head, Kind, Row, canonical
 from privacy.ledger.schema import ADDED, COLUMNS, LEDGER
 from privacy.ledger.signatures import Signer
 

@@ -13,9 +13,9 @@ from synth.export.folder import Exported
 from synth.export.images import export_images
 from synth.export.npz import export_npz
 from synth.export.parquet import export_parquet
-from synth.export.verification import verify_export
+from synth.export.statement import verify_export
 from synth.export.webdataset import export_webdataset
-from synth.place import Place
+from synth.storage.path import Place
 
 __all__ = ["EXPORTERS", "CardFacts", "Exported", "Exporter", "exporter", "verify_export"]
 
@@ -38,7 +38,7 @@ class Exporter(Protocol):
             release_dir: a folder with `manifest.json` and its shards.
             target: absent or an empty folder.
             card: what the data set card says beside numbers.
-            privacy: what is promised; see `synth.export.promise`.
+            privacy: what is promised; see `synth.export.statement`.
             allow_void: export even what carries no privacy guarantee.
 
         Raises:

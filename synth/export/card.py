@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synth.manifest import Manifest
+from synth.data.manifest import Manifest
 
 CARD = "README.md"
 _TAGS = ("synthetic", "differential-privacy", "umbra")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from privacy.errors import IntegrityBroken
-from synth.atomic import json_bytes, new_folder, refuse_occupied
+from synth.data.manifest import Manifest, file_entry, load_manifest, verify
 from synth.export.card import CARD, CardFacts, render_card
-from synth.export.promise import PRIVACY, checked_promise
-from synth.manifest import Manifest, file_entry, load_manifest, verify
-from synth.place import Place
+from synth.export.statement import PRIVACY, checked_promise
+from synth.storage.atomic import json_bytes, new_folder, refuse_occupied
+from synth.storage.path import Place
 
 #: Fills the folder with the data and returns its manifest, given that of the release.
 Fill = Callable[[Path, Manifest], Manifest]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from synth.data.manifest import Manifest, ShardEntry, file_entry, load_manifest
+from synth.data.shards import encode_png, read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.manifest import Manifest, ShardEntry, file_entry, load_manifest
-from synth.place import Place
-from synth.shards import encode_png, read_shards
+from synth.storage.path import Place
 
 LABELS = "labels.csv"
 _SPLIT = "train"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from synth.data.manifest import DATA, Manifest, shard_entry
+from synth.data.shards import read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.manifest import DATA, Manifest, shard_entry
-from synth.place import Place
-from synth.shards import read_shards
+from synth.storage.path import Place
 
 FILE = f"{DATA}/train.npz"
 _READING = f"""\

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from privacy.errors import IntegrityBroken
+from synth.data.manifest import Manifest, ShardEntry
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.manifest import Manifest, ShardEntry
-from synth.place import Place
+from synth.storage.path import Place
 
 
 def export_parquet(

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from synth.data.manifest import DATA, Manifest, ShardEntry, shard_entry
+from synth.data.shards import encode_png, read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.manifest import DATA, Manifest, ShardEntry, shard_entry
-from synth.place import Place
-from synth.shards import encode_png, read_shards
+from synth.storage.path import Place
 
 _READING = f"""\
 from datasets import load_dataset

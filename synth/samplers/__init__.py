@@ -4,13 +4,11 @@ from dataclasses import fields
 from typing import Any
 
 from privacy.errors import InvalidRequest
+from synth.inference import at_precision, chosen_batch
 from synth.samplers.base import Denoise, Sampler
-from synth.samplers.batch import chosen_batch
 from synth.samplers.churn import Churn
-from synth.samplers.ddim import DDIM
+from synth.samplers.ddim import DDIM, StochasticDDIM
 from synth.samplers.guidance import guided
-from synth.samplers.precision import at_precision
-from synth.samplers.stochastic_ddim import StochasticDDIM
 
 SAMPLERS: dict[str, type[Sampler]] = {s.name: s for s in (DDIM, StochasticDDIM, Churn)}
 

@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from eval.classifiers import architecture
-from eval.classifiers.protocol import split, train_and_test
 from eval.features.convolutional import (
     LAYOUT_CELLS,
     OCTAVES,
@@ -20,7 +19,8 @@ from eval.features.convolutional import (
 )
 from eval.frechet import MomentAccumulator, Moments, frechet
 from eval.memorisation import nearest
-from eval.precision_recall import NEAREST, precision_recall
+from eval.prdc import NEAREST, precision_recall
+from eval.utility import split, train_and_test
 
 from .timing import Case
 from .writing import smooth_images

@@ -6,12 +6,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from privacy.audit import audit_ledger
-from privacy.bottom_k import DIGEST_DIGITS
 from privacy.budget import Budget, Component, Reservation
-from privacy.fingerprint import Content
+from privacy.budget.identity import DIGEST_DIGITS, Content
 from privacy.keystream import os_key
 from privacy.ledger import Kind, Ledger
-from privacy.mechanism import SubsampledGaussian
+from privacy.mechanisms import SubsampledGaussian
 
 from .timing import Case
 

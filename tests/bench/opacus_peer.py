@@ -15,7 +15,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from synth.denoisers import Denoiser
+from synth.preconditioning import Denoiser
 
 
 class OpacusPeer:

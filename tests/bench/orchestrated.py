@@ -21,13 +21,13 @@ from unittest.mock import patch
 import torch
 import yaml
 
-from pipeline.building import build_denoiser, build_training
 from pipeline.cluster import connection
 from pipeline.cluster.freed_memory import keep_freed_memory
-from pipeline.engine import execute, submit
 from pipeline.home import Home
-from pipeline.ledger_access import LedgerAccess
-from pipeline.plan import plan
+from pipeline.models import build_denoiser, build_training
+from pipeline.plan.plan import plan
+from pipeline.runs.engine import execute, submit
+from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget, Reservation
 from privacy.collective import Alone
@@ -209,7 +209,7 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
 
 def _timed_board(file: Path) -> Any:
     """Return a progress board that notes in a file when it is told of each step."""
-    from pipeline.cluster.progress_board import ProgressBoard
+    from pipeline.cluster.messages import ProgressBoard
 
     class Timed(ProgressBoard):
         def tell(self, part: str, done: int, total: int) -> None:

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from privacy.gradients import GradientEngine, choose
 from privacy.gradients.memory import activation_bytes
-from synth.denoisers import Denoiser
 from synth.loss import DenoisingLoss
 from synth.precision import PRECISIONS, Precision, computing_in
+from synth.preconditioning import Denoiser
 
 from .steps import LIMIT, in_each_order, micro_batches, non_private
 from .timing import Case, fastest, interleave

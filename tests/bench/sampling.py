@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.cluster.freed_memory import keep_freed_memory
-from synth.denoisers import Denoiser
 from synth.precision import PRECISIONS, Precision
+from synth.preconditioning import Denoiser
 from synth.samplers import Churn, Denoise, at_precision, chosen_batch, guided
 
 from .timing import Case, fastest

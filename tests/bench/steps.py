@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from privacy.gradients import ENGINES, CompiledEngine, GradientEngine, choose
-from synth.denoisers import Denoiser
+from synth.preconditioning import Denoiser
 
 from .opacus_peer import OpacusPeer
 from .timing import Case, fastest

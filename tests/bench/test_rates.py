@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from synth.networks import UNet
-from synth.networks.attention import Attention
+from synth.unet import Attention, UNet
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
+from synth.unet import UNet, UNetConfig
 
 _CLASSES = 10
 PAPER_STEPS = 4500

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synth.shards import Shard, encode_png, write_shard
+from synth.data.shards import Shard, encode_png, write_shard
 
 from .timing import Case
 from .workload import Workload

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eval.classifiers import CLASSIFIERS
-from eval.classifiers.protocol import split, train_and_test
+from eval.utility import split, train_and_test
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prdc import compute_prdc
 
-from eval.precision_recall import precision_recall
+from eval.prdc import precision_recall
 
 
 def naive(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, float, float]:
@@ -98,7 +98,7 @@ def test_the_library_takes_no_threads_of_its_own(monkeypatch):
         jobs.append(joblib.effective_n_jobs(8))
         return compute_prdc(*arguments)
 
-    monkeypatch.setattr("eval.precision_recall.compute_prdc", watched)
+    monkeypatch.setattr("eval.prdc.compute_prdc", watched)
     features = np.random.default_rng(0).normal(size=(20, 3))
     precision_recall(features, features)
     assert jobs == [1]

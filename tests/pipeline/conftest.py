@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.exporting import export_run
 from pipeline.home import Home
-from pipeline.ingest import ingest
-from pipeline.ledger_access import LedgerAccess
 from pipeline.metrics import METRICS, releasable
-from pipeline.plan import plan
-from pipeline.run_directory import RunDirectory
+from pipeline.plan.plan import plan
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.export import export_run
+from pipeline.runs.ingest import ingest
+from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget
 from privacy.ledger import Ledger
-from synth.atomic import write_json
-from synth.manifest import Manifest
-from synth.shards import plan_shards, write_shard
+from synth.data.manifest import Manifest
+from synth.data.shards import plan_shards, write_shard
+from synth.storage.atomic import write_json
 
 BLOTS = """\
 name: blots

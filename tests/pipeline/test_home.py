@@ -115,7 +115,7 @@ def test_ids_are_unique_and_say_name_and_time(home, spec, monkeypatch):
     # The random end collides once; a run is never written over another.
     ends = iter(["0001", "aaaaaa", "0002", "aaaaaa", "bbbbbb"])
     monkeypatch.setattr("secrets.token_hex", lambda size=None: next(ends))
-    monkeypatch.setattr("pipeline.run_directory.write_bytes", lambda path, data: None)
+    monkeypatch.setattr("pipeline.runs.directory.write_bytes", lambda path, data: None)
     monkeypatch.setattr("pipeline.home.datetime", _Frozen)
     assert home.new_run(spec).run_id == "small-20261120-171359-aaaaaa"
     assert home.new_run(spec).run_id == "small-20261120-171359-bbbbbb"

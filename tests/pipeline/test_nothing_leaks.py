@@ -27,7 +27,7 @@ from PIL import Image
 
 from pipeline.sources.folder import FolderSource
 from privacy.keys import load_or_create_key
-from synth.shards import read_shards
+from synth.data.shards import read_shards
 
 pytestmark = pytest.mark.slow
 

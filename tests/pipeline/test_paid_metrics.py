@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.engine import submit
-from pipeline.ingest import ingest
-from pipeline.paid_metrics import DP_METRICS, PaidMetrics, paid_metrics, release
-from pipeline.plan import plan
-from pipeline.run_directory import RunDirectory
+from pipeline.metrics import DP_METRICS, PaidMetrics, paid_metrics, release
+from pipeline.plan.plan import plan
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.engine import submit
+from pipeline.runs.ingest import ingest
 from pipeline.spec import SpecError
 from pipeline.stages import evaluate as stage
 from pipeline.tracking.release import Release
 from privacy.budget import Component, Reservation
 from privacy.errors import BudgetRefused, DataError, IntegrityBroken, UmbraError
 from privacy.ledger import Head
-from privacy.mechanism import DiscreteLaplace
+from privacy.mechanisms import DiscreteLaplace
 
 PRIVATE = ("    public: true", "    public: false")
 ASKED = ("  classifiers: [logreg, mlp]", "  classifiers: [logreg, mlp]\n  release: dp")

@@ -1,6 +1,6 @@
 import threading
 
-from pipeline.polling import polled
+from pipeline.progress import polled
 
 
 def test_it_looks_until_the_block_ends():

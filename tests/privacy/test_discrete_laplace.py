@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from privacy import discrete_laplace as module
-from privacy.discrete_laplace import bernoulli_exp, discrete_laplace
+from privacy import noisy_counts as module
 from privacy.errors import InvalidRequest
+from privacy.noisy_counts import bernoulli_exp, discrete_laplace
 
 
 class Below:

@@ -21,7 +21,7 @@ from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, engine
 from privacy.gradients.record import RecordEngine
-from privacy.mechanism import SubsampledGaussian
+from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, noise_like
 from privacy.poisson import PoissonSampler
 

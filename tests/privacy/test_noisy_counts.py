@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy import noisy_counts as module
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian
 from privacy.noisy_counts import NoisyCount, accuracy_interval, noise_quantile, noisy_counts
 
 

@@ -21,17 +21,17 @@ import torch
 import synth.training
 from privacy.accounting import accountant
 from privacy.budget import Budget, Component, Reservation
+from privacy.budget.identity import content_of
 from privacy.collective import Alone
 from privacy.dp_sgd import DPSGD
 from privacy.errors import BudgetRefused
-from privacy.fingerprint import content_of
 from privacy.ledger import Ledger
-from privacy.mechanism import Mechanism
+from privacy.mechanisms import Mechanism
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.checkpoint import newest
-from synth.denoisers import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.training import PRIVATE, WARMUP, Trainer, Training
 from synth.warmup import Warmup

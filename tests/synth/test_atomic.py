@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from privacy.errors import InvalidRequest, UmbraError
-from synth import atomic
+from synth.storage import atomic
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from scipy import optimize, stats
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.denoisers import CONFIGS, EDM, VE, VP, Denoiser, V, denoiser_config
+from synth.preconditioning import CONFIGS, EDM, VE, VP, Denoiser, V, denoiser_config
 
 # Standard deviation of the data for which each config's input and target have unit variance.
 SIGMA_DATA = {"vp": 1.0, "ve": None, "v": 1.0, "edm": math.sqrt(1 / 3)}

@@ -8,9 +8,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from privacy.errors import InvalidRequest
-from synth.denoisers import CONFIGS, EDM, VE, Denoiser
 from synth.loss import DenoisingLoss, draw_views, drop_labels
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import CONFIGS, EDM, VE, Denoiser
+from synth.unet import UNet, UNetConfig
 
 N, K, CLASSES = 3, 4, 2
 

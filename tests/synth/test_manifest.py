@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth import manifest as manifests
-from synth.manifest import FileEntry, Manifest, ShardEntry, load_manifest, verify
-from synth.shards import plan_shards, write_shard
+from synth.data import manifest as manifests
+from synth.data.manifest import FileEntry, Manifest, ShardEntry, load_manifest, verify
+from synth.data.shards import plan_shards, write_shard
 
 NAMES = ("a", "b")
 

@@ -17,9 +17,9 @@ import torch
 from pyarrow import fs as pa_fs
 
 from privacy.errors import InvalidRequest, UmbraError
-from synth import atomic
 from synth.checkpoint import Checkpoint, keep_last, load, newest, save
-from synth.place import ObjectPath, lies_in, local_copy, relative
+from synth.storage import atomic
+from synth.storage.path import ObjectPath, lies_in, local_copy, relative
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_an_object_is_written_whole_or_not(store):
 _WRITER = """
 import itertools, sys
 from pathlib import Path
-from synth.atomic import write_folder
-from synth.place import ObjectPath
+from synth.storage.atomic import write_folder
+from synth.storage.path import ObjectPath
 place = Path(sys.argv[1]) if sys.argv[1].startswith("/") else ObjectPath.at(sys.argv[1])
 for number in itertools.count(int(sys.argv[2])):
     data = str(number).encode() * 20000
@@ -188,7 +188,7 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(store, monkeypatch):
         lambda: newest(store),
         lambda: keep_last(store, 1),
     ]
-    monkeypatch.setattr("synth.place._store", _unreachable)
+    monkeypatch.setattr("synth.storage.path._store", _unreachable)
     for ask in unreached:
         with pytest.raises(UmbraError, match=r"s3://umbra/runs/one.*did not answer") as caught:
             ask()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synth.png import PngEncoder, encode_png
+from synth.data.shards import PngEncoder, encode_png
 
 
 def batches(*counts, channels=1):

@@ -8,7 +8,7 @@ from scipy import stats
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
 from synth.counter_based import normal, uniform
-from synth.denoisers import EDM, V
+from synth.preconditioning import EDM, V
 from synth.records import Records, ViewDrawer
 
 KEY = bytes(range(32))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from synth import shards
-from synth.manifest import Manifest, shard_entry
-from synth.shards import Shard
+from synth.data import shards
+from synth.data.manifest import Manifest, shard_entry
+from synth.data.shards import Shard
 
 NAMES = ("zero", "one", "two")
 

@@ -18,10 +18,10 @@ from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES, CapturedEngine, clip_and_add, fastest
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
 from synth.records import Records, ViewDrawer
+from synth.unet import UNet, UNetConfig
 
 N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
 

@@ -20,11 +20,11 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.checkpoint import newest
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
 from synth.records import Records, ViewDrawer
 from synth.training import PRIVATE, WARMUP, Trainer, Training
+from synth.unet import UNet, UNetConfig
 from synth.warmup import Warmup
 
 KEY = bytes(range(32))

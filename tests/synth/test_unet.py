@@ -7,11 +7,15 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from privacy.errors import InvalidRequest
-from synth.networks import UNet, UNetConfig
-from synth.networks.attention import Attention
-from synth.networks.blocks import ResidualBlock, resampled
-from synth.networks.embedding import SinusoidalEmbedding
-from synth.networks.norm import group_norm
+from synth.unet import (
+    Attention,
+    ResidualBlock,
+    SinusoidalEmbedding,
+    UNet,
+    UNetConfig,
+    group_norm,
+    resampled,
+)
 
 MNIST = UNetConfig(28, 1)
 CELEBA = UNetConfig(32, 3, attention=(8, 16), classes=0)

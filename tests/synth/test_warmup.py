@@ -8,10 +8,10 @@ from scipy import stats
 from torch import nn
 
 from privacy.errors import DataError
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 from privacy.noise import SecureGaussian
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
+from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.warmup import Warmup, release_class_means, train_on_means
 

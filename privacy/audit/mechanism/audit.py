@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
+from privacy.accounting.base import round_up
 from privacy.audit.distinguish import epsilon_lower_bound
-from privacy.audit.mechanism import noise_law
-from privacy.audit.mechanism.batch_law import batch_laws, same_for_any_workers
+from privacy.audit.mechanism import laws as noise_law
 from privacy.audit.mechanism.contribution import levels, not_finite, sensitivity
 from privacy.audit.mechanism.evidence import Evidence
-from privacy.audit.mechanism.path import StepPath
+from privacy.audit.mechanism.laws import batch_laws, same_for_any_workers
 from privacy.audit.mechanism.results import Check, ComposedBound, MechanismAudit, judge
+from privacy.audit.mechanism.runs import StepPath
 from privacy.audit.mechanism.toy import LAYERS, Toy, toy_size
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
-from privacy.mechanism import step_count
+from privacy.mechanisms import step_count
 
 FEWEST_TRIALS = 40
 """With fewer, broken noise and broken batches could pass for sound ones."""

@@ -9,9 +9,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from privacy.audit.mechanism.path import StepPath
 from privacy.audit.mechanism.results import Check
-from privacy.audit.mechanism.runs import Outcome, run
+from privacy.audit.mechanism.runs import Outcome, StepPath, run
 from privacy.audit.mechanism.toy import LAYERS, Toy
 from privacy.noise import SecureGaussian
 

@@ -8,8 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from privacy.audit.mechanism.path import StepPath
-from privacy.audit.mechanism.runs import Outcome, run
+from privacy.audit.mechanism.runs import Outcome, StepPath, run
 from privacy.audit.mechanism.toy import LAYERS, Toy
 
 ATTEMPTS = (1, 2)

@@ -59,7 +59,7 @@ def no_ray(monkeypatch):
     def execute(*arguments, **options):
         raise AssertionError("the run was begun")
 
-    monkeypatch.setattr("pipeline.engine.execute", execute)
+    monkeypatch.setattr("pipeline.runs.engine.execute", execute)
 
 
 @pytest.fixture

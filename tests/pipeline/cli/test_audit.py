@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.auditing.run import RunAudit
+from pipeline.audit.run import RunAudit
 from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, MechanismAudit
 from privacy.ledger import Ledger
@@ -217,12 +217,8 @@ def found_out(monkeypatch):
         void=False,
     )
     verdicts = {"step": step, "trained": trained}
-    monkeypatch.setattr(
-        "pipeline.auditing.mechanism.audit_step", lambda *arguments: verdicts["step"]
-    )
-    monkeypatch.setattr(
-        "pipeline.auditing.run.audit_training", lambda *arguments: verdicts["trained"]
-    )
+    monkeypatch.setattr("pipeline.audit.mechanism.audit_step", lambda *arguments: verdicts["step"])
+    monkeypatch.setattr("pipeline.audit.run.audit_training", lambda *arguments: verdicts["trained"])
     return verdicts
 
 
@@ -315,9 +311,7 @@ def test_copies_are_no_breach_of_the_files(umbra, blots, finished, monkeypatch):
 
     _, run = finished
     train = np.load(blots / "train.npz")["images"]
-    monkeypatch.setattr(
-        "pipeline.auditing.release.read_shards", lambda folder: iter([(train, None)])
-    )
+    monkeypatch.setattr("pipeline.audit.release.read_shards", lambda folder: iter([(train, None)]))
     assert umbra("audit", "release", run.run_id).code == 0
     written = json.loads((run.internal / "release-audit.json").read_text())
     assert written["spaces"]["pixels"]["copies"]["exact_train"] == 40
@@ -363,7 +357,7 @@ def test_a_broken_ledger_is_not_built_upon(umbra, finished, tamper, monkeypatch)
     def refuse(*arguments):
         raise AssertionError("went on")
 
-    monkeypatch.setattr("pipeline.auditing.mechanism.audit_step", refuse)
+    monkeypatch.setattr("pipeline.audit.mechanism.audit_step", refuse)
     tamper(house, "UPDATE umbra_ledger SET body = replace(body, '\"steps\":4', '\"steps\":1')")
     result = umbra("audit", run.run_id, "--empirical")
     assert result.code == 4

@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_while_a_run_is_made(refused, write_spec, monkeypat
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.run_directory.write_bytes", full)
+    monkeypatch.setattr("pipeline.runs.directory.write_bytes", full)
     refused(write_spec(), 1, "No space left on device")
 
 
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_at_ingest(refused, write_spec, monkeypatch):
     def full(path, data):
         raise UmbraError(f"cannot write {path}: the disk is full")
 
-    monkeypatch.setattr("pipeline.reserved_content.write_bytes", full)
+    monkeypatch.setattr("pipeline.runs.dataset_identity.write_bytes", full)
     refused(write_spec(), 1, "the disk is full")
 
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from pipeline.process import ProcessIdentity
-from pipeline.run_directory import RunDirectory
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.state import ProcessIdentity
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.process import ProcessIdentity
+from pipeline.runs.state import ProcessIdentity
 
 GONE = ProcessIdentity(2**22 + 1, "long ago")
 

@@ -37,7 +37,7 @@ def worked(monkeypatch, house):
         house.finish(run)
         return run.state()
 
-    monkeypatch.setattr("pipeline.engine.execute", execute)
+    monkeypatch.setattr("pipeline.runs.engine.execute", execute)
 
 
 def test_data_on_stdout_progress_on_stderr(umbra, house, worked, write_spec):
@@ -86,7 +86,7 @@ def test_a_run_that_fails(umbra, house, write_spec, monkeypatch, error, code):
         with progress.stage("train", 4):
             raise error("the disk is full")
 
-    monkeypatch.setattr("pipeline.engine.execute", execute)
+    monkeypatch.setattr("pipeline.runs.engine.execute", execute)
     result = umbra("submit", write_spec(), "--json")
     assert result.code == code
     assert result.json == {"error": "the disk is full", "exit_code": code}
@@ -140,8 +140,8 @@ def test_workers_of_this_start(umbra, house, write_spec, monkeypatch, given, mea
         seen.append(workers)
         house.finish(run)
 
-    monkeypatch.setattr("pipeline.engine.execute", execute)
-    monkeypatch.setattr("pipeline.engine.this_machine", lambda: {"CPU": 8})
+    monkeypatch.setattr("pipeline.runs.engine.execute", execute)
+    monkeypatch.setattr("pipeline.runs.engine.this_machine", lambda: {"CPU": 8})
     assert umbra("submit", write_spec(), *(["--workers", given] if given else [])).code == 0
     assert seen == [meant]
     assert house.home.runs()[0].spec().resources.workers == 1
@@ -186,7 +186,7 @@ def test_detached_and_died_at_once(umbra, house, write_spec, in_place_of_python)
 
 def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
     """`cancel` tells the very process that holds the run, and no other."""
-    from pipeline.process import ProcessIdentity
+    from pipeline.runs.state import ProcessIdentity
 
     run = house.reserve(blots_spec())
     child = os.fork()
@@ -214,7 +214,7 @@ def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
 
 
 def _started(pid):
-    from pipeline import process
+    from pipeline.runs import state as process
 
     return process._started(pid)
 

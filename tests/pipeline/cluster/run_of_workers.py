@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.building import build_training
 from pipeline.cluster.connection import cluster
 from pipeline.home import Home
-from pipeline.ingest import ingest
-from pipeline.ledger_access import LedgerAccess
-from pipeline.plan import plan
-from pipeline.reserved_content import TRAIN, ReservedContent
-from pipeline.run_directory import RunDirectory
+from pipeline.models import build_training
+from pipeline.plan.plan import plan
+from pipeline.runs.dataset_identity import TRAIN, ReservedContent
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ingest import ingest
+from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import parse_spec
 from privacy.budget import Budget
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pipeline.cluster.sampling as subject
 from pipeline.cluster.connection import cluster
 from pipeline.spec import Spec, parse_spec
-from synth.shards import plan_shards
+from synth.data.shards import plan_shards
 
 CPUS = 2  # of each node; two nodes make room for four actors
 SPEC = """\

@@ -9,7 +9,7 @@ from pipeline.cluster.budget_actor import (
     begin_attempt,
     budget_manager,
 )
-from pipeline.ledger_access import LedgerAccess
+from pipeline.runs.ledger_access import LedgerAccess
 from privacy.budget import StepsExhausted
 from privacy.errors import LedgerUnavailable
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt, budget_manager
 from privacy.budget import Component
-from privacy.fingerprint import content_of
+from privacy.budget.identity import content_of
 from privacy.ledger import Head, Kind
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 COMPONENT, STEPS = "dp-sgd", 10**6
 KILLS = 20

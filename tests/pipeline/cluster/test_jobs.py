@@ -5,7 +5,7 @@ import pytest
 from pipeline.cluster.authentication import OPEN_CLUSTER
 from pipeline.cluster.jobs import _in_words, _NoSuchJob, _words, job_environment
 from pipeline.home import Home
-from pipeline.ray_job import RayJob
+from pipeline.runs.state import RayJob
 from privacy.errors import UmbraError
 
 

@@ -13,8 +13,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster import lean_trainer as subject
+from pipeline.cluster.abort import raised_if
 from pipeline.cluster.lean_trainer import LeanTrainer
-from pipeline.cluster.watchdog import raised_if
 from pipeline.cluster.workers_group import NoGroup
 from privacy.errors import DataError
 

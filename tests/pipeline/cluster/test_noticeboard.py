@@ -5,10 +5,8 @@ import ray
 from ray.exceptions import RpcError
 from ray.experimental import internal_kv
 
-from pipeline.cluster import progress_board as progress_subject
-from pipeline.cluster.noticeboard import Noticeboard
-from pipeline.cluster.progress_board import ProgressBoard
-from pipeline.cluster.refusal import Refusal
+from pipeline.cluster import messages as progress_subject
+from pipeline.cluster.messages import Noticeboard, ProgressBoard, Refusal
 from privacy.errors import BudgetRefused, DataError, UmbraError
 
 

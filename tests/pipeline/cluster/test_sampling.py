@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.building import build_denoiser
 from pipeline.cluster.sampling import ShardSampler, make_shards
-from pipeline.image_sampler import ImageSampler
+from pipeline.models import ImageSampler, build_denoiser
 from privacy.errors import IntegrityBroken
-from synth.shards import plan_shards, read_shards
+from synth.data.shards import plan_shards, read_shards
 from tests.pipeline.cluster import shards_on_nodes
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.cluster.shard_schedule import MOST_DEATHS, MOST_STILLBORN, SLOW, ShardSchedule
 from privacy.errors import UmbraError
-from synth.shards import plan_shards
+from synth.data.shards import plan_shards
 
 ROWS = 10
 

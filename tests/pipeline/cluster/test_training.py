@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import pipeline.cluster.training as subject
-from pipeline.building import build_denoiser, build_training
 from pipeline.cluster.budget_actor import budget_manager
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.cluster.workers_group import _backend
-from pipeline.reserved_content import TRAIN, ReservedContent
+from pipeline.models import build_denoiser, build_training
+from pipeline.runs.dataset_identity import TRAIN, ReservedContent
 from pipeline.spec.resources import Resources
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.cluster import watchdog as subject
-from pipeline.cluster.watchdog import raised_if
+from pipeline.cluster import abort as subject
+from pipeline.cluster.abort import raised_if
 from privacy.errors import BudgetRefused, DataError
 
 
@@ -174,7 +174,7 @@ def test_coming_and_going_are_not_broken_off(monkeypatch):
 
 LEAVING = """
 import random, signal, threading, time
-from pipeline.cluster import watchdog
+from pipeline.cluster import abort as watchdog
 from privacy.errors import DataError
 
 watchdog._SECONDS = 0.0005

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from pipeline.home import Home
-from pipeline.promise import charged_mechanisms, epsilons
+from pipeline.privacy_statement import charged_mechanisms, epsilons
 from privacy.audit.ledger import audit_ledger
 from privacy.budget import Budget
 from privacy.ledger import Kind, Ledger

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.home import Home
 from privacy.budget import Budget, Component
-from privacy.fingerprint import Content
+from privacy.budget.identity import Content
 from privacy.ledger import Ledger
-from privacy.mechanism import Gaussian
-from synth.manifest import Manifest, load_manifest
-from synth.shards import plan_shards, write_shard
+from privacy.mechanisms import Gaussian
+from synth.data.manifest import Manifest, load_manifest
+from synth.data.shards import plan_shards, write_shard
 from tests.pipeline.faults.checks import wrong_in_ledger, wrong_in_release, wrong_words
 from tests.pipeline.faults.small_runs import SHARD_ROWS, SHARDS
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.paid_metrics import PaidMetrics
+from pipeline.metrics import PaidMetrics
 from pipeline.report import ReportFacts, build_report
 from pipeline.report.facts import Audit, Check, ClassImages, OtherGuarantee
 from privacy.errors import InvalidRequest

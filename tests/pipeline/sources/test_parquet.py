@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.sources import ParquetSource
 from privacy.errors import DataError
-from synth.shards import plan_shards, write_shard
+from synth.data.shards import plan_shards, write_shard
 
 
 def load(path, toy, **change):

@@ -5,7 +5,7 @@ import pytest
 from eval.classifiers import CLASSIFIERS
 from pipeline.sources import SOURCES
 from pipeline.spec.errors import Problem, SpecError
-from synth.denoisers import CONFIGS
+from synth.preconditioning import CONFIGS
 from synth.samplers import SAMPLERS
 
 

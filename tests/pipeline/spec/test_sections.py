@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.building import build_denoiser
+from pipeline.models import build_denoiser
 from pipeline.spec import parse_spec
 from pipeline.spec.synthesize import Synthesize
 from pipeline.spec.train import Train
-from synth.denoisers import CONFIGS
+from synth.preconditioning import CONFIGS
 from synth.samplers import SAMPLERS
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.spec.errors import SpecError
-from pipeline.spec.yaml_lines import read_yaml
+from pipeline.spec.load import read_yaml
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 from safetensors.torch import save_file
 
-from pipeline.building import build_denoiser
 from pipeline.cluster.sampling import ShardSampler
+from pipeline.models import build_denoiser
 from pipeline.stages import synthesize as subject
 from pipeline.stages.train import WEIGHTS
-from synth.manifest import MANIFEST, load_manifest, verify
+from synth.data.manifest import MANIFEST, load_manifest, verify
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.plan import plan
+from pipeline.plan.plan import plan
 from pipeline.stages import train as subject
 from pipeline.stages.train import _skipped
 from privacy.errors import IntegrityBroken

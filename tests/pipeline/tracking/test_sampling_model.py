@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.building import build_denoiser, build_guided, build_sampler
+from pipeline.models import build_denoiser, build_guided, build_sampler
 from pipeline.spec import Spec
 from pipeline.tracking.model import log_sampling_model, save_sampling_model
 from pipeline.tracking.tracker import TrackedRun
 from privacy.errors import InvalidRequest
-from synth.shards import to_uint8
+from synth.data.shards import to_uint8
 
 
 @pytest.fixture

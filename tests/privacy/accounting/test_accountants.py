@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from privacy.accounting import ACCOUNTANTS, accountant
 from privacy.accounting.prv import PRVAccountant
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 DELTA = 1e-5
 MNIST = {10: 2.48779296875, 1: 18.28125, 0.2: 82.5}  # design.md: q = 1/15, T = 4500

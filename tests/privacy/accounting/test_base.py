@@ -6,7 +6,8 @@ import pytest
 
 from privacy.accounting.base import MOST_NOISE, Steps, collapse, merge_gaussians
 from privacy.errors import InvalidRequest
-from privacy.mechanism import MAX_STEPS, DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.validation import MAX_STEPS
 
 
 def test_equal_steps_are_counted_together_and_sorted():

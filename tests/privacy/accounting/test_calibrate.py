@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from privacy.accounting import accountant
 from privacy.accounting.calibrate import noise_multiplier
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 
 @pytest.mark.parametrize(

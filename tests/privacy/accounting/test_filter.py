@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from privacy.accounting.filter import RDPFilter
 from privacy.accounting.rdp import ORDERS, RDPAccountant, curve
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 epsilons = st.floats(1e-3, 50)
 deltas = st.floats(1e-12, 0.1)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from privacy.accounting import accountant
+from privacy.accounting.base import round_up
 from privacy.accounting.guarantee import _converted, group, replace_one
 from privacy.accounting.rdp import curve, epsilon_of
-from privacy.accounting.rounding import round_up
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 DELTA = 1e-5
 MNIST = SubsampledGaussian(1 / 15, 18.28125, 4500)  # the paper's epsilon = 1

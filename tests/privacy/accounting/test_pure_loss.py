@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from privacy.accounting.prv import PRVAccountant
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 
 @pytest.fixture(scope="module")
 def pure_loss():
-    from privacy.accounting.pure_loss import PureLoss
+    from privacy.accounting.prv import PureLoss
 
     return PureLoss
 
@@ -59,8 +59,8 @@ def test_without_pure_losses_the_bounds_are_those_of_the_library():
     from prv_accountant import PRVAccountant as Library
 
     from privacy.accounting import prv
+    from privacy.accounting.prv import RecordRemoved
     from privacy.accounting.rdp import RDPAccountant
-    from privacy.accounting.sampled_loss import RecordRemoved
 
     plan, delta = [SubsampledGaussian(0.1, 1.2, 30), Gaussian(5.0)], 1e-5
     error = prv._epsilon_error(RDPAccountant().epsilon(plan, delta), 31, delta / 1000)

@@ -5,7 +5,7 @@ import pytest
 
 from privacy.accounting.opacus_rdp import step_rdp
 from privacy.accounting.rdp import ORDERS, RDPAccountant, curve, epsilon_of
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 STEPS = [(1 / 15, 2.48779296875), (0.01, 1.1), (0.5, 20.0), (1 / 80, 8.828125), (0.001, 0.5)]
 

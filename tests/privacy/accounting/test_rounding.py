@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.accounting.rounding import round_up
+from privacy.accounting.base import round_up
 from privacy.errors import InvalidRequest
 
 

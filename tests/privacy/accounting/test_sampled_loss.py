@@ -11,7 +11,7 @@ from privacy.accounting.prv import PRVAccountant
 
 @pytest.fixture(scope="module")
 def added_record():
-    from privacy.accounting.sampled_loss import RecordAdded
+    from privacy.accounting.prv import RecordAdded
 
     return RecordAdded
 
@@ -47,7 +47,7 @@ def test_the_loss_of_an_addition_ends_at_minus_log_of_one_minus_q(added_record):
 def test_bounds_cover_the_addition_as_well(monkeypatch):
     """Whatever direction is worse has to be the one reported."""
     from privacy.accounting import prv
-    from privacy.mechanism import SubsampledGaussian
+    from privacy.mechanisms import SubsampledGaussian
 
     # What the cache remembers was computed before the directions are exchanged.
     monkeypatch.setattr(prv, "_bounds", prv._bounds.__wrapped__)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.audit.clopper_pearson import lower_bound, upper_bound
+from privacy.audit.distinguish import lower_bound, upper_bound
 from privacy.errors import InvalidRequest
 
 counts = st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

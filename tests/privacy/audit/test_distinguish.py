@@ -7,7 +7,7 @@ from scipy import stats
 from privacy.accounting import accountant
 from privacy.audit.distinguish import epsilon_lower_bound
 from privacy.errors import InvalidRequest
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 DELTA = 1e-5
 

@@ -6,15 +6,14 @@ import pytest
 
 from privacy.accounting.guarantee import group, replace_one
 from privacy.audit import audit_ledger
-from privacy.audit.contents import connected
-from privacy.audit.recompute import epsilons, opacus_epsilon
-from privacy.audit.replay import Replay
+from privacy.audit.datasets import epsilons, opacus_epsilon
+from privacy.audit.replay import Replay, connected
 from privacy.budget import Budget, Component
+from privacy.budget.identity import Content
 from privacy.errors import InvalidRequest
-from privacy.fingerprint import Content
 from privacy.ledger import Kind, Ledger
-from privacy.ledger.canonical import canonical
-from privacy.mechanism import Gaussian, SubsampledGaussian
+from privacy.ledger.rows import canonical
+from privacy.mechanisms import Gaussian, SubsampledGaussian
 
 KEY = bytes(range(32))
 
@@ -358,7 +357,7 @@ def test_an_attempt_that_went_on_after_it_was_overtaken(ledger, budget, run):
 
 
 def test_a_budget_that_does_not_ask_for_attempts_is_caught(ledger, budget, monkeypatch):
-    monkeypatch.setattr("privacy.budget.rules.require_chargeable", lambda *_: None)
+    monkeypatch.setattr("privacy.budget.admission.require_chargeable", lambda *_: None)
     budget.charge(reserve(budget).id, "warm", 1, 1, "w")
     assert ["never begun" in f.problem for f in found(ledger)] == [True]
 

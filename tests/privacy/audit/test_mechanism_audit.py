@@ -13,13 +13,13 @@ from scipy import stats
 from privacy.accounting import accountant
 from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, StepPath, audit_mechanism
-from privacy.audit.mechanism import noise_law as noise
-from privacy.audit.mechanism.batch_law import batch_laws, inclusion, paired, size_variance
+from privacy.audit.mechanism import laws as noise
 from privacy.audit.mechanism.contribution import levels, sensitivity
 from privacy.audit.mechanism.evidence import Evidence
+from privacy.audit.mechanism.laws import batch_laws, inclusion, paired, size_variance
 from privacy.audit.mechanism.results import FALSE_ALARM, Law, judge
+from privacy.audit.mechanism.runs import run_workers
 from privacy.audit.mechanism.toy import IDLE, LAYERS, Toy, mean_output, toy_size
-from privacy.audit.mechanism.workers import run_workers
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES

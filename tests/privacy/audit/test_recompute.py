@@ -5,10 +5,10 @@ import math
 import pytest
 
 from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
-from privacy.audit.recompute import epsilons, opacus_epsilon
+from privacy.accounting.base import round_up
+from privacy.audit.datasets import epsilons, opacus_epsilon
 from privacy.errors import InvalidRequest
-from privacy.mechanism import DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 DELTA = 1e-5
 PLANS = [

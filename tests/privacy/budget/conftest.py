@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
+from privacy.accounting.base import round_up
 from privacy.audit.replay import Replay
 from privacy.budget import Budget, Component
-from privacy.fingerprint import Content
-from privacy.mechanism import Gaussian
+from privacy.budget.identity import Content
+from privacy.mechanisms import Gaussian
 
 KEY = bytes(range(32))
 DELTA = 1e-5

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privacy.budget import Component
+from privacy.budget.identity import Content
 from privacy.errors import InvalidRequest
-from privacy.fingerprint import Content
-from privacy.mechanism import MECHANISMS, Gaussian, SubsampledGaussian, from_record
+from privacy.mechanisms import MECHANISMS, Gaussian, SubsampledGaussian, from_record
 
 HUGE = 10**5000  # more digits than Python agrees to write
 THINGS = [None, b"x", (), [], {}, {"a": 1}, object(), 1 + 2j, [[]], Gaussian(1.0)]

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, event
 from privacy.budget import StepsExhausted
 from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Kind
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 
 @pytest.fixture

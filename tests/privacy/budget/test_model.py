@@ -20,10 +20,10 @@ from hypothesis.stateful import (
 from privacy.accounting.rdp import ORDERS
 from privacy.audit.replay import Replay
 from privacy.budget import Budget, Component
+from privacy.budget.identity import Content
 from privacy.errors import BudgetRefused, InvalidRequest
-from privacy.fingerprint import Content
 from privacy.ledger import Ledger
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 KEY = bytes(range(32))
 DELTA = 1e-5

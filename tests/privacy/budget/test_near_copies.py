@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from privacy.budget.identity import Content, content_of
 from privacy.errors import BudgetRefused
-from privacy.fingerprint import Content, content_of
 from privacy.ledger import Kind
 
 KEY = bytes(range(32))
@@ -116,20 +116,20 @@ def test_another_part_does_not_hide_a_copy(other):
 
 
 def test_the_replay_finds_what_the_budget_let_through(other, findings, monkeypatch):
-    monkeypatch.setattr("privacy.budget.binding.NEAR_COPY", 2.0)
+    monkeypatch.setattr("privacy.budget.identity.NEAR_COPY", 2.0)
     other(PRIVATE[1:])
     assert any("a good part of 'other' lies in 'digits' too" in f for f in findings())
 
 
 def test_an_acceptance_afterwards_does_not_heal(other, budget, findings, monkeypatch):
-    monkeypatch.setattr("privacy.budget.binding.NEAR_COPY", 2.0)
+    monkeypatch.setattr("privacy.budget.identity.NEAR_COPY", 2.0)
     other(PRIVATE[1:])
     budget.accept_overlap("digits", "other")
     assert findings() != []
 
 
 def test_the_replay_finds_parts_that_share_a_record(reserve, findings, monkeypatch):
-    monkeypatch.setattr("privacy.budget.binding._require_disjoint", lambda *_: None)
+    monkeypatch.setattr("privacy.budget.identity._require_disjoint", lambda *_: None)
     reserve(content=of(PRIVATE))
     reserve("k2", partition="holdout", content=of(np.concatenate([PRIVATE, images(1, 9 * N)])))
     assert any("'train' and 'holdout' of 'digits' share records" in f for f in findings())

@@ -3,7 +3,7 @@ import pytest
 from privacy.budget import Component
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 DELTA = 1e-5
 

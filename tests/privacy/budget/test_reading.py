@@ -3,7 +3,7 @@ import pytest
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind, Ledger
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 KEY = bytes(range(32))
 

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting import accountant
-from privacy.accounting.rounding import round_up
+from privacy.accounting.base import round_up
 from privacy.budget import Component
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind
-from privacy.mechanism import MECHANISMS, Gaussian, SubsampledGaussian
+from privacy.mechanisms import MECHANISMS, Gaussian, SubsampledGaussian
 
 DELTA = 1e-5
 

@@ -11,7 +11,7 @@ from torch import nn
 from privacy import gradients
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, choose, refuse_record_mixing
-from privacy.gradients.rules import weight_gradient
+from privacy.gradients.grad_samplers import convolution as weight_gradient
 
 N, K, CHANNELS, SIZE, CLASSES = 5, 3, 2, 8, 4
 C = 0.7

@@ -6,7 +6,7 @@ from torch import nn
 
 from privacy.gradients import ENGINES, per_record
 from privacy.gradients.clip_and_add import FlatSum, add_clipped, add_scaled, squared_norms
-from privacy.gradients.rules.memory_order import concatenated
+from privacy.gradients.grad_samplers.base import concatenated
 
 N = 6
 

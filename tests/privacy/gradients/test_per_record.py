@@ -7,11 +7,11 @@ from torch import nn
 from privacy.errors import UmbraError
 from privacy.gradients import ENGINES, per_record, two_pass
 from privacy.gradients.base import trainable
-from privacy.gradients.rules import RULES, over_records
+from privacy.gradients.grad_samplers import RULES, over_records
 from privacy.gradients.two_pass import TwoPassEngine
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
+from synth.unet import UNet, UNetConfig
 
 N, K = 4, 3
 NETWORK = UNetConfig(size=8, channels=1, base=8, multipliers=(1, 2), blocks=1, attention=(4,))

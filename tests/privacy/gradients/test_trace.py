@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from privacy.gradients.grad_samplers import convolution as weight_gradient
 from privacy.gradients.per_record import gradients
-from privacy.gradients.rules import weight_gradient
 from privacy.gradients.trace import NotTraceable, trace
-from synth.denoisers import EDM, Denoiser
 from synth.loss import DenoisingLoss, draw_views
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
+from synth.unet import UNet, UNetConfig
 from tests.privacy.gradients.test_engines import MODELS, N, denoising_loss, make_model, make_records
 
 

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional
 
 from privacy.gradients import ENGINES
-from privacy.gradients.rules import weight_gradient as module
-from privacy.gradients.rules.weight_gradient import grouped, shifted, weight_gradient
-from synth.denoisers import EDM, Denoiser
+from privacy.gradients.grad_samplers import convolution as module
+from privacy.gradients.grad_samplers.convolution import grouped, shifted, weight_gradient
 from synth.loss import DenoisingLoss, draw_views
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
+from synth.unet import UNet, UNetConfig
 
 B, K, C, D = 3, 2, 4, 5
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from privacy.budget import Budget, Component
-from privacy.fingerprint import Content
+from privacy.budget.identity import Content
 from privacy.ledger import Ledger
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 from tests.postgres import NoPostgres, running_postgres
 
 KEY = bytes(range(32))

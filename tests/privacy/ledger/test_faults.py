@@ -16,7 +16,7 @@ from sqlalchemy import event
 from privacy.budget import Budget, Component
 from privacy.errors import LedgerUnavailable
 from privacy.ledger import Kind, Ledger
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 PLAN = [Component("train", Gaussian(1000.0, 100_000))]
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, event, inspect
 
 from privacy.budget import Budget, Component
 from privacy.errors import InvalidRequest, LedgerUnavailable
-from privacy.ledger import Head, Kind, Ledger, migration
-from privacy.mechanism import Gaussian
+from privacy.ledger import Head, Kind, Ledger
+from privacy.ledger import genesis as migration
+from privacy.mechanisms import Gaussian
 
 OLD_HEAD = Head(11, "a240ae4f9e685f040ed3155e2afdf708a10ab68e60cddaa04cd49b86dd12bcf6")
 

@@ -11,7 +11,7 @@ from privacy.accounting import accountant
 from privacy.budget import Budget, Component, StepsExhausted
 from privacy.errors import BudgetRefused
 from privacy.ledger import Kind
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 EPSILON, DELTA = 3.0, 1e-5
 PROCESSES = 64

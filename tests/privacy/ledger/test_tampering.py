@@ -14,7 +14,7 @@ from privacy.budget import Budget, Component
 from privacy.errors import IntegrityBroken
 from privacy.ledger import Head, Kind, Ledger, Row, chain, signatures
 from privacy.ledger.chain import replay, row_hash
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 COLUMNS = tuple(field.name for field in fields(Row))
 

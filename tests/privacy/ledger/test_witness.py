@@ -8,7 +8,7 @@ from privacy.budget import Budget, Component
 from privacy.errors import IntegrityBroken, LedgerUnavailable, NoLedger
 from privacy.ledger import Head, Kind, Ledger
 from privacy.ledger.witness import Witness
-from privacy.mechanism import Gaussian
+from privacy.mechanisms import Gaussian
 
 
 def append(ledger, n=1):

@@ -10,10 +10,10 @@ import numpy as np
 import privacy.budget.manager
 from privacy.audit import audit_ledger
 from privacy.budget import Budget, Component
+from privacy.budget.identity import content_of
 from privacy.errors import BudgetRefused
-from privacy.fingerprint import content_of
 from privacy.ledger import Kind, Ledger
-from privacy.mechanism import SubsampledGaussian
+from privacy.mechanisms import SubsampledGaussian
 from tests.privacy.planted.bug import Bug
 
 KEY = bytes(range(32))

@@ -10,18 +10,18 @@ from unittest import mock
 import numpy as np
 import torch
 
-import privacy.budget.rules
+import privacy.budget.admission
 from privacy.audit import audit_ledger
 from privacy.budget import Budget, Component
+from privacy.budget.identity import content_of
 from privacy.collective import Alone
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
-from privacy.fingerprint import content_of
 from privacy.ledger import Ledger
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
-from synth.denoisers import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.training import PRIVATE, Trainer, Training
 from tests.privacy.planted.bug import Bug
@@ -175,7 +175,7 @@ def overtaken_findings(folder):
 
 
 def overtaken_planted(folder):
-    with mock.patch.object(privacy.budget.rules, "require_chargeable", lambda *request: None):
+    with mock.patch.object(privacy.budget.admission, "require_chargeable", lambda *request: None):
         return overtaken_findings(folder)
 
 

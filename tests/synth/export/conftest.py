@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from synth.data.manifest import Manifest
+from synth.data.shards import plan_shards, write_shard
 from synth.export import CardFacts
-from synth.manifest import Manifest
-from synth.shards import plan_shards, write_shard
 
 NAMES = ("zero", "T-shirt/top", "apple")
 COUNTS = (5, 3, 4)

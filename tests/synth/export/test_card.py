@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import yaml
 
+from synth.data.manifest import load_manifest
 from synth.export.card import render_card
-from synth.manifest import load_manifest
 
 
 def front_matter(text: str) -> dict:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth import export
+from synth.data.shards import read_shards
 from synth.export import EXPORTERS, exporter, verify_export
 from synth.export.images import class_folders
-from synth.shards import read_shards
 
 every_format = pytest.mark.parametrize("name", list(EXPORTERS))
 

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.export.promise import FIELDS, checked_promise
-from synth.export.verification import read_promise
+from synth.export.statement import FIELDS, checked_promise, read_promise
 
 
 def test_a_complete_promise_passes_with_what_else_it_says(privacy):

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from synth.networks import UNet, UNetConfig
-from synth.networks.attention import Attention
-from synth.networks.blocks import ResidualBlock
-from synth.samplers.channels_last import channels_last
+from synth.inference import channels_last
+from synth.unet import Attention, ResidualBlock, UNet, UNetConfig
 
 CONFIGS = [
     UNetConfig(8, 1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=10),

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.denoisers import EDM, Denoiser
-from synth.networks import UNet, UNetConfig
+from synth.preconditioning import EDM, Denoiser
 from synth.samplers import DDIM, guided
+from synth.unet import UNet, UNetConfig
 
 NULL = 3
 

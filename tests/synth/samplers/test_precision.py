@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.denoisers import EDM, Denoiser
-from synth.networks import UNet, UNetConfig
 from synth.precision import PRECISIONS
+from synth.preconditioning import EDM, Denoiser
 from synth.samplers import DDIM, Churn, Sampler, at_precision, guided
+from synth.unet import UNet, UNetConfig
 
 SHAPE = (1, 8, 8)
 # bfloat16 rounds to 2^-9 relative; the network is some ten products deep.

@@ -8,7 +8,7 @@ import torch
 
 from privacy.errors import InvalidRequest
 from synth.samplers import DDIM, SAMPLERS, Churn, StochasticDDIM, sampler
-from synth.samplers.schedule import karras
+from synth.samplers.base import karras
 
 every = pytest.mark.parametrize("name", list(SAMPLERS))
 

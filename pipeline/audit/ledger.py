@@ -1,0 +1,279 @@
+"""`umbra audit ledger`: the ledger, a run, or an export from anywhere, held against the ledger.
+
+Every export is traced to its reservation's charges: that they came first and cover what it used is
+a rule of the rows, that this very manifest was recorded is looked up here.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.home import Home
+from pipeline.privacy_statement import promise
+from pipeline.runs.ancestry import recorded_heads
+from pipeline.runs.directory import RunDirectory
+from privacy.audit import LedgerAudit, audit_ledger
+from privacy.budget import Budget
+from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.ledger import Head, Kind, Ledger
+from synth.data.manifest import MANIFEST, manifest_sha256, verify
+from synth.export import verify_export
+from synth.export.statement import PRIVACY, read_promise
+
+_EPSILON_TOLERANCE = 1e-3  # relative; versions of the accountants differ by less
+
+
+def misstated(said: dict[str, Any], ledger: Ledger) -> list[str]:
+    """Return a sentence for everything that `privacy.json` states and the rows do not give."""
+    try:
+        due = promise(Budget(ledger), said["reservation"])
+    except IntegrityBroken as error:
+        return [str(error)]
+    if due["void"]:
+        due["epsilon"] = dict.fromkeys(due["epsilon"])
+    exact = due.keys() - {"epsilon", "guarantees", "head_hash"}
+    findings = [
+        f"{PRIVACY} does not state the {name.replace('_', ' ')} that the ledger's rows give"
+        for name in sorted(exact)
+        if said.get(name) != due[name]
+    ]
+    findings += [
+        f"{PRIVACY} states {name!r}, which an export does not have"
+        for name in sorted(said.keys() - due.keys() - {"manifest_sha256"})
+    ]
+    stated = said["epsilon"]
+    if stated.keys() != due["epsilon"].keys():
+        findings.append(f"{PRIVACY} states ε by other accountants than are computed")
+    findings += [
+        f"{PRIVACY} states ε = {stated[name]} by {name.upper()}, the ledger's rows give {epsilon}"
+        for name, epsilon in due["epsilon"].items()
+        if name in stated and not _agree(stated[name], epsilon)
+    ]
+    if not _same_guarantees(said.get("guarantees"), due["guarantees"]):
+        findings.append(f"{PRIVACY} states other guarantees than the ledger's rows give")
+    return findings
+
+
+def _same_guarantees(stated: Any, due: list[dict[str, Any]]) -> bool:
+    if not isinstance(stated, list) or len(stated) != len(due):
+        return False
+    exact = ("relation", "records", "delta")
+    return all(
+        isinstance(one, dict)
+        and one.keys() == other.keys()
+        and all(one[name] == other[name] for name in exact)
+        and isinstance(one["epsilon"], int | float)
+        and _agree(one["epsilon"], other["epsilon"])
+        for one, other in zip(stated, due, strict=True)
+    )
+
+
+def _agree(stated: float | None, due: float | None) -> bool:
+    if stated is None or due is None:
+        return stated is due
+    return math.isclose(stated, due, rel_tol=_EPSILON_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The ledger's audit and what was found wrong with files.
+
+    Attributes:
+        subject: what was audited, in words.
+        ledger: chain, rules and every ε again.
+        files: one sentence for every file or hash that is not what it should be.
+        signed_by: the public key, in hex, that new rows are signed with; None where they are not
+            signed, or the newest row is damaged.
+    """
+
+    subject: str
+    ledger: LedgerAudit
+    files: tuple[str, ...]
+    signed_by: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken."""
+        return self.ledger.ok and not self.files
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain JSON values."""
+        return {
+            "subject": self.subject,
+            "ok": self.ok,
+            "files": list(self.files),
+            "signed_by": self.signed_by,
+            "ledger": self.ledger.to_record(),
+        }
+
+
+def audit(home: Home, subject: str | None = None, public_key: str | None = None) -> Audit:
+    """Audit the whole ledger, or one run, or one export folder, with the ledger behind it.
+
+    Args:
+        home: where the ledger is.
+        subject: a run id or a run's folder, a folder made by `umbra export`, or None for the
+            ledger with the heads that all runs recorded.
+        public_key: the Ed25519 key that the rows must be signed by, as known from elsewhere: in
+            hex, or a file that holds it.
+
+    Raises:
+        InvalidRequest: there is no such run or folder, it belongs to another ledger, or the public
+            key is not one.
+        LedgerUnavailable: the ledger cannot be read.
+        IntegrityBroken: the ledger's first row or the run's state is damaged.
+    """
+    ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
+    key = None if public_key is None else _public_key(public_key)
+    if subject is None:
+        heads, damaged = _heads_of(home.runs())
+        checked = audit_ledger(ledger, heads, public_key=key)
+        return Audit("the ledger", checked, tuple(damaged), _signed_by(ledger))
+    run = find_run(home, subject)
+    if run is not None:
+        return audit_run(ledger, run, key)
+    return _audit_export(ledger, Path(subject), key)
+
+
+def find_run(home: Home, subject: str) -> RunDirectory | None:
+    """Return the run that a word names by its id or its folder; None for any other folder.
+
+    Raises:
+        InvalidRequest: there is no such run and no such folder.
+    """
+    folder = Path(subject)
+    if folder.is_dir():
+        inside = folder.resolve().parent == home.runs_path.resolve()
+        return RunDirectory(folder.resolve()) if inside else None
+    if len(folder.parts) > 1:
+        raise InvalidRequest(f"there is no folder {subject}: give an export's, or a run's id")
+    return home.run(subject)
+
+
+def audit_run(ledger: Ledger, run: RunDirectory, public_key: str | None = None) -> Audit:
+    """Audit one run: its reservations, the heads it recorded, and its released files.
+
+    Raises:
+        InvalidRequest: the run never reserved a budget and has made nothing.
+        IntegrityBroken: the run's state is damaged.
+    """
+    state = run.state()
+    made = state.is_done("synthesize") or (run.release / MANIFEST).exists()
+    if state.reservation_id is None and not made:
+        raise InvalidRequest(
+            f"run {run.run_id} never reserved a budget and has made nothing: there is nothing to "
+            "audit"
+        )
+    files = verify(run.release) if made else []
+    heads, damaged = _heads_of([run])
+    files += damaged
+    if state.reservation_id is None:
+        checked = audit_ledger(ledger, heads, public_key=public_key)
+        files.append("images were made without any reservation")
+    else:
+        checked, missing = _narrowed(ledger, heads, public_key, run_id=run.run_id)
+        files += missing
+    files += _foreign(ledger, run)
+    return Audit(f"run {run.run_id}", checked, tuple(files), _signed_by(ledger))
+
+
+def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit:
+    """Audit an export: its own seals, and that the ledger recorded exactly this manifest."""
+    if not (folder / PRIVACY).exists() and not (folder / MANIFEST).exists():
+        raise InvalidRequest(
+            f"{folder} is not an export: it has neither {PRIVACY} nor {MANIFEST}. Give a folder "
+            "made by `umbra export`, or a run's id."
+        )
+    subject, files = f"export {folder.resolve().name}", verify_export(folder)
+    try:
+        said = read_promise(folder)
+        digest = manifest_sha256(folder)
+        head = _head(said["head_hash"])
+    except IntegrityBroken as error:
+        files = list(dict.fromkeys((*files, str(error))))
+        checked = audit_ledger(ledger, public_key=public_key)
+        return Audit(subject, checked, tuple(files), _signed_by(ledger))
+    if said["ledger_id"] != ledger.ledger_id:
+        raise InvalidRequest(
+            f"{folder} was exported under ledger {said['ledger_id']}, this is {ledger.ledger_id}: "
+            "set UMBRA_HOME or UMBRA_LEDGER_URL to the one it came from."
+        )
+    checked, missing = _narrowed(ledger, [head], public_key, reservation_id=said["reservation"])
+    files += missing
+    if not missing:
+        if not any(digest in reservation.exports for reservation in checked.reservations):
+            files.append("the ledger records no export of this manifest under the reservation")
+        files += misstated(said, ledger)
+    return Audit(subject, checked, tuple(files), _signed_by(ledger))
+
+
+def _narrowed(
+    ledger: Ledger, heads: Iterable[Head], public_key: str | None, **of: str
+) -> tuple[LedgerAudit, list[str]]:
+    """Audit the ledger and report on one run or reservation; the sentences say it is not there."""
+    try:
+        return audit_ledger(ledger, heads, public_key=public_key, **of), []
+    except InvalidRequest as error:
+        # The key, too, may be what was not valid: then this raises once more.
+        return audit_ledger(ledger, heads, public_key=public_key), [
+            f"{error} Its rows were cut off, or this is not the ledger it was made under."
+        ]
+
+
+def _foreign(ledger: Ledger, run: RunDirectory) -> list[str]:
+    """Return a sentence where the run is not the one that its reservation was made for."""
+    findings = []
+    try:
+        run.spec()
+    except IntegrityBroken as error:
+        findings.append(str(error))
+    state = run.state()
+    for identity in (state.reservation_id, state.holdout_reservation_id):
+        if identity is None:
+            continue
+        rows = list(ledger.rows(kind=Kind.RESERVE, reservation=identity))
+        if not rows:
+            findings.append(f"the ledger holds no reservation {identity}, which the run names")
+        for row in rows:
+            try:
+                reserved = row.content
+            except ValueError:
+                continue  # the replay has found it
+            if reserved.get("run") != run.run_id:
+                findings.append(f"reservation {identity} was made for another run")
+            if reserved.get("spec") not in (None, state.spec_sha256):
+                findings.append("the budget was reserved for another spec than the run's")
+    return findings
+
+
+def _head(text: str) -> Head:
+    try:
+        return Head.parse(text)
+    except InvalidRequest as error:
+        raise IntegrityBroken(f"changed: {PRIVACY} names no head of a ledger") from error
+
+
+def _heads_of(runs: Iterable[RunDirectory]) -> tuple[list[Head], list[str]]:
+    """Return the heads that runs wrote down outside the ledger, and which records are damaged."""
+    heads: list[Head] = []
+    damaged: list[str] = []
+    for run in runs:
+        try:
+            heads += recorded_heads(run)
+        except IntegrityBroken as error:
+            damaged.append(str(error))
+    return heads, damaged
+
+
+def _signed_by(ledger: Ledger) -> str | None:
+    try:
+        return ledger.public_key
+    except IntegrityBroken:
+        return None  # the verification has found it
+
+
+def _public_key(text: str) -> str:
+    path = Path(text)
+    return path.read_text(errors="replace").strip() if path.is_file() else text

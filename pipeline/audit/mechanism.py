@@ -1,0 +1,69 @@
+"""`umbra audit mechanism`: the private step that ships, with the settings of a spec or a run."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.ledger import find_run
+from pipeline.audit.run import TrainingRecipe
+from pipeline.home import Home
+from pipeline.models import gradient_engine
+from pipeline.plan.plan import plan
+from pipeline.progress import Progress
+from pipeline.spec import Spec, load_spec
+from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism
+from privacy.dp_sgd import DPSGD
+from privacy.errors import InvalidRequest
+
+_DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
+_DEFAULT_VIEWS = 4
+_SPECS = (".yaml", ".yml")
+
+
+def audit_step(
+    home: Home, subject: str | None, progress: Progress, trials: int | None = None
+) -> MechanismAudit:
+    """Audit the step on toy data; opens no data set and charges nothing.
+
+    Args:
+        home: where runs and their ledger are.
+        subject: a spec, whose plan gives q, σ, C and K; a run, whose reservation does; or None.
+        progress: shown to a person.
+        trials: how often the step is run with the canary, and as often without it.
+
+    Raises:
+        InvalidRequest: there is no such spec or run, or too few trials.
+        SpecError: the spec is not valid.
+        IntegrityBroken: the run or the ledger is damaged.
+    """
+    settings: dict[str, Any] = {} if trials is None else {"trials": trials}
+    if subject is None:
+        dpsgd, settings["views"] = _DEFAULT, _DEFAULT_VIEWS
+    elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
+        spec = load_spec(Path(subject))
+        planned = plan(spec, trial=False)
+        dpsgd = DPSGD(
+            planned.records,
+            planned.sampling_probability,
+            planned.noise_multiplier,
+            planned.clip_norm,
+        )
+        settings |= {"views": planned.views, "delta": planned.delta, "path": _path(spec)}
+    else:
+        run = find_run(home, subject)
+        if run is None:
+            raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
+        recipe = TrainingRecipe.of(home, run)
+        dpsgd = recipe.training.dpsgd
+        views = recipe.training.views
+        settings |= {"views": views, "delta": recipe.delta, "path": _path(recipe.spec)}
+    with progress.stage("run the step on toy data"):
+        return audit_mechanism(dpsgd, **settings)
+
+
+def _path(spec: Spec) -> StepPath:
+    """The step with the gradient engine that training takes for this spec.
+
+    Not compiled: a training's compiled gradients are checked against these before they are used,
+    and toys by the hundred would be compiled for minutes each.
+    """
+    return StepPath(engine=gradient_engine(spec, records=0))

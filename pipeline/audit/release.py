@@ -1,0 +1,142 @@
+"""`umbra audit release`: do the released images repeat training images, or give members away?
+
+The only audit that opens private images: the training set, and the holdout that was kept out of
+training. What it finds was computed from them without noise, so it stays in the run's `internal/`
+folder; only where both sets are public in truth may it be shown.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.features import extractor
+from eval.memorisation import CAVEAT, copies, membership_attacks
+from pipeline.progress import Progress
+from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, ReservedContent
+from pipeline.runs.directory import RunDirectory
+from pipeline.sources import ImageSet
+from pipeline.spec import Spec
+from privacy.errors import IntegrityBroken, InvalidRequest
+from synth.data.manifest import verify
+from synth.data.shards import read_shards
+from synth.storage.atomic import write_json
+
+FILE = "release-audit.json"
+
+
+@dataclass(frozen=True)
+class ReleaseAudit:
+    """Where the findings are.
+
+    Attributes:
+        run_id: the run.
+        written: the file with the findings, internal.
+        public: the findings, where they may be shown; None where they are private.
+    """
+
+    run_id: str
+    written: Path
+    public: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what may be shown as plain JSON values."""
+        return {
+            "run": self.run_id,
+            "written": str(self.written),
+            "may_be_shared": self.public is not None,
+            "findings": self.public,
+        }
+
+
+def require_release(run: RunDirectory) -> Spec:
+    """Return the spec of a run whose release can be audited; opens nothing private.
+
+    Raises:
+        InvalidRequest: the run has no images, or no holdout to compare with.
+        IntegrityBroken: the spec, the state, the images or the run's internal notes of what it was
+            trained on are damaged.
+    """
+    state, spec = run.state(), run.spec()
+    if not state.is_done("synthesize"):
+        raise InvalidRequest(f"run {run.run_id} is {state.status} and has no finished images")
+    if spec.data.holdout is None:
+        raise InvalidRequest(
+            f"run {run.run_id} names no data.holdout, and without real images that were kept out "
+            "of training nothing tells a copy from a likeness"
+        )
+    needed = [RUN_KEY, f"{TRAIN}-content"]
+    if state.holdout_reservation_id is not None:
+        needed.append(f"{HOLDOUT}-content")
+    gone = [name for name in needed if not (run.internal / name).is_file()]
+    found = [*(f"missing: internal/{name}" for name in gone), *verify(run.release)]
+    if found:
+        raise IntegrityBroken(f"run {run.run_id}: {'; '.join(found)}. Restore it from a backup.")
+    return spec
+
+
+def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
+    """Compare a run's images with its training set and its holdout, and write down what is found.
+
+    No distance passes or fails: see `eval.memorisation`.
+
+    Raises:
+        InvalidRequest, IntegrityBroken: as `require_release`.
+        DataError: the training set, or a holdout that was paid for, is missing, damaged or not
+            what the run was reserved for.
+    """
+    spec = require_release(run)
+    train, holdout = _private(run, spec)
+    synthetic = np.concatenate([images for images, _ in read_shards(run.release)])
+    findings: dict[str, Any] = {"caveat": CAVEAT, "run": run.run_id, "spaces": {}}
+    sets = (synthetic, train.images, holdout.images)
+    for name, space in _spaces(spec).items():
+        findings["spaces"][name] = _compare(name, [space(images) for images in sets], progress)
+    path = run.internal / FILE
+    write_json(path, findings)
+    return ReleaseAudit(run.run_id, path, findings if _is_public(spec) else None)
+
+
+def _private(run: RunDirectory, spec: Spec) -> tuple[ImageSet, ImageSet]:
+    """Open the training set and the holdout, and hold them against what was reserved for."""
+    data = spec.data
+    assert data.holdout is not None  # noqa: S101 - require_release
+    sizes = (data.size, data.channels, data.classes)
+    train = ReservedContent.of(run, data.name, TRAIN).checked(data.source.load(*sizes))
+    holdout = data.holdout.source.load(*sizes)
+    if run.state().holdout_reservation_id is not None:
+        holdout = ReservedContent.of(run, data.name, HOLDOUT).checked(holdout)
+    return train, holdout
+
+
+def _is_public(spec: Spec) -> bool:
+    holdout = spec.data.holdout
+    return spec.data.public and holdout is not None and holdout.public
+
+
+def _spaces(spec: Spec) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """In what images are compared: pixels, and the features that the spec is evaluated in."""
+    spaces: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pixels": lambda images: images}
+    if spec.evaluate is not None:
+        path = None if spec.evaluate.features == "builtin" else spec.evaluate.features
+        kind = "gabor" if path is None else "inception"
+        try:
+            extract = extractor(kind, spec.data.channels, path)
+        except ValueError as error:
+            raise InvalidRequest(f"evaluate.features: {error}") from None
+        spaces[extract.name] = extract
+    return spaces
+
+
+def _compare(name: str, sets: list[np.ndarray], progress: Progress) -> dict[str, Any]:
+    real = len(sets[1]) + len(sets[2])
+    with progress.stage(f"copies in {name}", real) as stage:
+        found = copies(*sets, on_progress=stage.reach)
+    with progress.stage(f"members by {name}", real) as stage:
+        attacks = membership_attacks(*sets, on_progress=stage.reach)
+    return {
+        "copies": found.to_dict(),
+        "membership": {attack: measured.to_dict() for attack, measured in attacks.items()},
+    }

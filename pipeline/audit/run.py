@@ -1,0 +1,370 @@
+"""`umbra audit run`: the run's recipe is trained once more with canaries in it.
+
+One-run audit of Steinke, Nasr and Jagielski 2023: each of m canaries is in or out by a fair coin;
+of the r that the trained weights seem surest about, count how many are guessed right. A training
+that is (ε, δ)-private bounds how many that can be, so the count gives a lower bound on its ε.
+
+It costs no privacy. The private images are not opened: the run's own released images take their
+place, and whatever is computed from those and from fresh randomness is post-processing. What is
+audited is therefore the training that is shipped, at the run's settings, on this machine; that the
+run itself was made by it is for the ledger to say.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.home import Home
+from pipeline.models import build_denoiser, build_training
+from pipeline.privacy_statement import epsilons
+from pipeline.progress import Progress, Stage
+from pipeline.runs.directory import RunDirectory
+from pipeline.spec import Spec
+from privacy.audit import one_run
+from privacy.budget import Budget, Reservation
+from privacy.collective import Alone
+from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
+from privacy.keystream import os_key
+from privacy.ledger import Ledger
+from privacy.mechanisms import Mechanism
+from synth.attempt import Attempt
+from synth.data.shards import read_shards
+from synth.loss import DenoisingLoss, draw_views
+from synth.preconditioning import Denoiser
+from synth.records import Records
+from synth.training import Trainer, Training
+
+_SEED = 20230515  # public: what is secret is which canaries are in
+_DRAWS = 64
+
+
+def make_canaries(count: int, channels: int, size: int, classes: int) -> Records:
+    """Return images of independent black and white pixels with random labels, always the same.
+
+    Nothing can be said of such an image but by having seen it, and its gradient is as large as
+    any's: what is learnt of it is learnt by heart.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    pixels = torch.randint(2, (count, channels, size, size), generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return Records(pixels.float() * 2 - 1, labels)
+
+
+def planted(released: Records, canaries: Records, included: np.ndarray, count: int) -> Records:
+    """Return `count` records: released ones, repeated or cut to fit, and then the canaries.
+
+    A canary that is left out leaves a record of NaN in its place, which every step counts as
+    zero. That is the neighbouring relation of the ledger, a record without effect: the number of
+    records and all other records are the same whether a canary is in or out.
+
+    Args:
+        released: at least one record.
+        canaries: m records of the same shape, m at most `count`.
+        included: bool [m].
+        count: N.
+    """
+    rows = torch.arange(count - len(canaries)) % len(released)
+    kept = torch.from_numpy(included)[:, None, None, None]
+    images = torch.where(kept, canaries.images, torch.nan)
+    return Records(
+        torch.cat([released.images[rows], images]),
+        torch.cat([released.labels[rows], canaries.labels]),
+    )
+
+
+@torch.no_grad()
+def losses(
+    denoiser: Denoiser, canaries: Records, on_progress: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Return the denoising loss of every canary, float64 [m], over the same draws at every call.
+
+    Args:
+        denoiser: on any device.
+        canaries: m records on the same device.
+        on_progress: called after every canary.
+    """
+    loss = DenoisingLoss(denoiser.config)
+    generator = torch.Generator().manual_seed(_SEED)
+    found: list[Tensor] = []
+    for image, label in zip(canaries.images, canaries.labels, strict=True):
+        sigma, noise = draw_views(denoiser.config, image[None], _DRAWS, generator)
+        found.append(loss(denoiser, image, label, sigma[0], noise[0]))
+        on_progress()
+    return torch.stack(found).double().cpu().numpy()
+
+
+def guess(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return 1 ("in") for the highest scores, -1 ("out") for the lowest, 0 for the others.
+
+    Args:
+        scores: float [m].
+        count: r, how many guesses to make, at most m; half on either side.
+
+    Returns:
+        int [m] with r entries that are not 0.
+    """
+    order = np.argsort(scores, kind="stable")
+    guesses = np.zeros(len(scores), dtype=np.int64)
+    guesses[order[: count // 2]] = -1
+    guesses[order[len(order) - (count - count // 2) :]] = 1
+    return guesses
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How a run was trained.
+
+    Attributes:
+        spec: the run's spec.
+        reservation: what was admitted for it.
+        training: the settings of its training, with the mechanism that is charged.
+        delta: δ of its data set's budget.
+    """
+
+    spec: Spec
+    reservation: Reservation
+    training: Training
+    delta: float
+
+    @classmethod
+    def of(cls, home: Home, run: RunDirectory) -> "TrainingRecipe":
+        """Read a run's spec and reservation.
+
+        Raises:
+            InvalidRequest: the run never reserved a budget.
+            IntegrityBroken: the spec, the state or the ledger is damaged, or the ledger does not
+                know the run's reservation.
+            LedgerUnavailable: the ledger cannot be read.
+        """
+        spec, reservation_id = run.spec(), run.state().reservation_id
+        if reservation_id is None:
+            raise InvalidRequest(f"run {run.run_id} never reserved a budget: it has no recipe")
+        budget = Budget(Ledger.open(home.ledger_url, witness=home.witness_path))
+        try:
+            reservation = budget.reservation(reservation_id)
+        except InvalidRequest as error:
+            raise IntegrityBroken(
+                f"{error} Run {run.run_id} was made under it: its rows were cut off, or this is "
+                "not the ledger it was made under."
+            ) from error
+        delta = budget.odometer(reservation.dataset).delta
+        return cls(spec, reservation, build_training(spec, reservation), delta)
+
+
+BETA = 0.05
+_CANARIES = 1000
+_FEWEST_GUESSES = 20
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """What the canaries showed.
+
+    Attributes:
+        run_id: the run whose recipe was trained.
+        canaries: m.
+        guesses: r.
+        right: v, guesses that were right.
+        delta: δ of the data set's budget.
+        confidence: of the lower bound: 1 − β.
+        epsilon_lower: the training's ε at δ is at least this, at that confidence.
+        detectable: the largest lower bound that this audit could have given, v = r. A claim above
+            it cannot be refuted by it.
+        claimed: upper bounds on ε of the steps that were trained, by accountant, rounded up.
+        void: whether the run was seeded. The audit's own noise never is.
+    """
+
+    run_id: str
+    canaries: int
+    guesses: int
+    right: int
+    delta: float
+    confidence: float
+    epsilon_lower: float
+    detectable: float
+    claimed: Mapping[str, float]
+    void: bool
+
+    @property
+    def claim(self) -> float:
+        """The smallest of the upper bounds."""
+        return min(self.claimed.values())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the lower bound does not refute the claim."""
+        return self.epsilon_lower <= self.claim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def audit_training(
+    home: Home,
+    run: RunDirectory,
+    progress: Progress,
+    canaries: int | None = None,
+    guesses: int | None = None,
+) -> RunAudit:
+    """Train the run's recipe on its released images with canaries, and try to tell them apart.
+
+    It takes as long as the run's own training took on one worker, with fresh noise from the
+    operating system whatever seed the spec has.
+
+    Args:
+        home: where the ledger is.
+        run: a run that has made its images.
+        progress: shown to a person; counts only.
+        canaries: m, by default 1000 or half of N.
+        guesses: r, by default a fifth of m, at least 20.
+
+    Raises:
+        InvalidRequest: the run has no images, or m or r does not fit N.
+        IntegrityBroken: the run's files or the ledger are damaged.
+        UmbraError: the training diverged, so that nothing can be said of the canaries.
+    """
+    state = run.state()
+    if not state.is_done("synthesize"):
+        raise InvalidRequest(
+            f"run {run.run_id} is {state.status} and has no finished images to train on. Wait for "
+            f"it, or go on with `umbra resume {run.run_id}`."
+        )
+    recipe = TrainingRecipe.of(home, run)
+    m, r = _sizes(recipe.training.dpsgd.records, canaries, guesses)
+    included = _coins(m)
+    meter = _Meter(recipe.reservation)
+    scores = _scores(recipe, run, included, meter, progress)
+    if not np.isfinite(scores).all():
+        raise UmbraError(
+            "the training with canaries diverged, so nothing can be told of them. The recipe's "
+            "learning rate is too high for its noise."
+        )
+    guessed = guess(scores, r)
+    right = int(np.sum(guessed == np.where(included, 1, -1)))
+    return RunAudit(
+        run_id=run.run_id,
+        canaries=m,
+        guesses=r,
+        right=right,
+        delta=recipe.delta,
+        confidence=1 - BETA,
+        epsilon_lower=one_run.epsilon_lower_bound(m, r, right, recipe.delta, BETA),
+        detectable=one_run.detectable(m, r, recipe.delta, BETA),
+        claimed=_claimed(meter.spent(), recipe.delta),
+        void=recipe.reservation.void,
+    )
+
+
+def _sizes(records: int, canaries: int | None, guesses: int | None) -> tuple[int, int]:
+    """m and r, given or by default, and possible."""
+    m = min(_CANARIES, math.ceil(records / 2)) if canaries is None else canaries
+    if not 1 <= m <= records:
+        raise InvalidRequest(
+            f"canaries take the places of records: expected 1 to N = {records}, found {m}"
+        )
+    r = max(min(_FEWEST_GUESSES, m), m // 5) if guesses is None else guesses
+    if not 1 <= r <= m:
+        raise InvalidRequest(f"guesses: expected 1 to the number of canaries, {m}, found {r}")
+    return m, r
+
+
+def _coins(count: int) -> np.ndarray:
+    """Toss fair coins by the operating system's generator, bool [count]."""
+    return np.frombuffer(secrets.token_bytes(count), dtype=np.uint8) % 2 == 1
+
+
+class _Meter:
+    """Counts steps in memory: no private record is used, so the ledger must say that none was."""
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._plan = {part.name: part.mechanism for part in reservation.plan}
+        self._counted = dict.fromkeys(self._plan, 0)
+
+    def charge(self, component: str, steps: int) -> str:
+        if steps > self.remaining(component):
+            raise BudgetRefused(f"the recipe has no {steps} steps of {component!r} left")
+        self._counted[component] += steps
+        return ""  # there is no ledger whose head it could be
+
+    def remaining(self, component: str) -> int:
+        return self._plan[component].steps - self._counted[component]
+
+    def spent(self) -> list[Mechanism]:
+        """The mechanisms with the steps that were taken."""
+        return [
+            self._plan[name].with_steps(steps) for name, steps in self._counted.items() if steps
+        ]
+
+
+def _scores(
+    recipe: TrainingRecipe,
+    run: RunDirectory,
+    included: np.ndarray,
+    meter: _Meter,
+    progress: Progress,
+) -> np.ndarray:
+    """By how much the training lowered the loss of every canary, float64 [m]."""
+    data, training, m = recipe.spec.data, recipe.training, len(included)
+    device = _device(recipe.spec)
+    canaries = make_canaries(m, data.channels, data.size, len(data.classes))
+    records = _on(device, planted(_released(run), canaries, included, training.dpsgd.records))
+    canaries = _on(device, canaries)
+    denoiser = build_denoiser(recipe.spec).to(device)
+    with progress.stage("score canaries", m) as stage:
+        before = losses(denoiser, canaries, stage.advance)
+    total = training.steps + (training.warmup.steps if training.warmup else 0)
+    with progress.stage("train with canaries", total) as stage, TemporaryDirectory() as folder:
+        weights = _train(training, denoiser, records, meter, Path(folder), stage)
+    denoiser.load_state_dict(weights)
+    with progress.stage("score canaries again", m) as stage:
+        return before - losses(denoiser, canaries, stage.advance)
+
+
+def _train(
+    training: Training,
+    denoiser: Denoiser,
+    records: Records,
+    meter: _Meter,
+    checkpoints: Path,
+    stage: Stage,
+) -> dict[str, torch.Tensor]:
+    attempt = Attempt.start(1, os_key(), None, Alone())
+    trainer = Trainer(
+        training,
+        denoiser,
+        records,
+        attempt,
+        meter,
+        checkpoints,
+        on_progress=lambda phase, done, total: stage.advance(),
+    )
+    return trainer.run()
+
+
+def _released(run: RunDirectory) -> Records:
+    """The run's images, in the order of their shards."""
+    images, labels = zip(*read_shards(run.release), strict=True)
+    return Records.from_uint8(np.concatenate(images), np.concatenate(labels), torch.device("cpu"))
+
+
+def _on(device: torch.device, records: Records) -> Records:
+    return Records(records.images.to(device), records.labels.to(device))
+
+
+def _device(spec: Spec) -> torch.device:
+    wanted = spec.resources.gpus_per_worker > 0
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+
+
+def _claimed(spent: list[Mechanism], delta: float) -> dict[str, float]:
+    bounds = epsilons(spent, delta)
+    return {name: bounds[name] for name in ("rdp", "pld") if name in bounds}

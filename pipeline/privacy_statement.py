@@ -1,0 +1,96 @@
+"""What a run promises, from the ledger's rows: the content of an export's `privacy.json`."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from privacy.accounting import accountant
+from privacy.accounting.base import round_up
+from privacy.accounting.guarantee import Guarantee, group, replace_one
+from privacy.budget import RELATION, Budget, Reservation
+from privacy.errors import InvalidRequest
+from privacy.mechanisms import Mechanism
+
+
+def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Mechanism]:
+    """Return the mechanisms of a reservation with the steps that were charged, by component."""
+    charged = budget.charged_steps(reservation.id)
+    return {
+        part.name: part.mechanism.with_steps(charged[part.name])
+        for part in reservation.plan
+        if charged[part.name]
+    }
+
+
+def epsilons(mechanisms: Iterable[Mechanism], delta: float) -> dict[str, float]:
+    """Return upper bounds on ε of the composition by RDP, PRV and PLD, rounded up.
+
+    An accountant that cannot resolve the request is left out; RDP always can.
+    """
+    return dict(_epsilons(tuple(mechanisms), delta))
+
+
+@lru_cache(maxsize=64)
+def _epsilons(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, float]:
+    bounds = {}
+    for name in ("rdp", "prv", "pld"):
+        try:
+            bounds[name] = round_up(accountant(name).epsilon(mechanisms, delta))
+        except InvalidRequest:
+            if name == "rdp":
+                raise
+    return bounds
+
+
+def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
+    """Return what may be said of everything made under a reservation (`synth.export.statement`).
+
+    Every number is computed from raw rows now, none is read back.
+    """
+    reservation = budget.reservation(reservation_id)
+    delta = budget.odometer(reservation.dataset).delta
+    mechanisms = charged_mechanisms(budget, reservation)
+    bounds = epsilons(mechanisms.values(), delta) if mechanisms else {}
+    k = reservation.records_per_unit
+    beside = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
+    return {
+        "run": reservation.run_id,
+        "dataset": reservation.dataset,
+        "records": reservation.records,
+        "unit": _unit(reservation),
+        "records_per_unit": k,
+        "neighbouring_relation": RELATION,
+        "delta": delta,
+        "epsilon": bounds,
+        "guarantees": [asdict(each) for each in beside],
+        "mechanisms": [
+            {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
+        ],
+        "ledger_id": budget.ledger.ledger_id,
+        "head_hash": str(budget.ledger.head()),
+        "reservation": reservation.id,
+        "void": reservation.void,
+    }
+
+
+def guarantees(
+    mechanisms: Iterable[Mechanism], delta: float, records_per_unit: int
+) -> list[Guarantee]:
+    """Return what the mechanisms promise under other relations than add/remove of one record.
+
+    Replacement of a record and, where a unit has several, add/remove of as many.
+    """
+    charged = list(mechanisms)
+    if not charged:
+        return []
+    several = [group(charged, delta, records_per_unit)] if records_per_unit > 1 else []
+    return [replace_one(charged, delta), *several]
+
+
+def _unit(reservation: Reservation) -> str:
+    """Return what ε and δ are about; what an owner of several records has is a guarantee."""
+    k = reservation.records_per_unit
+    if k == 1:
+        return f"one {reservation.unit}"
+    return f"one record (one {reservation.unit} has up to {k})"

@@ -1,0 +1,111 @@
+"""Stopping whoever works on a run, here or elsewhere, and giving a run up for good."""
+
+import os
+import signal
+from contextlib import suppress
+from time import monotonic, sleep
+
+from pipeline.home import Home
+from pipeline.runs.ancestry import record_head
+from pipeline.runs.dataset_identity import TRAIN
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ingest import give_back
+from pipeline.runs.ledger_access import open_budget
+from pipeline.runs.state import RayJob
+from pipeline.runs.status import ask_to_stop
+from privacy.budget import Settlement
+from privacy.errors import InvalidRequest, UmbraError
+
+_STOP_SECONDS, _POLL = 60.0, 0.5  # a job that does not stop is killed by Ray before that
+CANCELLED = "cancelled; `umbra resume` goes on"
+GIVEN_UP = "given up: what was never charged went back to the budget"
+
+
+def cancel(run: RunDirectory) -> bool:
+    """Stop whoever works on a run, or is to; return whether there was anyone.
+
+    A process of another machine is asked through the run's folder and stops some seconds later; a
+    Ray job through its cluster. What was charged stays charged, what was only reserved stays
+    reserved: the run can be resumed, or given up.
+
+    Raises:
+        UmbraError: the process is another user's, or the job's cluster cannot be reached.
+    """
+    state = run.state()
+    if state.is_live() and state.process is not None:
+        return _stop_process(run, state.process.pid)
+    if state.status not in {"created", "running"}:
+        return False
+    if state.job is not None:
+        return _stop_job(run, state.job)
+    if state.process is not None and not state.process.here():
+        ask_to_stop(run)
+        return True
+    return False
+
+
+def _stop_process(run: RunDirectory, pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        raise UmbraError(
+            f"process {pid}, which works on run {run.run_id}, belongs to another user: ask them to "
+            "cancel it"
+        ) from None
+    return True
+
+
+def _stop_job(run: RunDirectory, job: RayJob) -> bool:
+    from pipeline.cluster.jobs import Jobs
+
+    jobs = Jobs(job.address)
+    if jobs.report(job).over:
+        return False
+    jobs.stop(job)
+    end = monotonic() + _STOP_SECONDS
+    while not jobs.report(job).over and monotonic() < end:
+        sleep(_POLL)
+    # One that was killed, or never began, has not said so itself; one that still works holds it.
+    with suppress(InvalidRequest), run.lock():
+        if run.state().status in {"created", "running"}:
+            run.update(status="cancelled", process=None, message=CANCELLED)
+    return True
+
+
+def give_up(run: RunDirectory, home: Home) -> Settlement:
+    """Settle a run that will not be resumed: what was never charged goes back to the budget.
+
+    Returns the settlement of the training; what was reserved for measures on the holdout is given
+    back with it.
+
+    Raises:
+        InvalidRequest: another process works on the run, or it is done, or never reserved.
+        LedgerUnavailable: the ledger cannot be reached; nothing was given back.
+    """
+    with run.lock():
+        state = run.state()
+        settled = {} if state.status == "done" else give_back(run, open_budget(home))
+        if TRAIN not in settled:
+            raise InvalidRequest(
+                f"run {run.run_id} is {state.status} and holds nothing to give back"
+            )
+        for settlement in settled.values():
+            record_head(run, settlement.head)
+        run.update(status="cancelled", process=None, message=GIVEN_UP)
+        if state.mlflow_run_id is not None:
+            _end_in_mlflow(run, home, state.mlflow_run_id)
+        return settled[TRAIN]
+
+
+def _end_in_mlflow(run: RunDirectory, home: Home, mlflow_run_id: str) -> None:
+    """Let a run that was killed, and could not say so, no longer be shown as running there."""
+    from pipeline.tracking.connection import TrackingUnavailable
+    from pipeline.tracking.tracker import Ended, Tracker
+
+    # The budget is back whether MLflow hears of it or not.
+    with suppress(TrackingUnavailable):
+        Tracker(home.mlflow_uri, home.artifacts).reopen(mlflow_run_id, run.release).finish(
+            Ended.KILLED
+        )

@@ -1,0 +1,330 @@
+"""A run's folder: its spec, its state, and what may and may not leave it.
+
+runs/<run id>/
+    spec.yaml    the spec, paths absolute, defaults written out
+    state.json   RunState
+    log.txt      stages and counts as they came, for `umbra logs`
+    release/     may be shared
+    internal/    never leaves (mode 0700); the checkpoints lie below it
+    storage      only where the spec names one: the address that release and checkpoints lie below
+
+The place is written down beside the spec because it may have to change: whoever moves a finished
+run's objects to another bucket cannot change the spec, whose hash is in the ledger.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
+from pipeline.spec import Spec, SpecError, load_spec
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from synth.storage.atomic import write_bytes
+from synth.storage.path import ObjectPath, Place
+
+_FORMS = (
+    "resources.storage: an address s3://BUCKET/PREFIX, file:///FOLDER or an absolute folder that "
+    "every machine of the cluster reaches was expected"
+)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
+
+
+def place(address: str) -> Place:
+    """Return what an address names; nothing is opened or made.
+
+    Raises:
+        InvalidRequest: it is not an address of a known kind, or holds a credential; the text does
+            not repeat one.
+    """
+    parts = urlsplit(address)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidRequest(
+            "resources.storage holds more than a place: credentials and options never stand in a "
+            "spec, which is copied to MLflow. They come from the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or AWS's own configuration"
+        )
+    if parts.scheme == "s3":
+        if not _BUCKET.fullmatch(parts.netloc):
+            raise InvalidRequest(f"{_FORMS}, found {address!r}: that is no name of a bucket")
+        if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
+            raise InvalidRequest(
+                f"{_FORMS}, found {address!r}: a prefix is of letters, digits, '.', '_', '-', '/'"
+            )
+        return ObjectPath.at(address)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return Path(parts.path)
+    if not parts.scheme and address.startswith("/"):
+        return Path(address)
+    raise InvalidRequest(f"{_FORMS}, found {address!r}")
+
+
+def require_writable(storage: Place) -> None:
+    """Write a small file and remove it again.
+
+    Raises:
+        UmbraError: that cannot be done, in words for a person and without a credential.
+        InvalidRequest: what speaks to the store is not installed.
+    """
+    probe = storage / f".umbra-probe-{secrets.token_hex(4)}"
+    try:
+        if isinstance(storage, Path) and not storage.is_dir():
+            raise UmbraError(
+                f"resources.storage is {storage}, which is not a folder here: make it, or mount "
+                "it at the same place on every machine"
+            )
+        write_bytes(probe, b"umbra")
+        if probe.read_bytes() != b"umbra":
+            raise UmbraError(f"resources.storage is {storage}, which gives back other bytes")
+        probe.unlink()
+    except OSError as error:
+        raise UmbraError(
+            f"resources.storage is {storage}, which cannot be written and read "
+            f"({error.strerror or type(error).__name__})"
+        ) from error
+
+
+_RELEASE, _CHECKPOINTS, _STORAGE = "release", "checkpoints", "storage"
+_RESTORE = "Nothing was changed. Restore it from a backup or submit the spec as a new run."
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Writes are atomic: a reader sees the old or the new, never half."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, spec: Spec) -> "RunDirectory":
+        """Makes the folder of a new run.
+
+        Raises:
+            FileExistsError: a run is there already.
+            UmbraError: the folder or the spec's storage cannot be written.
+            InvalidRequest: the spec's storage is not an address that is known, or holds a password.
+        """
+        run = cls(path)
+        address = spec.resources.storage
+        if address is not None:
+            require_writable(place(address))
+        with _named(path):
+            path.mkdir(parents=True)
+            try:
+                run.internal.mkdir(mode=0o700)
+                if address is None:
+                    (path / _RELEASE).mkdir()
+                else:
+                    write_bytes(path / _STORAGE, address.encode())
+                write_bytes(run.spec_path, spec.to_yaml().encode())
+                run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
+            except BaseException:
+                # Half a run would be listed, and could be neither resumed nor exported.
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        return run
+
+    @property
+    def run_id(self) -> str:
+        """The name of the folder."""
+        return self.path.name
+
+    @property
+    def spec_path(self) -> Path:
+        """The spec as it was submitted."""
+        return self.path / "spec.yaml"
+
+    @property
+    def state_path(self) -> Path:
+        """The RunState as JSON."""
+        return self.path / "state.json"
+
+    @property
+    def log_path(self) -> Path:
+        """What the run told while it ran: stages and counts, nothing private."""
+        return self.path / "log.txt"
+
+    @property
+    def release(self) -> Place:
+        """What may leave the wall."""
+        return (self.storage or self.path) / _RELEASE
+
+    @property
+    def checkpoints(self) -> Place:
+        """Checkpoints of the training: internal, wherever they lie."""
+        return (self.storage or self.internal) / _CHECKPOINTS
+
+    @cached_property
+    def storage(self) -> Place | None:
+        """The run's own part of the storage that its spec named; None keeps all in this folder.
+
+        Raises:
+            InvalidRequest: the file that says it is damaged.
+        """
+        try:
+            address = (self.path / _STORAGE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return place(address) / self.run_id
+
+    @property
+    def internal(self) -> Path:
+        """What never leaves this machine: logs with traces, metrics against private references."""
+        return self.path / "internal"
+
+    def spec(self) -> Spec:
+        """The run's spec.
+
+        Raises:
+            IntegrityBroken: the file is gone, damaged or not the spec that was submitted.
+        """
+        try:
+            spec = load_spec(self.spec_path)
+        except SpecError as error:
+            raise IntegrityBroken(
+                f"the spec of run {self.run_id} cannot be read: {error}. {_RESTORE}"
+            ) from error
+        recorded = self.state().spec_sha256
+        if spec.sha256() != recorded:
+            raise IntegrityBroken(
+                f"{self.spec_path} was changed after the run was submitted: expected "
+                f"sha256 {recorded}, found {spec.sha256()}. {_RESTORE}"
+            )
+        return spec
+
+    def state(self) -> RunState:
+        """The run's state as last written.
+
+        Raises:
+            IntegrityBroken: state.json is gone or damaged.
+        """
+        try:
+            state = RunState.model_validate_json(self.state_path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the whole file"
+            raise IntegrityBroken(
+                f"{self.state_path} is damaged ({where}: {first['msg']}). {_RESTORE}"
+            ) from error
+        except OSError as error:
+            raise IntegrityBroken(
+                f"{self.state_path} cannot be read ({error.strerror}). {_RESTORE}"
+            ) from error
+        if state.run_id != self.run_id:
+            raise IntegrityBroken(
+                f"{self.state_path} is damaged: expected run {self.run_id}, "
+                f"found {state.run_id!r}. {_RESTORE}"
+            )
+        return state
+
+    def update(self, **changes: Any) -> RunState:
+        """Writes the state with `changes` and returns it.
+
+        Two processes may update at once (a run goes on while it is cancelled): neither
+        loses the other's change.
+
+        Raises:
+            IntegrityBroken: the state is damaged.
+            ValueError: a change that is no field of RunState, or has no sense.
+        """
+        return self._rewrite(lambda old: changes)
+
+    def finish_stage(self, stage: str, seconds: float) -> RunState:
+        """Notes that `stage` is done after `seconds`; a repeated stage is kept once."""
+        done = StageRecord(name=stage, seconds=seconds)
+
+        def change(old: RunState) -> dict[str, Any]:
+            others = tuple(record for record in old.stages if record.name != stage)
+            return {"stages": (*others, done), "stage": None}
+
+        return self._rewrite(change)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the system lets go of it if the process dies.
+
+        Raises:
+            InvalidRequest: another process holds it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._exclusive("run.lock", block=False))
+            except BlockingIOError as error:
+                process = self.state().process
+                holder = f"process {process.pid}" if process else "another process"
+                raise InvalidRequest(
+                    f"run {self.run_id} is being worked on by {holder}. Wait for it, or stop "
+                    f"it with `umbra cancel {self.run_id}`."
+                ) from error
+            yield
+
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Lets one process at a time hand the run to a cluster; another waits for its turn.
+
+        It is not `lock`, which the job takes while this process still writes down that it began.
+        """
+        with self._exclusive("handing-over.lock", block=True):
+            yield
+
+    def begin(self) -> RunState:
+        """Marks the run as running in this process, as a new attempt; call under `lock`.
+
+        Raises:
+            UmbraError: the run's storage cannot be reached. A store that is out of reach, or is
+                gone, must not be taken for one without checkpoints.
+        """
+        if self.storage is not None:
+            require_writable(self.storage.parent)
+        process = ProcessIdentity.current()
+        return self._rewrite(
+            lambda old: {
+                "status": "running",
+                "attempt": old.attempt + 1,
+                "process": process,
+                "message": "",
+            }
+        )
+
+    def _rewrite(self, change: Callable[[RunState], dict[str, Any]]) -> RunState:
+        # Read, change and write under one lock, or what another process wrote between is lost.
+        with _named(self.path), self._exclusive("state.lock", block=True):
+            old = self.state()
+            fields = {**old.model_dump(), "updated": datetime.now(UTC), **change(old)}
+            new = RunState.model_validate(fields)
+            self._write(new)
+        return new
+
+    def _write(self, state: RunState) -> None:
+        write_bytes(self.state_path, state.model_dump_json(indent=2).encode() + b"\n")
+
+    @contextmanager
+    def _exclusive(self, name: str, *, block: bool) -> Iterator[None]:
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing right into a sentence with the folder's name."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UmbraError(f"cannot write the run folder {path}: {error.strerror}") from error

@@ -1,0 +1,93 @@
+"""Export of a finished run: a folder that may be shared, and a row in the ledger that says so."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.metrics import flat, paid_metrics, released
+from pipeline.privacy_statement import promise
+from pipeline.runs.ancestry import record_head
+from pipeline.runs.directory import RunDirectory
+from pipeline.spec import Spec
+from privacy.budget import Budget
+from privacy.errors import InvalidRequest
+from synth.export import CardFacts, Exported, exporter
+from synth.storage.atomic import new_folder
+
+_NEEDED = "synthesize"
+
+
+def export_run(
+    run: RunDirectory, budget: Budget, target: Path, form: str, *, allow_void: bool = False
+) -> Exported:
+    """Export a run's synthetic images to the new folder `target` and record it in the ledger.
+
+    The ledger's row is durable before the folder takes its name: an export that nobody recorded
+    never lies around, whatever happens in between.
+
+    Raises:
+        InvalidRequest: the run has no images yet, the format is unknown, the target is not empty,
+            or the run is void and that was not allowed.
+        IntegrityBroken: the run's images are not what their manifest says.
+        BudgetRefused: the ledger has no charge that covers the images.
+    """
+    export = exporter(form)
+    state, spec = run.state(), run.spec()
+    if not state.is_done(_NEEDED) or state.reservation_id is None:
+        raise InvalidRequest(
+            f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
+            f"it, or go on with `umbra resume {run.run_id}`."
+        )
+    said = promise(budget, state.reservation_id)
+    card = _card(run, spec, said["void"])
+    with new_folder(target) as folder:
+        made = export(run.release, folder, card, said, allow_void=allow_void)
+        head = budget.record_export(
+            state.reservation_id,
+            made.manifest_sha256,
+            f"{form} export",
+            void_allowed=allow_void,
+        )
+        if state.holdout_reservation_id is not None and paid_metrics(run) is not None:
+            head = budget.record_export(
+                state.holdout_reservation_id, made.manifest_sha256, f"figures on the {form} card"
+            )
+        record_head(run, head)
+    return Exported(target, made.manifest_sha256)
+
+
+def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
+    synthesize = spec.synthesize
+    made = "under differential privacy" if not void else "by a run that promises no privacy"
+    return CardFacts(
+        name=spec.name,
+        license="other",
+        description=(
+            f"Synthetic images of {len(spec.data.classes)} classes, {spec.data.size}×"
+            f"{spec.data.size}, made {made}."
+        ),
+        source=spec.data.name,
+        method=(
+            f"DPDM: a {spec.model.config.upper()} diffusion model trained by DP-SGD with noise "
+            f"multiplicity K = {spec.train.views}, sampled by {synthesize.sampler} in "
+            f"{synthesize.steps} steps with guidance {synthesize.guidance:g}"
+        ),
+        version=version("umbra-synth"),
+        measures=_measures(run),
+    )
+
+
+def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
+    """Return what was measured against public images, or was paid for, if anything."""
+    results = released(run)
+    metrics = flat(results) if results else {}
+    measures = [(n, f"{value:.4f}") for n, value in metrics.items() if ".class." not in n]
+    paid = paid_metrics(run)
+    if paid is not None:
+        measures += [
+            (
+                f"{name}.accuracy (private holdout, noisy, ε = {paid.epsilon} of its own)",
+                f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f} at {paid.confidence:.0%})",
+            )
+            for name, found in paid.classifiers.items()
+        ]
+    return tuple(measures)

@@ -1,0 +1,118 @@
+"""Ingest: the private set is opened, held against the spec, and its budget reserved.
+
+The first thing that happens to a run, before Ray or MLflow are started, so that bad data or a small
+budget are answered at once and nothing is left behind.
+"""
+
+from time import monotonic
+
+from pipeline.plan.plan import Plan
+from pipeline.runs.ancestry import record_head
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, ReservedContent
+from pipeline.runs.directory import RunDirectory
+from pipeline.sources import ImageSet
+from pipeline.spec import Spec
+from privacy.budget import Budget, Reservation, Settlement
+from privacy.budget.identity import content_of, shared_records
+from privacy.errors import DataError
+
+INGEST = "ingest"
+
+
+def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget) -> None:
+    """Reserve what the plan costs for exactly these records; a repeated call reserves once.
+
+    Args:
+        run: the run's folder.
+        spec: what is asked for.
+        plan: what it costs.
+        key: the home's secret key, for the fingerprint that the budget knows the data by.
+        budget: where to reserve.
+
+    Raises:
+        DataError: the data are missing, damaged or not what the spec says; nothing was reserved.
+        BudgetRefused: the data set's budget does not admit the plan.
+        UmbraError: the run's folder cannot be written. What was reserved is reserved: a repeated
+            call finds it, and `give_back` settles it.
+    """
+    begun = monotonic()
+    data = spec.data
+    loaded = data.source.load(data.size, data.channels, data.classes)
+    if len(loaded) != data.records:
+        raise DataError(
+            f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
+            "The declared number enters the accounting: correct it in the spec."
+        )
+    ReservedContent.keep(run, TRAIN, loaded)
+    holdout = _paying_holdout(spec, loaded, key)
+    if holdout is not None:
+        ReservedContent.keep(run, HOLDOUT, holdout)
+    reservation = budget.reserve(
+        run.run_id,
+        data.name,
+        content_of(loaded.images, loaded.labels, key),
+        spec.privacy.unit,
+        records_per_unit=spec.privacy.records_per_unit,
+        plan=plan.components,
+        void=plan.void,
+        idempotency_key=_key(run, TRAIN),
+        spec_sha256=spec.sha256(),
+    )
+    reserved = [reservation]
+    if holdout is not None:
+        reserved.append(_reserve_holdout(run, spec, plan, holdout, key, budget))
+    for each in reserved:
+        record_head(run, each.head)
+    names = ("reservation_id", "holdout_reservation_id")
+    run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
+    run.finish_stage(INGEST, monotonic() - begun)
+
+
+def give_back(run: RunDirectory, budget: Budget) -> dict[str, Settlement]:
+    """Settle everything that was ever reserved for a run, by the part that pays.
+
+    What is asked is the ledger: a run that died between reserving and noting it knows nothing of
+    its reservation.
+    """
+    found = {part: budget.reserved(_key(run, part)) for part in (TRAIN, HOLDOUT)}
+    return {part: budget.settle(each.id) for part, each in found.items() if each is not None}
+
+
+def _key(run: RunDirectory, part: str) -> str:
+    return run.run_id if part == TRAIN else f"{run.run_id}/{part}"
+
+
+def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
+    """Return the holdout where figures against it are to be paid for, shown to be disjoint.
+
+    Raises:
+        DataError: it cannot be loaded, or shares an image with the training set.
+    """
+    data, evaluate = spec.data, spec.evaluate
+    if data.holdout is None or evaluate is None or evaluate.release is None:
+        return None
+    holdout = data.holdout.source.load(data.size, data.channels, data.classes)
+    if shared_records(train.images, holdout.images, key):
+        raise DataError(
+            "data.holdout shares images with the training set, so the two cannot be paid for side "
+            "by side: a record in both would be spent on twice. Take the shared images out of one "
+            "of them, or leave out evaluate.release."
+        )
+    return holdout
+
+
+def _reserve_holdout(
+    run: RunDirectory, spec: Spec, plan: Plan, holdout: ImageSet, key: bytes, budget: Budget
+) -> Reservation:
+    return budget.reserve(
+        run.run_id,
+        spec.data.name,
+        content_of(holdout.images, holdout.labels, key),
+        spec.privacy.unit,
+        partition=HOLDOUT,
+        records_per_unit=spec.privacy.records_per_unit,
+        plan=plan.holdout_components,
+        void=False,  # no seed reaches this noise
+        idempotency_key=_key(run, HOLDOUT),
+        spec_sha256=spec.sha256(),
+    )

@@ -1,0 +1,168 @@
+"""What a row of the ledger says, in a line for a person."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.home import Home
+from privacy.budget import Budget
+from privacy.errors import InvalidRequest, NoLedger
+from privacy.keys import load_or_create_key
+from privacy.ledger import Kind, Ledger, Row
+
+
+@dataclass(frozen=True)
+class LedgerAccess:
+    """The ledger's place, the secrets it asks for, and who acts; its repr shows no secret.
+
+    Attributes:
+        url: of the ledger; may hold a password.
+        key: the home's key, by which data sets are recognised.
+        author: who is written beside every row.
+        signing_key: Ed25519 seed, where this home signs its rows.
+        witness: file outside the database with the newest head that this home has seen; None
+            where the machine that appends does not see the home.
+    """
+
+    url: str = field(repr=False)
+    key: bytes = field(repr=False)
+    author: str
+    signing_key: bytes | None = field(default=None, repr=False)
+    witness: Path | None = None
+
+    @classmethod
+    def of(cls, home: Home) -> "LedgerAccess":
+        """Gather the access of `home`, drawing its key where there is no ledger yet.
+
+        Raises:
+            InvalidRequest: the key is missing and a ledger was made with it.
+            LedgerUnavailable: a key is missing and the ledger cannot be asked whether it needs it,
+                or a key file cannot be read.
+        """
+        if not home.key_path.exists():
+            _refuse_lost_key(home)
+        signs = home.signing_key_path.exists()
+        return cls(
+            url=home.ledger_url,
+            key=load_or_create_key(home.key_path),
+            author=home.author,
+            signing_key=load_or_create_key(home.signing_key_path) if signs else None,
+            witness=home.witness_path,
+        )
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the ledger is a file of this machine, and no server that others reach, too."""
+        return self.url.startswith("sqlite:")
+
+    def anywhere(self) -> "LedgerAccess":
+        """Return the access for a process that may run on another machine of a cluster.
+
+        The witness is a file of this machine. A ledger that is a file is on this machine too, so
+        only then may the process write both.
+        """
+        return self if self.is_file else replace(self, witness=None)
+
+    def digest(self) -> str:
+        """Return a public name for exactly this access: 12 hex digits."""
+        parts = [self.url.encode(), self.author.encode(), self.key, self.signing_key or b""]
+        message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+        return hashlib.blake2b(message, digest_size=6, key=self.key).hexdigest()
+
+    def open(self) -> Ledger:
+        """Open the ledger for appending, creating it where there is none; see `Ledger.open`."""
+        return Ledger.open(
+            self.url,
+            self.key,
+            signing_key=self.signing_key,
+            author=self.author,
+            witness=self.witness,
+        )
+
+
+def open_budget(home: Home) -> Budget:
+    """Return the budgets of the home's ledger, creating key and ledger where there are none.
+
+    Raises:
+        LedgerUnavailable: it cannot be reached or written.
+        InvalidRequest: the key is not the ledger's, or the ledger is signed and the signing key is
+            not here.
+        IntegrityBroken: the ledger is not the one that this home last saw, or an older copy of it.
+    """
+    return Budget(LedgerAccess.of(home).open())
+
+
+def _refuse_lost_key(home: Home) -> None:
+    """A new key beside an old ledger would only stand in the way of the right one."""
+    with suppress(NoLedger):
+        ledger = Ledger.open(home.ledger_url)
+        raise InvalidRequest(
+            f"{home.key_path} is missing, and the ledger at {ledger.where} was made with it (key "
+            f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the "
+            "ledger cannot be recognised."
+        )
+
+
+def start_signing(home: Home) -> tuple[str, Path]:
+    """Make a new Ed25519 key for the home and let every later row be signed by it.
+
+    The new secret is on disk under another name before the ledger asks for it, and takes its place
+    after: a crash in between leaves it there, and the repeated command goes on with it.
+
+    Returns:
+        The public key in hex, and the file of the secret.
+
+    Raises:
+        InvalidRequest: the ledger is signed by a key that is not here: only that one can hand over.
+        NoLedger: there is none yet.
+        LedgerUnavailable: the ledger or the key file cannot be written.
+        IntegrityBroken: the ledger was rolled back or altered.
+    """
+    Ledger.open(home.ledger_url).close()  # a misspelt home must not get a ledger of its own
+    ledger = LedgerAccess.of(home).open()
+    fresh = home.signing_key_path.with_suffix(".next")
+    public_key = ledger.start_signing(load_or_create_key(fresh))
+    fresh.replace(home.signing_key_path)
+    return public_key, home.signing_key_path
+
+
+_Body = Mapping[str, Any]
+
+
+def told(row: Row) -> str:
+    """Return what happened by this row; a kind that is not known is named as it is."""
+    tell = _TELLERS.get(row.kind)
+    return row.kind if tell is None else tell(row.content)
+
+
+def _plan(body: _Body) -> str:
+    parts = (f"{p['name']} × {p['mechanism']['steps']}" for p in body["plan"])
+    void = ", VOID (seeded)" if body["void"] else ""
+    return f"reserved for run {body['run']}: {', '.join(parts)}{void}"
+
+
+def _charge(body: _Body) -> str:
+    steps = f"{body['steps']} step{'s' if body['steps'] != 1 else ''}"
+    return f"charged {steps} of {body['component']}, attempt {body['attempt']}"
+
+
+def _settle(body: _Body) -> str:
+    charged = ", ".join(f"{name} × {steps}" for name, steps in body["charged"].items())
+    return f"settled: {charged} charged, the rest given back"
+
+
+_TELLERS: dict[str, Callable[[_Body], str]] = {
+    Kind.DECLARE: lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
+    Kind.BIND: lambda body: f"bound to content of {body['records']} records",
+    Kind.PARTITION: lambda body: f"{body['partition']}: bound to {body['records']} records",
+    Kind.OVERLAP: lambda body: f"accepted that it shares records with {body['other']}",
+    Kind.RESERVE: _plan,
+    Kind.ATTEMPT: lambda body: f"attempt {body['attempt']} began",
+    Kind.CHARGE: _charge,
+    Kind.SETTLE: _settle,
+    Kind.EXPORT: lambda body: f"exported from run {body['run']}: {body['description']}",
+    Kind.CLOSE: lambda body: "closed: nothing more is admitted",
+}

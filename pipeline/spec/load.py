@@ -1,0 +1,348 @@
+"""From a YAML file to a Spec: the one place where specs are read."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.spec.errors import Problem, SpecError
+from pipeline.spec.section import FieldPath, InvalidFieldsError
+from pipeline.spec.spec import Spec
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, where 1e-5 is text, `no` is false and 1:30 is ninety.
+
+    This loader resolves plain scalars by the core schema of YAML 1.2 instead.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+for _name, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _CoreLoader.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})\Z"), _first)
+
+
+@dataclass
+class Document:
+    """Plain values of a YAML file, and the line (from 1) where each field stands."""
+
+    file: str
+    value: Any = None
+    lines: dict[FieldPath, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def line(self, path: FieldPath) -> int:
+        """Line of `path`, or of the nearest thing around it that is written in the file."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+    def complain(self, path: FieldPath, line: int, expected: str, found: str) -> None:
+        """Notes a problem; reading goes on, so that all of them are reported at once."""
+        self.problems.append(Problem(self.file, line, path, expected, found))
+
+
+def read_yaml(text: str, file: str) -> Document:
+    """Reads one YAML document of plain values.
+
+    Raises:
+        SpecError: bad syntax, duplicate keys, aliases, tags, or keys that are not text.
+    """
+    document = Document(file)
+    try:
+        node = yaml.compose(text, _CoreLoader)
+        if node is not None:
+            document.value = _plain(node, (), document, set())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        document.complain((), line, "YAML", error.problem or "a syntax error")
+    except yaml.YAMLError as error:
+        document.complain((), 1, "YAML", str(error).splitlines()[0])
+    except RecursionError:
+        document.complain((), 1, "YAML of a few levels", "very deep nesting")
+    if document.problems:
+        raise SpecError(document.problems)
+    return document
+
+
+def _plain(node: yaml.Node, path: FieldPath, document: Document, seen: set[int]) -> Any:
+    """The plain value of a node; lines and problems are noted in `document`."""
+    line = node.start_mark.line + 1
+    document.lines.setdefault(path, line)
+    if id(node) in seen:
+        document.complain(path, line, "values written out", "a YAML alias (*name)")
+        return None
+    seen.add(id(node))
+    kind = node.tag.removeprefix(_TAG)
+    if isinstance(node, yaml.MappingNode) and kind == "map":
+        return _mapping(node, path, document, seen)
+    if isinstance(node, yaml.SequenceNode) and kind == "seq":
+        items = enumerate(node.value)
+        return [_plain(item, (*path, index), document, seen) for index, item in items]
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            return _scalar(kind, node.value)
+        except ValueError:
+            pass
+    document.complain(path, line, "a plain value", f"YAML tag {node.tag}")
+    return None
+
+
+def _mapping(
+    node: yaml.MappingNode, path: FieldPath, document: Document, seen: set[int]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    first_line: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
+            found = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a collection"
+            document.complain(path, line, "keys that are names", str(found))
+            continue
+        key = key_node.value
+        if key in result:
+            expected = f"every key once (it stands on line {first_line[key]} already)"
+            document.complain((*path, key), line, expected, "it again")
+            continue
+        first_line[key] = line
+        document.lines[(*path, key)] = line
+        result[key] = _plain(value_node, (*path, key), document, seen)
+    return result
+
+
+def _scalar(kind: str, text: str) -> Any:
+    """Value of a scalar; ValueError for a tag that plain values do not have."""
+    if kind == "str":
+        return text
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    if kind == "int":
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        return int(text, base)
+    if kind == "float":
+        return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
+    raise ValueError(kind)
+
+
+_EXPECTED = {
+    "missing": "a value, for it is required",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "model_type": "a section of key: value lines",
+    "model_attributes_type": "a section of key: value lines",
+    "dict_type": "a section of key: value lines",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_short": "at least {min_length} entries",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "a value, for it is required",
+}
+_MAX_FOUND = 80
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
+    """All of a validation error's findings about `document`, one problem a field."""
+    problems: dict[FieldPath, Problem] = {}
+    for details in error.errors(include_url=False):
+        for problem in _problems(details, document, model):
+            problems[problem.path] = _merged(problems.get(problem.path), problem)
+    return list(problems.values())
+
+
+def _merged(earlier: Problem | None, later: Problem) -> Problem:
+    """One problem for a field of two types (a count or "auto"), which fails once for each."""
+    if earlier is None or later.expected in earlier.expected:
+        return earlier or later
+    expected = f"{earlier.expected} or {later.expected}"
+    return replace(earlier, expected=expected, hint=earlier.hint or later.hint)
+
+
+def _problems(
+    details: ErrorDetails, document: Document, model: type[BaseModel]
+) -> Iterator[Problem]:
+    kind, context = details["type"], details.get("ctx", {})
+    path = _written_path(details["loc"], document.value, missing=kind == "missing")
+    reason = context.get("error")
+    if isinstance(reason, InvalidFieldsError):
+        for finding in reason.errors:
+            at = path + finding.path
+            yield Problem(document.file, document.line(at), at, finding.expected, finding.found)
+        return
+    limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in context.items()}
+    expected = _EXPECTED.get(kind, details["msg"]).format(**limits)
+    found, hint = _show(details["input"]), ""
+    if kind == "value_error":
+        expected = str(reason)
+    elif kind == "missing":
+        found = "nothing"
+        hint = _suggest(str(path[-1]), _unused_keys(path[:-1], document, model))
+    elif kind == "extra_forbidden":
+        known = _known_keys(details["loc"][:-1], model)
+        expected = f"one of {', '.join(known)}" if known else "no such key"
+        found, hint = f"unknown key {_show(path[-1])}", _suggest(str(path[-1]), known)
+    elif kind == "union_tag_invalid":
+        path = (*path, str(context["discriminator"]).strip("'"))
+        found = _show(context["tag"])
+        hint = _suggest(context["tag"], _quoted(context["expected_tags"]))
+    elif kind == "union_tag_not_found":
+        path, found = (*path, str(context["discriminator"]).strip("'")), "nothing"
+    elif kind == "literal_error":
+        hint = _suggest(str(details["input"]), _quoted(context["expected"]))
+    elif kind == "string_type" and isinstance(details["input"], int | float):
+        hint = f'as text it is written "{details["input"]}"'
+    yield Problem(document.file, document.line(path), path, expected, found, hint)
+
+
+def _written_path(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> FieldPath:
+    """`loc` without the names of union members that pydantic puts in between."""
+    path: list[str | int] = []
+    for index, part in enumerate(loc):
+        is_key = isinstance(value, dict) and part in value
+        is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_key or is_index:
+            path.append(part)
+            value = value[part]
+        elif missing and index == len(loc) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Keys that the section at `loc` may have; empty where that cannot be told."""
+    candidates = [model]
+    for part in loc:
+        tagged = [c for c in candidates if _tag(c) == part]
+        if tagged:
+            candidates = tagged
+            continue
+        fields = [c.model_fields[part] for c in candidates if part in c.model_fields]
+        candidates = [m for f in fields for m in _models_in(f.annotation)]
+    return list(candidates[0].model_fields) if len(candidates) == 1 else []
+
+
+def _unused_keys(path: FieldPath, document: Document, model: type[BaseModel]) -> list[str]:
+    """Keys written at `path` that mean nothing there: perhaps a misspelt required one."""
+    written = document.value
+    for part in path:
+        written = written[part]
+    known = _known_keys(path, model)
+    return [key for key in written if key not in known] if known else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    """The value of `kind` that marks a member of a union."""
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind and get_args(kind.annotation) else None
+
+
+def _quoted(text: str) -> list[str]:
+    """Names in pydantic's list "'a', 'b' or 'c'"."""
+    return text.split("'")[1::2]
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= _MAX_FOUND else text[:_MAX_FOUND] + "…"
+
+
+def load_spec(path: Path) -> Spec:
+    """Reads a spec file. Relative paths in it are meant from the folder it is in.
+
+    Raises:
+        SpecError: the file cannot be read or says something wrong; all problems at once,
+            each with file, line, field, what was expected and what was found.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError([Problem(str(path), 1, (), "text in UTF-8", "other bytes")]) from error
+    except FileNotFoundError as error:
+        raise SpecError([Problem(str(path), None, (), "a spec file", "no such file")]) from error
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise SpecError([Problem(str(path), None, (), "a readable file", found)]) from error
+    return parse_spec(text, file=str(path), folder=path.parent)
+
+
+def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spec:
+    """A spec from YAML text; `file` names it in errors, `folder` is where paths start.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    document = read_yaml(text, file)
+    if not isinstance(document.value, dict):
+        found = "an empty file" if document.value is None else "something else"
+        raise SpecError([Problem(file, 1, (), "the sections of a spec, as key: value", found)])
+    try:
+        spec = Spec.model_validate(document.value)
+    except ValidationError as error:
+        raise SpecError(explain(error, document, Spec)) from error
+    return _anchored(spec, folder.absolute())
+
+
+def _anchored(spec: Spec, folder: Path) -> Spec:
+    """The same spec with every relative path in it starting at `folder`."""
+    data, evaluate = spec.data, spec.evaluate
+    changes: dict[str, object] = {"source": data.source.resolved(folder)}
+    if data.holdout is not None:
+        source = data.holdout.source.resolved(folder)
+        changes["holdout"] = data.holdout.model_copy(update={"source": source})
+    if evaluate is not None and isinstance(evaluate.features, Path):
+        features = folder / evaluate.features.expanduser()
+        evaluate = evaluate.model_copy(update={"features": features})
+    return spec.model_copy(update={"data": data.model_copy(update=changes), "evaluate": evaluate})

@@ -1,0 +1,330 @@
+"""The rules of the budget: each refuses, in words, what may not happen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+from typing import Any
+
+from privacy import validation as checks
+from privacy.accounting import rdp
+from privacy.accounting.base import round_up
+from privacy.accounting.filter import RDPFilter
+from privacy.budget.identity import partitions_of
+from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
+from privacy.ledger import Kind, Row, Transaction, View
+from privacy.ledger.records import (
+    Component,
+    Odometer,
+    Quote,
+    Reservation,
+    StepsExhausted,
+    plan_from,
+)
+from privacy.mechanisms import Mechanism
+
+_TOTALS = (Kind.RESERVE, Kind.CHARGE, Kind.SETTLE)
+_LIVE = (*_TOTALS, Kind.ATTEMPT)
+"""The rows that move a reservation on."""
+
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class State:
+    """Where one reservation stands.
+
+    Attributes:
+        plan: its components.
+        charged: steps of each component charged so far.
+        attempt: the newest attempt that was begun, 0 before the first.
+        settled: whether it is settled.
+    """
+
+    plan: tuple[Component, ...]
+    charged: dict[str, int]
+    attempt: int
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Spending:
+    """The mechanisms that one part of a data set has paid for.
+
+    Attributes:
+        spent: with the steps that were charged.
+        committed: those, and every step that an open reservation may still charge.
+        open_runs: the runs that hold a reservation which is not settled.
+    """
+
+    spent: tuple[Mechanism, ...]
+    committed: tuple[Mechanism, ...]
+    open_runs: tuple[str, ...]
+
+
+def read_state(view: View, opening: Row) -> State:
+    """Return the state of the reservation that `opening` opened, by one or two look-ups.
+
+    Every charge holds the running totals, and only the newest attempt can charge. In ledgers of
+    schema 1 attempts were known by their charges alone; they count as begun.
+    """
+    reservation = str(opening.reservation)
+    newest = view.last_of(reservation, _LIVE) or opening
+    totals = newest
+    if newest.kind == Kind.ATTEMPT:
+        totals = view.last_of(reservation, _TOTALS) or opening
+    plan = plan_from(opening.content["plan"])
+    charged = totals.content.get("charged", {})
+    return State(
+        plan=plan,
+        charged={part.name: int(charged.get(part.name, 0)) for part in plan},
+        attempt=int(newest.content.get("attempt", 0)),
+        settled=newest.kind == Kind.SETTLE,
+    )
+
+
+def spending(view: View, dataset: str) -> dict[str, Spending]:
+    """Add up a data set's reservations by part: few look-ups each, however many charges.
+
+    Raises:
+        IntegrityBroken: where a reservation's content belongs to no part.
+    """
+    parts = {part.fingerprint: part.name for part in partitions_of(view, dataset)}
+    states: dict[str, list[tuple[str, State]]] = {name: [] for name in parts.values()}
+    for opening in view.of(Kind.RESERVE, dataset):
+        body = opening.content
+        if body["fingerprint"] not in parts:
+            raise IntegrityBroken(
+                f"Row {opening.seq} of the ledger draws on {dataset!r} for content that was never "
+                "bound to it. Run `umbra audit`."
+            )
+        name = parts[body["fingerprint"]]
+        states[name].append((str(body["run"]), read_state(view, opening)))
+    return {name: _added_up(found) for name, found in states.items()}
+
+
+def _added_up(states: Sequence[tuple[str, State]]) -> Spending:
+    spent: list[Mechanism] = []
+    committed: list[Mechanism] = []
+    for _, state in states:
+        charged = [
+            part.mechanism.with_steps(state.charged[part.name])
+            for part in state.plan
+            if state.charged[part.name]
+        ]
+        spent += charged
+        committed += charged if state.settled else [part.mechanism for part in state.plan]
+    open_runs = tuple(run_id for run_id, state in states if not state.settled)
+    return Spending(tuple(spent), tuple(committed), open_runs)
+
+
+def epsilon_of(budget: RDPFilter, mechanisms: Sequence[Mechanism]) -> float:
+    """Return ε of a composition at the budget's δ, rounded up; nothing spent is exactly zero."""
+    if not mechanisms:
+        return 0.0  # the conversion has a δ term that would make nothing cost something
+    return round_up(budget.epsilon(rdp.curve(mechanisms)), _DIGITS)
+
+
+def left_of(declared: float, committed: float) -> float:
+    """Return what is left of a declared ε, rounded down and never negative."""
+    if not math.isfinite(committed):
+        return 0.0
+    rest = Decimal(repr(declared)) - Decimal(repr(committed))
+    step = Decimal(1).scaleb(-_DIGITS)
+    return max(0.0, float(rest.quantize(step, rounding=ROUND_FLOOR)))
+
+
+def is_closed(view: View, dataset: str) -> bool:
+    """Return whether a data set admits nothing more."""
+    return view.by_claim(f"close:{dataset}") is not None
+
+
+def odometer(view: View, declaration: Row) -> Odometer:
+    """Return where the budget of a `declare` row stands."""
+    body, name = declaration.content, str(declaration.dataset)
+    budget = RDPFilter(body["epsilon"], body["delta"])
+    parts = spending(view, name)
+    spent = {part: epsilon_of(budget, total.spent) for part, total in parts.items()}
+    most = max(spent.values(), default=0.0)
+    committed = max((epsilon_of(budget, p.committed) for p in parts.values()), default=0.0)
+    return Odometer(
+        name=name,
+        epsilon=body["epsilon"],
+        delta=body["delta"],
+        spent=most,
+        committed=committed,
+        reserved=round(committed - most, _DIGITS),
+        left=left_of(body["epsilon"], committed),
+        open_reservations=sum(len(total.open_runs) for total in parts.values()),
+        partitions=spent,
+        closed=is_closed(view, name),
+    )
+
+
+def declared(view: View, name: str) -> Row:
+    """Return a data set's declaration. Raises BudgetRefused where there is none."""
+    checks.name(name, "A data set's name")
+    row = view.by_claim(f"declare:{name}")
+    if row is None:
+        raise BudgetRefused(
+            f"{name!r} has no budget yet. Declare one: "
+            f"umbra budget declare {name} --epsilon E --delta D"
+        )
+    return row
+
+
+def reserve_claim(idempotency_key: str) -> str:
+    """Return the claim of the row that reserves under this key."""
+    return f"reserve:{idempotency_key}"
+
+
+def opening(view: View, reservation_id: str) -> Row:
+    """Return the row that opened a reservation. Raises InvalidRequest where there is none."""
+    checks.line(reservation_id, "A reservation id")
+    row = view.first_of(reservation_id)
+    if row is None or row.kind != Kind.RESERVE:
+        raise InvalidRequest(f"The ledger holds no reservation {reservation_id!r}.")
+    return row
+
+
+def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | None) -> Row | None:
+    """Return the row that this very call appended before, None if it is new.
+
+    Raises:
+        InvalidRequest: where the key was used for another request: a wrong key must not pass for
+            an answer.
+    """
+    row = view.by_claim(claim)
+    if row is None:
+        return None
+    recorded = row.content
+    different = [key for key, value in asked.items() if recorded.get(key) != value]
+    if row.dataset != dataset:
+        different.append("data set")
+    if different:
+        raise InvalidRequest(
+            f"The idempotency key of row {row.seq} was used again for another request "
+            f"({', '.join(different)} differ). Use a new key for a new request."
+        )
+    return row
+
+
+def weigh(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
+    """Return what a plan costs beside what one part of a data set spent and promised before."""
+    limits = declaration.content
+    budget = RDPFilter(limits["epsilon"], limits["delta"])
+    closed = is_closed(view, str(declaration.dataset))
+    asked = tuple(part.mechanism for part in plan)
+    together = before.committed + asked
+    committed = epsilon_of(budget, before.committed)
+    return Quote(
+        asked=epsilon_of(budget, asked),
+        committed=committed,
+        together=epsilon_of(budget, together),
+        left=left_of(limits["epsilon"], committed),
+        admitted=budget.admits(rdp.curve(together)) and not closed,
+    )
+
+
+def admit(t: Transaction, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
+    """Refuse a plan that the budget has no room for beside all that was admitted.
+
+    Raises:
+        BudgetRefused: where no order of the filter admits it, or the data set is closed.
+    """
+    dataset, limits = str(declaration.dataset), declaration.content
+    if is_closed(t, dataset):
+        raise BudgetRefused(
+            f"The budget of {dataset!r} was closed: nothing more is admitted. What was reserved "
+            "before may still be charged."
+        )
+    quote = weigh(t, declaration, before, plan)
+    if quote.admitted:
+        return
+    runs = ", ".join(before.open_runs)
+    raise BudgetRefused(
+        f"The budget of {dataset!r} does not admit this plan: it asks ε={quote.asked} at "
+        f"δ={limits['delta']:g}, {quote.left} is left of ε={limits['epsilon']:g}; together with "
+        f"what is committed it would be {quote.together}. Ask for fewer steps or more noise"
+        + (f", or settle the open reservations of: {runs}." if runs else ".")
+    )
+
+
+def require_delta(declaration: Row, records: int) -> None:
+    """Refuse a part of so many records that δ would be 1/N or more. Raises BudgetRefused."""
+    delta = declaration.content["delta"]
+    if not delta * records < 1:
+        raise BudgetRefused(
+            f"{declaration.dataset!r} was declared with δ={delta:g}, but δ must be below 1/N = "
+            f"{1 / records:.3g}: a larger one allows a record to be published whole."
+        )
+
+
+def require_open(reservation_id: str, state: State) -> None:
+    """Refuse to go on with a settled reservation. Raises BudgetRefused."""
+    if state.settled:
+        raise BudgetRefused(
+            f"Reservation {reservation_id} is settled: nothing more can be charged to it. Submit "
+            "a new run."
+        )
+
+
+def require_chargeable(
+    reservation_id: str, state: State, component: str, steps: int, attempt: int
+) -> None:
+    """Refuse a charge that the reservation does not cover.
+
+    Raises:
+        BudgetRefused: where it is settled.
+        InvalidRequest: where the attempt was not begun, or a newer one was.
+        StepsExhausted: where fewer steps are left.
+    """
+    require_open(reservation_id, state)
+    if attempt < state.attempt:
+        raise InvalidRequest(
+            f"Attempt {attempt} of reservation {reservation_id} was overtaken by attempt "
+            f"{state.attempt}: this process must stop."
+        )
+    if attempt > state.attempt:
+        raise InvalidRequest(
+            f"Attempt {attempt} of reservation {reservation_id} was not begun: a start of the run "
+            "begins one before it charges."
+        )
+    (reserved,) = (p.mechanism.steps for p in state.plan if p.name == component)
+    left = reserved - state.charged[component]
+    if steps > left:
+        raise StepsExhausted(
+            f"Reservation {reservation_id} has {left} of {reserved} steps of {component!r} left, "
+            f"{steps} were asked for. A run that has used up its steps ends with what it has."
+        )
+
+
+def require_covered(
+    reservation: Reservation,
+    charged: Mapping[str, int],
+    used: Mapping[str, int] | None,
+    void_allowed: bool,
+) -> None:
+    """Refuse an export that its reservation has not paid for.
+
+    Raises:
+        InvalidRequest: where `used` names a component that the plan has not.
+        BudgetRefused: where nothing was charged, or less than was used, or the run is void.
+    """
+    if not any(charged.values()):
+        raise BudgetRefused(
+            f"Reservation {reservation.id} has charged nothing, so nothing private can have been "
+            "made under it: there is nothing to export."
+        )
+    for name, steps in (used or {}).items():
+        reservation.component(name)
+        if steps > charged[name]:
+            raise BudgetRefused(
+                f"The export used {steps} steps of {name!r}, reservation {reservation.id} has "
+                f"charged {charged[name]}: it has not been paid for."
+            )
+    if reservation.void and not void_allowed:
+        raise BudgetRefused(
+            f"Run {reservation.run_id} was seeded: whoever knows the seed can take the noise off, "
+            "so it promises no privacy. Export it only as void."
+        )

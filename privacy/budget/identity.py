@@ -1,0 +1,354 @@
+"""Which content stands behind which name: nothing gets a second budget by a name or a copy."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import pairwise
+
+import numpy as np
+
+from privacy.errors import BudgetRefused, DataError, InvalidRequest
+from privacy.keys import require_key
+from privacy.ledger import Kind, Row, Transaction, View
+from privacy.mechanisms import step_count
+
+SKETCH_SIZE = 256
+"""k. Of two sets of equal size, a share of 5 % is estimated to within about 1.4 %."""
+
+DIGEST_DIGITS = 16
+"""Hex digits of a digest, 64 bits: any two of 10^8 images collide with probability under 1/3000."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sketches say about the sets behind them.
+
+    Attributes:
+        share: estimated share, 0 to 1, of the smaller set's distinct images that lie in the other.
+        shared: digests that both sketches hold; one is proof of a shared image.
+        compared: digests of the smaller set that could be looked up in the other: the estimate is
+            the mean of so many yes-or-no answers, and exact where both sets fit into a sketch.
+    """
+
+    share: float
+    shared: int
+    compared: int
+
+
+def sketch(images: np.ndarray, key: bytes) -> tuple[str, ...]:
+    """Return the SKETCH_SIZE smallest digests of the distinct images, ascending, in hex.
+
+    Only holders of `key` can compute or test it. It does not depend on the order of the images or
+    on repetitions, and holds every distinct image where there are no more than SKETCH_SIZE.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        key: the installation's 32 bytes.
+
+    Raises:
+        DataError: on another shape or type, or no images.
+        InvalidRequest: where the key has not 32 bytes.
+    """
+    width = DIGEST_DIGITS // 2
+    distinct = {digest[:width] for digest in _digests(images, key)}
+    return tuple(digest.hex() for digest in nsmallest(SKETCH_SIZE, distinct))
+
+
+def overlap(one: Sequence[str], other: Sequence[str]) -> Overlap:
+    """Estimate from two sketches under one key how much the smaller set shares with the other.
+
+    A sketch knows its whole set up to its largest digest, and everything where it is not full.
+    Up to the lesser of the two thresholds both are complete: of the smaller set's digests there, a
+    uniform sample of its images, the share is counted that the other set has too. Its standard
+    deviation is sqrt(p(1−p)/compared); of sets of equal size it errs upwards, by 0.02 at most,
+    since the lesser count divides. A set that is r times smaller leaves about k/r digests to
+    compare: if all of it lies in the larger one, that shows but with probability about e^(−k/r).
+    """
+    limit = min(_threshold(one), _threshold(other))
+    mine = {digest for digest in one if digest <= limit}
+    theirs = {digest for digest in other if digest <= limit}
+    shared, compared = len(mine & theirs), min(len(mine), len(theirs))
+    return Overlap(shared / compared if compared else 0.0, shared, compared)
+
+
+def shared_records(one: np.ndarray, other: np.ndarray, key: bytes) -> bool:
+    """Return whether two sets have any image in common: an exact answer, from all their images.
+
+    Args:
+        one: uint8 [N, H, W, C].
+        other: uint8 [M, H, W, C]; images of another shape are other images.
+        key: the installation's 32 bytes.
+
+    Raises:
+        DataError: on other shapes or types, or no images.
+        InvalidRequest: where the key has not 32 bytes.
+    """
+    return not set(_digests(one, key)).isdisjoint(_digests(other, key))
+
+
+def _threshold(digests: Sequence[str]) -> str:
+    """Return the largest digest up to which a sketch holds all of its set."""
+    return max(digests) if len(digests) >= SKETCH_SIZE else "f" * DIGEST_DIGITS
+
+
+def _digests(images: np.ndarray, key: bytes) -> Iterator[bytes]:
+    """Yield HMAC-SHA256 of every image's shape and pixels, under a key of this use alone."""
+    require_key(key)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+        raise DataError(
+            f"Comparing images needs uint8 [N, H, W, C], not empty, found {images.dtype} "
+            f"{list(images.shape)}."
+        )
+    own_key = hmac.digest(key, b"umbra sketch key 1", hashlib.sha256)
+    header = f"umbra image 1|{'x'.join(map(str, images.shape[1:]))}|uint8|".encode()
+    for image in images:
+        yield hmac.digest(own_key, header + image.tobytes(), hashlib.sha256)
+
+
+_LANE_BYTES = 256  # 2048 bits
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a budget knows of the records that it pays for; nothing can be told from it unkeyed.
+
+    Attributes:
+        fingerprint: the same for the same records in any order.
+        records: N.
+        sketch: keyed digests of a few images, by which overlap with other contents is estimated;
+            see `privacy.budget.identity`.
+
+    Raises:
+        InvalidRequest: where these cannot be of any data set.
+    """
+
+    fingerprint: str
+    records: int
+    sketch: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fingerprint, str) or not re.fullmatch(
+            r"[!-~]{1,128}", self.fingerprint
+        ):
+            raise InvalidRequest("A fingerprint must be 1 to 128 printable ASCII characters.")
+        object.__setattr__(self, "records", step_count("records", self.records))
+        digests = self.sketch
+        if not isinstance(digests, tuple) or not all(
+            isinstance(digest, str) and re.fullmatch(rf"[0-9a-f]{{{DIGEST_DIGITS}}}", digest)
+            for digest in digests
+        ):
+            raise InvalidRequest(
+                f"A sketch must be a tuple of digests of {DIGEST_DIGITS} lower-case hex digits."
+            )
+        ascending = all(a < b for a, b in pairwise(digests))
+        if not ascending or not 1 <= len(digests) <= min(SKETCH_SIZE, self.records):
+            raise InvalidRequest(
+                f"A sketch of {self.records} records must be 1 to "
+                f"{min(SKETCH_SIZE, self.records)} different digests in ascending order, found "
+                f"{len(digests)}" + ("." if ascending else ", repeated or out of order.")
+            )
+
+
+def content_of(images: np.ndarray, labels: np.ndarray, key: bytes) -> Content:
+    """Return what a budget has to know of a data set, or of a part of one.
+
+    Args and errors are those of `fingerprint`.
+    """
+    return Content(fingerprint(images, labels, key), len(images), sketch(images, key))
+
+
+def fingerprint(images: np.ndarray, labels: np.ndarray, key: bytes) -> str:
+    """Return a name for the multiset of records that only holders of `key` can compute or test.
+
+    Each record (shape, type, pixel bytes, label) is hashed by HMAC-SHA256 and expanded by
+    SHAKE-256 to 2048 bits; these numbers are added mod 2^2048 (Bellare & Micciancio 1997, AdHash)
+    and the sum is hashed with the count. Addition forgets the order, keeps repetitions (XOR would
+    not), and 2048 bits put the generalised birthday attack (Wagner 2002) beyond 2^90.
+
+    Args:
+        images: uint8 [N, H, W, C], as they come from the source, before any resizing.
+        labels: int64 [N].
+        key: 32 bytes. A plain hash would let anybody test whether they hold the same data.
+
+    Raises:
+        DataError: on other shapes or types, or where there are no records.
+        InvalidRequest: where the key has not 32 bytes.
+    """
+    require_key(key)
+    _check(images, labels)
+    header = f"umbra record 1|{'x'.join(map(str, images.shape[1:]))}|uint8|int64|".encode()
+    total = 0
+    for image, label in zip(images, labels, strict=True):
+        encoded = header + int(label).to_bytes(8, "little", signed=True) + image.tobytes()
+        digest = hmac.digest(key, encoded, hashlib.sha256)
+        total += int.from_bytes(hashlib.shake_256(digest).digest(_LANE_BYTES), "little")
+    total %= 1 << (8 * _LANE_BYTES)
+    whole = b"umbra data set 1|" + len(images).to_bytes(8, "little")
+    whole += total.to_bytes(_LANE_BYTES, "little")
+    return "v1-" + hmac.digest(key, whole, hashlib.sha256).hex()
+
+
+def _check(images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise DataError(
+            f"A fingerprint needs images as uint8 [N, H, W, C], found {images.dtype} with "
+            f"{images.ndim} axes."
+        )
+    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"A fingerprint needs one int64 label for each of {len(images)} images, found "
+            f"{labels.dtype} {list(labels.shape)}."
+        )
+    if images.size == 0:
+        raise DataError("A fingerprint needs at least one record that is not empty, found none.")
+
+
+TRAIN = "train"
+"""The part that runs use where they name none, and the only one that schema 1 had."""
+
+NEAR_COPY = 0.05
+"""From this estimated share on, two data sets that share records are one."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One part of a data set and the content that it stands for.
+
+    Attributes:
+        dataset: the declared name.
+        name: the part's name.
+        fingerprint: of its content.
+        records: N of the part.
+        sketch: see `privacy.budget.identity`; None where schema 1 bound it, which kept none.
+    """
+
+    dataset: str
+    name: str
+    fingerprint: str
+    records: int
+    sketch: tuple[str, ...] | None
+
+    @classmethod
+    def from_row(cls, row: Row) -> "Partition":
+        """Read a part from the row that bound it."""
+        body = row.content
+        return cls(
+            dataset=str(row.dataset),
+            name=body.get("partition", TRAIN),
+            fingerprint=body["fingerprint"],
+            records=body["records"],
+            sketch=tuple(body["sketch"]) if "sketch" in body else None,
+        )
+
+
+def partitions_of(view: View, dataset: str) -> tuple[Partition, ...]:
+    """Return the parts of a data set in the order in which they were bound."""
+    rows = view.of(Kind.BIND, dataset) + view.of(Kind.PARTITION, dataset)
+    parts = [Partition.from_row(row) for row in rows]
+    return tuple({part.fingerprint: part for part in parts}.values())
+
+
+def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None:
+    """Check that a part of a data set is this content, binding it on its first use.
+
+    Content that schema 1 bound is bound again with its sketch, so that others can be compared.
+
+    Raises:
+        InvalidRequest: where N differs from what the content was bound with.
+        BudgetRefused: where the content is a copy or a near copy of another data set, stands
+            behind another part, or the part behind other content; where parts share records.
+    """
+    claim = f"bind:{content.fingerprint}"
+    owner = t.by_claim(claim)
+    if owner is not None:
+        require_part(t, dataset, partition, content)
+        claim = f"sketch:{content.fingerprint}"
+        if owner.kind == Kind.PARTITION or t.by_claim(claim) is not None:
+            return
+    _require_disjoint(partitions_of(t, dataset), dataset, partition, content)
+    _require_no_near_copy(t, dataset, content)
+    body = {
+        "partition": partition,
+        "fingerprint": content.fingerprint,
+        "records": content.records,
+        "sketch": list(content.sketch),
+    }
+    t.append(Kind.PARTITION, body, dataset=dataset, claim=claim)
+
+
+def require_part(view: View, dataset: str, partition: str, content: Content) -> None:
+    """Refuse content that is bound to something else than this part; unbound content passes.
+
+    Raises:
+        InvalidRequest: where N differs from what it was bound with.
+        BudgetRefused: where it is another data set's or another part's.
+    """
+    row = view.by_claim(f"bind:{content.fingerprint}")
+    if row is None:
+        return
+    owner = Partition.from_row(row)
+    if owner.dataset != dataset:
+        raise BudgetRefused(
+            f"This is the content of the data set {owner.dataset!r} under another name. A renamed "
+            f"or copied data set has no budget of its own: use the name {owner.dataset!r}."
+        )
+    if owner.name != partition:
+        raise BudgetRefused(
+            f"This is the content of the part {owner.name!r} of {dataset!r}, asked for as "
+            f"{partition!r}. A copied part has no budget of its own: use the part {owner.name!r}."
+        )
+    if owner.records != content.records:
+        raise InvalidRequest(
+            f"The data set {dataset!r} was bound with N={owner.records} records, found "
+            f"N={content.records} for the same content."
+        )
+
+
+def overlap_claim(one: str, other: str) -> str:
+    """Return the claim of the row that accepts what two data sets share, whoever is named first."""
+    first, second = sorted((one, other))
+    return f"overlap:{first}:{second}"
+
+
+def _require_disjoint(
+    parts: tuple[Partition, ...], dataset: str, partition: str, content: Content
+) -> None:
+    for part in parts:
+        if part.fingerprint == content.fingerprint:
+            continue
+        if part.name == partition:
+            raise BudgetRefused(
+                f"The name {dataset!r} (part {partition!r}) stands for other content than this "
+                "since it was first used. Give the changed data set a name and a budget of its own."
+            )
+        if part.sketch is None:
+            raise BudgetRefused(
+                f"The part {part.name!r} of {dataset!r} was last used with an older version, which "
+                "kept nothing to compare other parts with, and parts must not share records. "
+                f"Submit a run on {part.name!r} first."
+            )
+        if overlap(part.sketch, content.sketch).shared:
+            raise BudgetRefused(
+                f"The parts {part.name!r} and {partition!r} of {dataset!r} share records. Each "
+                "part may spend the whole budget because no record lies in two: take the shared "
+                "records out of one of them."
+            )
+
+
+def _require_no_near_copy(t: Transaction, dataset: str, content: Content) -> None:
+    for part in map(Partition.from_row, t.of(Kind.PARTITION)):
+        if part.dataset == dataset or part.sketch is None:
+            continue
+        if overlap(part.sketch, content.sketch).share < NEAR_COPY:
+            continue
+        if t.by_claim(overlap_claim(dataset, part.dataset)) is None:
+            raise BudgetRefused(
+                f"A good part of these records (an estimated {NEAR_COPY:.0%} of the smaller set or "
+                f"more) also lies in the data set {part.dataset!r}. A changed copy has no budget "
+                f"of its own: use the name {part.dataset!r}. Or let an officer accept that the "
+                "budgets of both add up for the records they share: "
+                f"umbra budget accept-overlap {dataset} {part.dataset}"
+            )

@@ -1,0 +1,265 @@
+"""Synthetic images as Parquet shards that Hugging Face `datasets` opens by their folder alone.
+
+A shard is a function of (weights, spec, shard number): its labels come from `plan_shards`, its
+randomness from `shard_generator`, and `write_shard` turns equal rows into equal bytes. So a shard
+can be made by any worker, in any order, again.
+
+Shape suffixes: N images, H height, W width, C channels.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from synth.data.manifest import DATA, MANIFEST, ShardEntry, load_manifest
+from synth.storage.atomic import write_bytes
+from synth.storage.path import Place
+
+
+def encode_png(image_HWC: np.ndarray) -> bytes:
+    """Encode one uint8 image [H,W,1 or 3] as PNG, without a time or any other metadata."""
+    pixels = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+class PngEncoder:
+    """Encodes batches in their order while the caller makes the next (zlib releases the GIL).
+
+    One thread, so that a sampling actor takes one processor and a little; a context manager, which
+    waits for its thread.
+    """
+
+    def __enter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._batches: list[Future[list[bytes]]] = []
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, images_NHWC: np.ndarray) -> None:
+        """Have the uint8 images [N,H,W,C] encoded after those that were added before."""
+        self._batches.append(self._thread.submit(lambda: [encode_png(i) for i in images_NHWC]))
+
+    def pngs(self) -> list[bytes]:
+        """Wait for all that was added and return it in order."""
+        return [png for batch in self._batches for png in batch.result()]
+
+
+_WEYL = 0x9E3779B1  # odd, so number · _WEYL mod 2³² never repeats for 2³² shards
+_PATTERN = "train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One piece of the synthetic set: its number, from 0, and the label of each of its rows."""
+
+    number: int
+    labels: tuple[int, ...]
+
+
+def plan_shards(class_counts: Sequence[int], rows_per_shard: int) -> list[Shard]:
+    """Cut the whole set, class by class, into shards of `rows_per_shard` rows (the last: the rest).
+
+    Every class gets exactly its count; the plan depends on nothing but the arguments.
+
+    Raises:
+        InvalidRequest: a count is negative, all are zero, or `rows_per_shard` < 1.
+    """
+    if rows_per_shard < 1:
+        raise InvalidRequest(f"rows per shard: at least 1 was expected, found {rows_per_shard}")
+    if any(count < 0 for count in class_counts) or sum(class_counts) < 1:
+        raise InvalidRequest("class counts: none negative and at least one image were expected")
+    labels = np.repeat(np.arange(len(class_counts)), class_counts)
+    pieces = (labels[row : row + rows_per_shard] for row in range(0, len(labels), rows_per_shard))
+    return [Shard(number, tuple(piece.tolist())) for number, piece in enumerate(pieces)]
+
+
+def shard_generator(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of shard `number`, independent of every other shard's.
+
+    The seed of the generator is a hash of (seed, number). Torch's CPU generator uses its low 32
+    bits only, where hashes of many shards would collide; those bits walk through all 2³² values
+    from a hashed start instead.
+    """
+    start = int.from_bytes(hashlib.sha256(f"umbra shards {seed}".encode()).digest()[:4])
+    high = int.from_bytes(hashlib.sha256(f"umbra shard {seed} {number}".encode()).digest()[:4])
+    low = (start + number * _WEYL) % 2**32
+    return torch.Generator(device).manual_seed(high << 32 | low)
+
+
+def to_uint8(x_NCHW: torch.Tensor) -> np.ndarray:
+    """Turn images in [−1, 1] into bytes [N,H,W,C]: clip, scale by 127.5, round.
+
+    Raises:
+        UmbraError: a pixel is not finite.
+    """
+    if not bool(torch.isfinite(x_NCHW).all()):
+        raise UmbraError(
+            "the sampler made pixels that are not finite: the weights have diverged; "
+            "train with a lower learning rate or sample from an earlier checkpoint"
+        )
+    bytes_NCHW = ((x_NCHW.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return bytes_NCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_uint8(images_NHWC: np.ndarray) -> torch.Tensor:
+    """Turn bytes into float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; undone by `to_uint8`.
+
+    The scale is that of the type, never one measured on the data.
+    """
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def shard_name(number: int, of: int) -> str:
+    """Return the path of shard `number` of `of` below the data set folder."""
+    return f"{DATA}/train-{number:05d}-of-{of:05d}.parquet"
+
+
+def write_shard(
+    folder: Place,
+    shard: Shard,
+    of: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    class_names: Sequence[str],
+) -> ShardEntry:
+    """Write shard `shard.number` of `of` below the data set folder, atomically.
+
+    Equal arguments give equal bytes (under one version of pyarrow and Pillow).
+
+    Args:
+        folder: the data set folder; the file goes to its `data/`.
+        shard: the plan of this shard.
+        of: how many shards there are.
+        images: uint8 [N,H,W,C], C = 1 or 3.
+        labels: int64 [N], as planned.
+        class_names: the name of label 0, 1, …
+
+    Raises:
+        InvalidRequest: images or labels are not what the plan says.
+        UmbraError: the disk is full.
+    """
+    if tuple(labels.tolist()) != shard.labels:
+        raise InvalidRequest(f"shard {shard.number}: the labels are not the planned ones")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise InvalidRequest(
+            f"shard {shard.number}: uint8 images [N,H,W,1 or 3] were expected, "
+            f"found {images.dtype} {list(images.shape)}"
+        )
+    return write_pngs(
+        folder, shard, of, [encode_png(image) for image in images], class_names=class_names
+    )
+
+
+def write_pngs(
+    folder: Place, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
+) -> ShardEntry:
+    """Do what `write_shard` does with images that are encoded already.
+
+    Raises:
+        InvalidRequest: there is no such shard, or number of images and labels are not its.
+        UmbraError: the disk is full.
+    """
+    if not 0 <= shard.number < of:
+        raise InvalidRequest(f"shard {shard.number} of {of}: there is no such shard")
+    if len(pngs) != len(shard.labels) or max(shard.labels, default=0) >= len(class_names):
+        raise InvalidRequest(f"shard {shard.number}: images, labels and class names do not agree")
+    file = shard_name(shard.number, of)
+    data = _parquet(_table(shard, pngs, class_names))
+    write_bytes(folder / file, data)
+    return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(pngs))
+
+
+def read_shards(folder: Place) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (images uint8 [N,H,W,C], labels int64 [N]) of every shard, in order.
+
+    With a `manifest.json` in the folder the shards are those it lists and must have its hashes;
+    before there is one (a run that is not finished) the shards are the files in `data/`.
+
+    Raises:
+        IntegrityBroken: a shard is missing or damaged; the text names the file.
+    """
+    if (folder / MANIFEST).exists():
+        for entry in load_manifest(folder).shards:
+            yield _read(folder / entry.file, entry.sha256)
+    else:
+        found: Iterable[Place] = (folder / DATA).glob(_PATTERN)
+        for path in sorted(found, key=str):
+            yield _read(path, None)
+
+
+def _table(shard: Shard, pngs: Sequence[bytes], class_names: Sequence[str]) -> pa.Table:
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+    }
+    schema = pa.schema(
+        {
+            "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            "label": pa.int64(),
+        },
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    rows = [
+        {"bytes": png, "path": f"{shard.number:05d}-{row:06d}.png"} for row, png in enumerate(pngs)
+    ]
+    return pa.table({"image": rows, "label": list(shard.labels)}, schema=schema)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """Serialise with every choice of the writer pinned: its defaults change between versions."""
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=1000,
+        version="2.6",
+        data_page_version="1.0",
+        data_page_size=1 << 20,
+        compression="NONE",  # PNG is compressed already
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        store_schema=True,
+    )
+    return buffer.getvalue()
+
+
+def _read(path: Place, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise IntegrityBroken(
+            f"{path} is missing or cannot be read: make the shard again"
+        ) from error
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityBroken(f"{path} does not have the sha256 of the manifest: it was changed")
+    try:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        column = table["image"].combine_chunks().field("bytes")
+        images = [np.asarray(Image.open(io.BytesIO(png.as_py()))) for png in column]
+        images_NHWC = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
+        return images_NHWC, table["label"].to_numpy().astype(np.int64, casting="safe")
+    except Exception as error:  # Arrow and Pillow raise many kinds over damaged bytes
+        raise IntegrityBroken(f"{path} is damaged: make the shard again") from error

@@ -1,0 +1,358 @@
+"""Preconditioning D(x; σ, y) of a raw network: EDM, v, VP and VE."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from privacy.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class DenoiserConfig(ABC):
+    """One preconditioning, its noise distribution and its loss weighting.
+
+    Subclasses are frozen dataclasses whose fields are the config's constants. None may be measured
+    on the data: that would cost privacy. All functions work element by element and keep shape and
+    dtype.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """Scale of the input that skips the network."""
+
+    @abstractmethod
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Scale of the network's output."""
+
+    @abstractmethod
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """Scale of the network's input."""
+
+    @abstractmethod
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """The noise level as the network is told it."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Loss weighting lambda(sigma)."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """Noise level below which p(sigma) has probability u: a draw of it where u ~ U(0, 1).
+
+        Args:
+            u: float64 in the open interval (0, 1), any shape.
+
+        Returns:
+            float64 of the same shape, positive, rising with u.
+        """
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma, y): a raw network under a config's preconditioning.
+
+    The network runs in the dtype of its own parameters whatever x is; the sum c_skip x + c_out F
+    is formed in the dtype of x, so a sampler may keep its state in float64.
+
+    Args:
+        network: F(x [B, C, H, W], c_noise [B], label [B] or None) -> [B, C, H, W].
+        config: the preconditioning; `loss.DenoisingLoss` takes the same one.
+    """
+
+    def __init__(self, network: nn.Module, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """Estimate the clean image.
+
+        Args:
+            x: [B, C, H, W] noisy images.
+            sigma: [B] noise levels, positive.
+            label: [B] integers, the network's null index for "no label".
+
+        Returns:
+            [B, C, H, W] in the dtype of x.
+        """
+        c_skip, c_out, c_in = (
+            c(sigma).to(x.dtype)[:, None, None, None]
+            for c in (self.config.c_skip, self.config.c_out, self.config.c_in)
+        )
+        dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
+        c_noise = self.config.c_noise(sigma).to(dtype)
+        F_BCHW = self.network((c_in * x).to(dtype), c_noise, label)
+        return c_skip * x + c_out * F_BCHW.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class EDM(DenoiserConfig):
+    """Unit-variance inputs and targets at every noise level; ln sigma ~ N(p_mean, p_std^2).
+
+    Attributes:
+        p_mean, p_std: of the logarithm of the noise levels drawn in training.
+        sigma_data: standard deviation assumed of the data. The default is U(-1, 1)'s; it is fixed
+            by the images' type and must never be measured on private data, which would cost
+            privacy.
+
+    Raises:
+        InvalidRequest: p_mean is not finite, or p_std or sigma_data not positive and finite.
+    """
+
+    name: ClassVar[str] = "edm"
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_data: float = math.sqrt(1 / 3)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.p_mean):
+            raise InvalidRequest(f"EDM needs a finite p_mean, found {self.p_mean}")
+        if not (0 < self.p_std < math.inf and 0 < self.sigma_data < math.inf):
+            raise InvalidRequest(
+                "EDM needs positive, finite p_std and sigma_data, found "
+                f"{self.p_std} and {self.sigma_data}"
+            )
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """sigma_data^2 / (sigma^2 + sigma_data^2)."""
+        return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Sigma sigma_data / sqrt(sigma_data^2 + sigma^2)."""
+        return sigma * self.sigma_data * torch.rsqrt(sigma**2 + self.sigma_data**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1 / sqrt(sigma^2 + sigma_data^2)."""
+        return torch.rsqrt(sigma**2 + self.sigma_data**2)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln(sigma) / 4."""
+        return torch.log(sigma) / 4
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """exp(p_mean + p_std Phi^-1(u)), the log-normal's (Karras et al. 2022, table 1)."""
+        return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class V(DenoiserConfig):
+    """The EDM form at sigma_data = 1, with t ~ U(t_min, t_max) and sigma(t) = tan(pi t / 2).
+
+    sqrt(cos^-2(pi t/2) - 1), as the paper prints sigma(t), is tan(pi t/2); the latter does not
+    cancel near t = 0. In the same way the paper's epsilon_min and epsilon_max, arccosines of
+    1/sqrt(1 + e^-log_snr), are arctangents of e^(-log_snr/2).
+
+    Attributes:
+        log_snr_min, log_snr_max: range of ln(1/sigma^2) drawn in training.
+
+    Raises:
+        InvalidRequest: not -infinity < log_snr_min < log_snr_max < infinity.
+    """
+
+    name: ClassVar[str] = "v"
+
+    log_snr_min: float = -9.0
+    log_snr_max: float = 13.0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.log_snr_min < self.log_snr_max < math.inf:
+            raise InvalidRequest(
+                "v-prediction needs finite log_snr_min < log_snr_max, found "
+                f"{self.log_snr_min} and {self.log_snr_max}"
+            )
+
+    @property
+    def t_min(self) -> float:
+        """Smallest time drawn in training (epsilon_min of the paper)."""
+        return 2 / math.pi * math.atan(math.exp(-0.5 * self.log_snr_max))
+
+    @property
+    def t_max(self) -> float:
+        """Largest time drawn in training (epsilon_max of the paper)."""
+        return 2 / math.pi * math.atan(math.exp(-0.5 * self.log_snr_min))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at time t in [0, 1)."""
+        return torch.tan(0.5 * math.pi * t)
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """Time at which the noise level is sigma."""
+        return 2 / math.pi * torch.atan(sigma)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1 / (sigma^2 + 1)."""
+        return 1 / (sigma**2 + 1)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Sigma / sqrt(1 + sigma^2)."""
+        return sigma * torch.rsqrt(1 + sigma**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1 / sqrt(sigma^2 + 1)."""
+        return torch.rsqrt(sigma**2 + 1)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """t(sigma)."""
+        return self.t(sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """(sigma^2 + 1) / sigma^2."""
+        return (sigma**2 + 1) / sigma**2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma(t) at t = t_min + (t_max - t_min) u: uniform in t, with which sigma rises."""
+        return self.sigma(self.t_min + (self.t_max - self.t_min) * u)
+
+
+@dataclass(frozen=True)
+class VP(DenoiserConfig):
+    """D = x - sigma F, with t ~ U(epsilon_t, 1).
+
+    sigma(t) = sqrt(exp(beta_d t^2/2 + beta_min t) - 1).
+
+    Attributes:
+        beta_d, beta_min: the schedule's slope and start.
+        epsilon_t: smallest time drawn in training.
+        M: number of times the network's noise label counts.
+
+    Raises:
+        InvalidRequest: a constant is not positive and finite, or epsilon_t is not below 1.
+    """
+
+    name: ClassVar[str] = "vp"
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    epsilon_t: float = 1e-5
+    M: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (0 < self.beta_d < math.inf and 0 < self.beta_min < math.inf):
+            raise InvalidRequest(
+                "VP needs positive, finite beta_d and beta_min, found "
+                f"{self.beta_d} and {self.beta_min}"
+            )
+        if not 0 < self.epsilon_t < 1:
+            raise InvalidRequest(f"VP needs 0 < epsilon_t < 1, found {self.epsilon_t}")
+        if not 1 < self.M < math.inf:
+            raise InvalidRequest(f"VP needs M of at least 2 times, found {self.M}")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at time t."""
+        return torch.sqrt(torch.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """Time at which the noise level is sigma: the root of the quadratic in `sigma(t)`.
+
+        Written so that nothing cancels where sigma is small.
+        """
+        exponent = torch.log1p(sigma**2)
+        root = torch.sqrt(self.beta_min**2 + 2 * self.beta_d * exponent)
+        return 2 * exponent / (self.beta_min + root)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """-sigma."""
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1 / sqrt(sigma^2 + 1)."""
+        return torch.rsqrt(sigma**2 + 1)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """(M - 1) t(sigma)."""
+        return (self.M - 1) * self.t(sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / sigma^2."""
+        return sigma**-2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma(t) at t = epsilon_t + (1 - epsilon_t) u: uniform in t, with which sigma rises."""
+        return self.sigma(self.epsilon_t + (1 - self.epsilon_t) * u)
+
+
+@dataclass(frozen=True)
+class VE(DenoiserConfig):
+    """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max).
+
+    Attributes:
+        sigma_min, sigma_max: range of the noise levels drawn in training.
+
+    Raises:
+        InvalidRequest: not 0 < sigma_min < sigma_max < infinity.
+    """
+
+    name: ClassVar[str] = "ve"
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InvalidRequest(
+                "VE needs 0 < sigma_min < sigma_max < infinity, found "
+                f"{self.sigma_min} and {self.sigma_max}"
+            )
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Sigma."""
+        return sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln(sigma / 2)."""
+        return torch.log(sigma / 2)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / sigma^2."""
+        return sigma**-2
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """sigma_min (sigma_max / sigma_min)^u: uniform in ln sigma."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return torch.exp(low + (high - low) * u)
+
+
+CONFIGS: dict[str, type[DenoiserConfig]] = {c.name: c for c in (VP, VE, V, EDM)}
+
+
+def denoiser_config(name: str, **constants: Any) -> DenoiserConfig:
+    """Make the config called `name`, with the paper's constants but for those given.
+
+    Raises:
+        InvalidRequest: no config of that name, no constant of a given name, or a value that the
+            config refuses.
+    """
+    if name not in CONFIGS:
+        raise InvalidRequest(f"no denoiser config {name!r}: choose among {', '.join(CONFIGS)}")
+    cls = CONFIGS[name]
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(set(constants) - set(known))
+    if unknown:
+        raise InvalidRequest(
+            f"denoiser config {name!r} has no constant {', '.join(unknown)}: "
+            f"it has {', '.join(known)}"
+        )
+    return cls(**constants)

@@ -1,0 +1,343 @@
+"""The DDPM++ U-Net F(x; c_noise, y)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from privacy.errors import InvalidRequest
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of min(channels/4, 32) groups, or of the next fewer that divide the channels."""
+    most = max(min(channels // 4, 32), 1)
+    groups = next(g for g in range(most, 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+# The slowest frequency is 1/LONGEST of the fastest, which turns once in 2 pi units of c_noise.
+LONGEST = 10_000.0
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Positional embedding of c_noise: `channels/2` cosines, then as many sines.
+
+    Frequencies fall geometrically from 1 to 1/10000, both ends included (Vaswani et al. 2017,
+    as DDPM++ uses it). `forward` takes [B] and returns [B, channels] in the dtype of the input.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        exponents = torch.arange(half, dtype=torch.float64) / max(half - 1, 1)
+        frequencies = torch.exp(-math.log(LONGEST) * exponents).to(torch.float32)
+        # A constant of the architecture, so not part of the weights that are stored.
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Embed `c_noise` [B] as [B, channels]."""
+        angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Noise embedding plus learned class embedding, through two SiLU layers.
+
+    Row `classes` of the class table is the null label (label dropped). With `classes=0` the model
+    is unconditional: there is no table and labels are ignored.
+    """
+
+    def __init__(self, base: int, classes: int) -> None:
+        super().__init__()
+        self.noise = SinusoidalEmbedding(base)
+        self.label = nn.Embedding(classes + 1, base) if classes else None
+        self.layer0 = nn.Linear(base, 4 * base)
+        self.layer1 = nn.Linear(4 * base, 4 * base)
+
+    def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        """Embed c_noise [B] and label [B] (indices, `classes` is null) as [B, E]."""
+        e_BE = self.noise(c_noise)
+        if self.label is not None:
+            if label is None:
+                raise TypeError("a conditional network needs labels: pass the null index to drop")
+            e_BE = e_BE + self.label(label)
+        e_BE = functional.silu(self.layer0(e_BE))
+        return functional.silu(self.layer1(e_BE))
+
+
+SKIP_SCALE = 1 / math.sqrt(2)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention, residual, its sum scaled by 1/sqrt(2).
+
+    Written as plain products and not with `scaled_dot_product_attention`, whose CPU kernels have
+    no batching rule under `torch.func.vmap`; at 49 to 256 tokens nothing is lost. The projection
+    back starts at zero, so a new block passes its input on (scaled).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.projection = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over the pixels of x [B, C, H, W]; same shape out."""
+        B, C, H, W = x.shape
+        q_BCT, k_BCT, v_BCT = self.qkv(self.norm(x)).reshape(B, 3, C, H * W).unbind(dim=1)
+        logits_BTT = torch.matmul(q_BCT.transpose(1, 2) / math.sqrt(C), k_BCT)
+        attended_BCT = torch.matmul(v_BCT, logits_BTT.softmax(dim=-1).transpose(1, 2))
+        return (x + self.projection(attended_BCT.reshape(B, C, H, W))) * SKIP_SCALE
+
+
+Resample = Literal["none", "down", "up"]
+
+
+def resampled(x: Tensor, resample: Resample) -> Tensor:
+    """Halve x [B, C, H, W] by averaging 2x2 pixels, double it by repeating, or leave it."""
+    if resample == "down":
+        return functional.avg_pool2d(x, 2)
+    if resample == "up":
+        return functional.interpolate(x, scale_factor=2, mode="nearest")
+    return x
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, (resample,) conv, + embedding, norm, SiLU, conv; skip sum scaled by 1/sqrt(2).
+
+    BigGAN style: where the block resamples, both branches are resampled before their first
+    convolution, inside the block. The skip branch is a 1x1 convolution where channels change or
+    the block resamples, else the identity. The second convolution starts at zero.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        *,
+        resample: Resample = "none",
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.resample: Resample = resample
+        self.norm0 = group_norm(channels_in)
+        self.conv0 = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
+        self.condition = nn.Linear(embedding, channels_out)
+        self.norm1 = group_norm(channels_out)
+        self.conv1 = nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1)
+        projected = channels_in != channels_out or resample != "none"
+        self.skip = nn.Conv2d(channels_in, channels_out, kernel_size=1) if projected else None
+        self.attention = Attention(channels_out) if attention else None
+
+    def forward(self, x: Tensor, e_BE: Tensor) -> Tensor:
+        """Transform x [B, C_in, H, W] under the embedding [B, E] into [B, C_out, H', W']."""
+        h = resampled(functional.silu(self.norm0(x)), self.resample)
+        h = self.conv0(h) + self.condition(e_BE)[:, :, None, None]
+        h = self.conv1(functional.silu(self.norm1(h)))
+        skip = resampled(x, self.resample)
+        if self.skip is not None:
+            skip = self.skip(skip)
+        h = (skip + h) * SKIP_SCALE
+        return h if self.attention is None else self.attention(h)
+
+
+# Attention starts almost even over the pixels (Song et al. 2021).
+QKV_VARIANCE = 0.1
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a U-Net; the defaults are the paper's for MNIST.
+
+    Attributes:
+        size: pixels along each side of the (square) image.
+        channels: channels of the image, 1 for grey and 3 for colour.
+        base: channels of the first level; even.
+        multipliers: channels of each level over `base`, from full resolution down.
+        blocks: residual blocks per resolution on the way down (one more on the way up).
+        attention: resolutions with self-attention; the lowest resolution always has one between
+            the way down and the way up, listed or not.
+        classes: number of labels 0..classes-1, `classes` itself being the null label; 0 makes
+            the network unconditional.
+
+    Raises:
+        InvalidRequest: the values do not make a network.
+    """
+
+    size: int
+    channels: int
+    base: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (7,)
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        # A configuration read back from JSON brings lists.
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "attention", tuple(self.attention))
+        for name, least in {"size": 1, "channels": 1, "base": 4, "blocks": 1, "classes": 0}.items():
+            _require_integer(name, getattr(self, name), least)
+        for multiplier in self.multipliers:
+            _require_integer("multipliers", multiplier, 1)
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if self.base % 2:
+            raise InvalidRequest(
+                f"base channels must be even (cosine and sine of each frequency), found {self.base}"
+            )
+        if not self.multipliers:
+            raise InvalidRequest("multipliers must name at least one level, found none")
+        factor = 2 ** (len(self.multipliers) - 1)
+        if self.size % factor:
+            raise InvalidRequest(
+                f"an image of {self.size} pixels cannot be halved {len(self.multipliers) - 1} "
+                f"times: size must be divisible by {factor}; pad or resize the images, or give "
+                "fewer multipliers"
+            )
+        unknown = [r for r in self.attention if r not in self.resolutions]
+        if unknown:
+            raise InvalidRequest(
+                f"attention at resolution {', '.join(map(str, unknown))}, but this network has "
+                f"only {', '.join(map(str, self.resolutions))}; choose among these (or none)"
+            )
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Side length at each level, from full resolution down."""
+        return tuple(self.size >> level for level in range(len(self.multipliers)))
+
+    @property
+    def null_label(self) -> int:
+        """The label index that stands for "no label"."""
+        return self.classes
+
+
+def _require_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequest(f"{name} must be an integer of at least {least}, found {value!r}")
+
+
+class UNet(nn.Module):
+    """The raw network F(x; c_noise, y). It gives zero everywhere until it is trained.
+
+    Every record is treated on its own (no batch statistics), and `forward` has no in-place
+    operation and no branch on data, so it may be used under `torch.func.vmap` and `grad`.
+
+    Args:
+        config: its shape.
+        seed: seed, or generator, of the initial weights; the same seed gives the same weights
+            and torch's global generator is left as it was.
+    """
+
+    def __init__(self, config: UNetConfig, seed: int | torch.Generator = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            self._build(config)
+        if not isinstance(seed, torch.Generator):
+            seed = torch.Generator().manual_seed(seed)
+        _initialise(self, seed)
+
+    def _build(self, config: UNetConfig) -> None:
+        stored = [config.base]  # channels of each feature map the way down leaves for the way up
+        self.condition = ConditionEmbedding(config.base, config.classes)
+        self.stem = nn.Conv2d(config.channels, config.base, kernel_size=3, padding=1)
+        self.down = nn.ModuleList(_way_down(config, stored))
+        self.middle = nn.ModuleList(_middle(config, stored[-1]))
+        self.up = nn.ModuleList(_way_up(config, stored))
+        channels = config.base * config.multipliers[0]
+        self.norm_out = group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """Evaluate F.
+
+        Args:
+            x: [B, C, H, W], already scaled by c_in.
+            c_noise: [B], the noise level as the config encodes it.
+            label: [B] integers in 0..classes, `classes` being null; ignored where the network is
+                unconditional.
+
+        Returns:
+            [B, C, H, W].
+        """
+        e_BE = self.condition(c_noise, label)
+        h = self.stem(x)
+        stored = [h]
+        for block in self.down:
+            h = block(h, e_BE)
+            stored.append(h)
+        for block in self.middle:
+            h = block(h, e_BE)
+        for block in self.up:
+            if block.resample == "none":
+                h = torch.cat([h, stored.pop()], dim=1)
+            h = block(h, e_BE)
+        return self.conv_out(functional.silu(self.norm_out(h)))
+
+
+def _way_down(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
+    channels, embedding = config.base, 4 * config.base
+    for level, (resolution, multiplier) in enumerate(
+        zip(config.resolutions, config.multipliers, strict=True)
+    ):
+        if level:
+            yield ResidualBlock(channels, channels, embedding, resample="down")
+            stored.append(channels)
+        for _ in range(config.blocks):
+            attention = resolution in config.attention
+            yield ResidualBlock(channels, config.base * multiplier, embedding, attention=attention)
+            channels = config.base * multiplier
+            stored.append(channels)
+
+
+def _middle(config: UNetConfig, channels: int) -> Iterator[ResidualBlock]:
+    for attention in (True, False):
+        yield ResidualBlock(channels, channels, 4 * config.base, attention=attention)
+
+
+def _way_up(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
+    channels, embedding = stored[-1], 4 * config.base
+    lowest = len(config.multipliers) - 1
+    for level in range(lowest, -1, -1):
+        if level != lowest:
+            yield ResidualBlock(channels, channels, embedding, resample="up")
+        for block in range(config.blocks + 1):
+            last = block == config.blocks
+            yield ResidualBlock(
+                channels + stored.pop(),
+                config.base * config.multipliers[level],
+                embedding,
+                attention=last and config.resolutions[level] in config.attention,
+            )
+            channels = config.base * config.multipliers[level]
+
+
+@torch.no_grad()
+def _initialise(network: UNet, generator: torch.Generator) -> None:
+    """Glorot-uniform weights, zero biases; zero where a residual branch or the network ends."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # As strong as the sinusoids it is added to.
+            nn.init.normal_(module.weight, std=math.sqrt(0.5), generator=generator)
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv1.weight)
+        elif isinstance(module, Attention):
+            module.qkv.weight.mul_(math.sqrt(QKV_VARIANCE))
+            nn.init.zeros_(module.projection.weight)
+    nn.init.zeros_(network.conv_out.weight)
