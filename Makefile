@@ -45,7 +45,7 @@ demo: $(READY)
 	$(BIN)/umbra audit $(DEMO_HOME)/export
 
 bench: $(READY)
-	$(BIN)/python -m tests.bench $(BENCH)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cluster"

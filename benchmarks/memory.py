@@ -62,7 +62,7 @@ def peaks(wanted: Sequence[tuple[str, str, int, int]]) -> Iterator[Peak]:
 
 
 def _measure(name: str, way: str, n: int, micro_batch: int) -> Peak:
-    mib = float(last_line(start("tests.bench.memory", name, way, n, micro_batch)))
+    mib = float(last_line(start("benchmarks.memory", name, way, n, micro_batch)))
     return Peak(_WORKLOADS[name].name, way, n, micro_batch, mib)
 
 

@@ -8,12 +8,12 @@ import pytest
 
 @pytest.fixture(scope="module")
 def subject():
-    return importlib.import_module("tests.bench.orchestration")
+    return importlib.import_module("benchmarks.orchestration")
 
 
 @pytest.fixture(scope="module")
 def orchestrated():
-    return importlib.import_module("tests.bench.orchestrated")
+    return importlib.import_module("benchmarks.orchestrated")
 
 
 def _ends(gaps):
@@ -112,7 +112,7 @@ def test_the_bare_loop_takes_turns(orchestrated, tmp_path):
 
 
 def test_a_turn_that_never_comes_is_an_error(orchestrated, tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.bench.turns._PATIENCE", 0.01)
+    monkeypatch.setattr("benchmarks.turns._PATIENCE", 0.01)
     with pytest.raises(TimeoutError):
         orchestrated.Turns(tmp_path, 0).take()
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def curves():
-    return importlib.import_module("tests.bench.curves")
+    return importlib.import_module("benchmarks.curves")
 
 
 def test_a_line_is_found(curves):

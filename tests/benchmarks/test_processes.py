@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def processes():
-    return importlib.import_module("tests.bench.processes")
+    return importlib.import_module("benchmarks.processes")
 
 
 def test_processor_time_is_that_of_all_descendants(processes, tmp_path):
@@ -53,7 +53,7 @@ def test_peak_memory_is_this_process_own(processes, tmp_path):
 
 def test_a_child_does_not_begin_with_its_parents_peak(processes):
     held = b"x" * 2**28
-    code = "from tests.bench.processes import peak_bytes; print(peak_bytes())"
+    code = "from benchmarks.processes import peak_bytes; print(peak_bytes())"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def worker():
-    return importlib.import_module("tests.bench.worker")
+    return importlib.import_module("benchmarks.worker")
 
 
 def test_a_worker_is_another_process_whose_errors_arrive(worker):

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def subject():
-    return importlib.import_module("tests.bench.evaluation")
+    return importlib.import_module("benchmarks.evaluation")
 
 
 @pytest.mark.parametrize(

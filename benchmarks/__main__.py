@@ -1,4 +1,4 @@
-"""Ratios against peers on this machine: `python -m tests.bench` from the repository's root."""
+"""Ratios against peers on this machine: `python -m benchmarks` from the repository's root."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ _KINDS = ("sections", "rates", "orchestration", "memory", "curves")
 
 def main() -> None:
     """Print each section's table as it is done, and write all of them as JSON and as a picture."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="within minutes, wider spread")
     parser.add_argument(
         "--only",

@@ -200,7 +200,7 @@ def _rounds(timed: Timed) -> tuple[list[float], list[float]]:
 
 
 def _start(way: str, batch: int, steps: int, folder: str) -> subprocess.Popen[str]:
-    return start("tests.bench.orchestrated", way, batch, steps, _BLOCK, folder)
+    return start("benchmarks.orchestrated", way, batch, steps, _BLOCK, folder)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:

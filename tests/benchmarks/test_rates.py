@@ -13,12 +13,12 @@ from synth.unet import Attention, UNet
 
 @pytest.fixture(scope="module")
 def subject():
-    return importlib.import_module("tests.bench.rates")
+    return importlib.import_module("benchmarks.rates")
 
 
 @pytest.fixture(scope="module")
 def workload():
-    module = importlib.import_module("tests.bench.workload")
+    module = importlib.import_module("benchmarks.workload")
     tiny = replace(module.SMALL.network, base=8, multipliers=(1,), attention=())
     return replace(module.SMALL, network=tiny, views=3)
 

@@ -1,6 +1,6 @@
 """One training in a process of its own: as a whole run on Ray, or as the bare loop of its steps.
 
-`python -m tests.bench.orchestrated run|bare|trial BATCH STEPS BLOCK FOLDER` prints a line of JSON.
+`python -m benchmarks.orchestrated run|bare|trial BATCH STEPS BLOCK FOLDER` prints a line of JSON.
 A run and a bare loop that are given the same folder take turns, block by block.
 """
 

@@ -8,12 +8,12 @@ import pytest
 
 @pytest.fixture(scope="module")
 def cases():
-    return importlib.import_module("tests.bench.cases")
+    return importlib.import_module("benchmarks.cases")
 
 
 @pytest.fixture(scope="module")
 def main():
-    return importlib.import_module("tests.bench.__main__")
+    return importlib.import_module("benchmarks.__main__")
 
 
 def test_titles_are_unique_and_kinds_known(cases, main):

@@ -9,12 +9,12 @@ from rich.console import Console
 
 @pytest.fixture
 def timing():
-    return importlib.import_module("tests.bench.timing")
+    return importlib.import_module("benchmarks.timing")
 
 
 @pytest.fixture
 def table():
-    return importlib.import_module("tests.bench.table")
+    return importlib.import_module("benchmarks.table")
 
 
 class Machine:

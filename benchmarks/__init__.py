@@ -1,0 +1,1 @@
+"""The benchmark: ratios against peers, measured on this machine."""
