@@ -23,7 +23,7 @@ class OpacusPeer:
 
     def __init__(self, denoiser: Denoiser, clip_norm: float) -> None:
         self._denoiser = copy.deepcopy(denoiser)
-        self._config = denoiser.config
+        self._config = denoiser.preconditioning
         self._model = GradSampleModule(self._denoiser, loss_reduction="sum", strict=False)
         self._optimizer = DPOptimizer(
             torch.optim.SGD(self._model.parameters(), lr=0.0),

@@ -131,7 +131,7 @@ def least_bytes(workload: Workload, n: int, micro_batch: int, precision: Precisi
 
 def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
     denoiser, records = workload.denoiser(), workload.records(n)
-    loss = DenoisingLoss(denoiser.config, precision)
+    loss = DenoisingLoss(denoiser.preconditioning, precision)
 
     @cache
     def engine(size: int) -> GradientEngine:

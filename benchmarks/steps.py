@@ -34,7 +34,7 @@ def non_private(denoiser: Denoiser, records: tuple[Tensor, ...], micro_batch: in
         levels = sigma.flatten()
         denoised = denoiser(noisy, levels, label.repeat_interleave(views))
         squared = (denoised - image.repeat_interleave(views, 0)).square().sum(dim=(1, 2, 3))
-        ((denoiser.config.weight(levels) * squared).sum() / (n * views)).backward()
+        ((denoiser.preconditioning.weight(levels) * squared).sum() / (n * views)).backward()
     for parameter in denoiser.parameters():
         parameter.grad = None
 

@@ -19,7 +19,7 @@ from privacy.gradients import GradientEngine, choose
 from privacy.gradients.memory import evened, largest_batch, micro_batch
 from privacy.mechanisms import SubsampledGaussian
 from synth.data.shards import to_uint8
-from synth.preconditioning import Denoiser, denoiser_config
+from synth.preconditioning import Denoiser, build_preconditioning
 from synth.samplers import Denoise, Sampler, at_precision, chosen_batch, guided, sampler
 from synth.storage.path import Place
 from synth.training import PRIVATE, Training
@@ -78,7 +78,7 @@ def build_denoiser(spec: Spec | Recipe) -> Denoiser:
     )
     noise = {"p_mean": model.p_mean, "p_std": model.p_std}
     constants = {name: value for name, value in noise.items() if value is not None}
-    return Denoiser(UNet(config), denoiser_config(model.config, **constants))
+    return Denoiser(UNet(config), build_preconditioning(model.config, **constants))
 
 
 def build_sampler(spec: Spec | Recipe) -> Sampler:

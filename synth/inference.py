@@ -255,7 +255,7 @@ def at_precision(
         network = _on_gpu(denoiser.network.to(device), precision)
     else:
         network = channels_last(denoiser.network.to(device), getattr(torch, precision))
-    return Denoiser(network, denoiser.config)
+    return Denoiser(network, denoiser.preconditioning)
 
 
 def _on_gpu(network: nn.Module, precision: str) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from synth.precision import Precision, computing_in
-from synth.preconditioning import DenoiserConfig
+from synth.preconditioning import Preconditioning
 
 
 def require_multiplicity(K: int) -> int:
@@ -30,12 +30,12 @@ def require_multiplicity(K: int) -> int:
 
 
 def draw_views(
-    config: DenoiserConfig, images: Tensor, K: int, generator: torch.Generator
+    preconditioning: Preconditioning, images: Tensor, K: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw K noise levels and noises for each record.
 
     Args:
-        config: gives the noise distribution p(sigma).
+        preconditioning: gives the noise distribution p(sigma).
         images: [N, C, H, W] in [-1, 1]; only shape, dtype and device are used. N may be 0.
         K: noise multiplicity, at least 1.
         generator: on any device; what it draws is moved to the images'.
@@ -52,21 +52,25 @@ def draw_views(
     u_NK = torch.rand((N, K), generator=generator, dtype=torch.float64, device=device)
     u_NK.clamp_(min=2.0**-54)
     normal = torch.randn((N, K, *images.shape[1:]), generator=generator, device=device)
-    return form_views(config, u_NK.to(images.device), normal.to(images.device, images.dtype))
+    return form_views(
+        preconditioning, u_NK.to(images.device), normal.to(images.device, images.dtype)
+    )
 
 
-def form_views(config: DenoiserConfig, u_NK: Tensor, normal_NKCHW: Tensor) -> tuple[Tensor, Tensor]:
+def form_views(
+    preconditioning: Preconditioning, u_NK: Tensor, normal_NKCHW: Tensor
+) -> tuple[Tensor, Tensor]:
     """Turn plain draws into the noise levels and noises of each record's K views.
 
     Args:
-        config: gives the noise distribution p(sigma).
+        preconditioning: gives the noise distribution p(sigma).
         u_NK: [N, K] float64 ~ U(0, 1), neither 0 nor 1.
         normal_NKCHW: [N, K, C, H, W] ~ N(0, I).
 
     Returns:
         sigma [N, K] ~ p(sigma) and noise [N, K, C, H, W] ~ N(0, sigma^2 I), in the normals' dtype.
     """
-    sigma_NK = config.quantile(u_NK).to(normal_NKCHW.dtype)
+    sigma_NK = preconditioning.noise_level_icdf(u_NK).to(normal_NKCHW.dtype)
     return sigma_NK, sigma_NK[:, :, None, None, None] * normal_NKCHW
 
 
@@ -96,13 +100,13 @@ class DenoisingLoss:
     `torch.func.vmap` and `grad`.
 
     Args:
-        config: gives the weighting lambda(sigma); the denoiser's own config.
+        preconditioning: gives the weighting lambda(sigma); the denoiser's own.
         precision: what the network's products and convolutions are computed in; the loss itself
             is float32.
     """
 
-    def __init__(self, config: DenoiserConfig, precision: Precision = "float32") -> None:
-        self.config = config
+    def __init__(self, preconditioning: Preconditioning, precision: Precision = "float32") -> None:
+        self.preconditioning = preconditioning
         self.precision = precision
 
     def __call__(
@@ -128,4 +132,4 @@ class DenoisingLoss:
         with computing_in(self.precision, image.device.type):
             denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
         squared_K = (denoised - image).square().sum(dim=(1, 2, 3))
-        return (self.config.weight(sigma) * squared_K).mean()
+        return (self.preconditioning.weight(sigma) * squared_K).mean()

@@ -12,10 +12,10 @@ from privacy.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
-class DenoiserConfig(ABC):
+class Preconditioning(ABC):
     """One preconditioning, its noise distribution and its loss weighting.
 
-    Subclasses are frozen dataclasses whose fields are the config's constants. None may be measured
+    Subclasses are frozen dataclasses whose fields are its constants. None may be measured
     on the data: that would cost privacy. All functions work element by element and keep shape and
     dtype.
     """
@@ -43,7 +43,7 @@ class DenoiserConfig(ABC):
         """Loss weighting lambda(sigma)."""
 
     @abstractmethod
-    def quantile(self, u: Tensor) -> Tensor:
+    def noise_level_icdf(self, u: Tensor) -> Tensor:
         """Noise level below which p(sigma) has probability u: a draw of it where u ~ U(0, 1).
 
         Args:
@@ -55,20 +55,20 @@ class DenoiserConfig(ABC):
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma, y): a raw network under a config's preconditioning.
+    """D(x; sigma, y): a raw network under a preconditioning.
 
     The network runs in the dtype of its own parameters whatever x is; the sum c_skip x + c_out F
     is formed in the dtype of x, so a sampler may keep its state in float64.
 
     Args:
         network: F(x [B, C, H, W], c_noise [B], label [B] or None) -> [B, C, H, W].
-        config: the preconditioning; `loss.DenoisingLoss` takes the same one.
+        preconditioning: its scales and noise encoding; `loss.DenoisingLoss` takes the same one.
     """
 
-    def __init__(self, network: nn.Module, config: DenoiserConfig) -> None:
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning) -> None:
         super().__init__()
         self.network = network
-        self.config = config
+        self.preconditioning = preconditioning
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """Estimate the clean image.
@@ -81,18 +81,18 @@ class Denoiser(nn.Module):
         Returns:
             [B, C, H, W] in the dtype of x.
         """
+        of = self.preconditioning
         c_skip, c_out, c_in = (
-            c(sigma).to(x.dtype)[:, None, None, None]
-            for c in (self.config.c_skip, self.config.c_out, self.config.c_in)
+            c(sigma).to(x.dtype)[:, None, None, None] for c in (of.c_skip, of.c_out, of.c_in)
         )
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
-        c_noise = self.config.c_noise(sigma).to(dtype)
+        c_noise = of.c_noise(sigma).to(dtype)
         F_BCHW = self.network((c_in * x).to(dtype), c_noise, label)
         return c_skip * x + c_out * F_BCHW.to(x.dtype)
 
 
 @dataclass(frozen=True)
-class EDM(DenoiserConfig):
+class EDM(Preconditioning):
     """Unit-variance inputs and targets at every noise level; ln sigma ~ N(p_mean, p_std^2).
 
     Attributes:
@@ -140,13 +140,13 @@ class EDM(DenoiserConfig):
         """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-    def quantile(self, u: Tensor) -> Tensor:
+    def noise_level_icdf(self, u: Tensor) -> Tensor:
         """exp(p_mean + p_std Phi^-1(u)), the log-normal's (Karras et al. 2022, table 1)."""
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
 
 
 @dataclass(frozen=True)
-class V(DenoiserConfig):
+class V(Preconditioning):
     """The EDM form at sigma_data = 1, with t ~ U(t_min, t_max) and sigma(t) = tan(pi t / 2).
 
     sqrt(cos^-2(pi t/2) - 1), as the paper prints sigma(t), is tan(pi t/2); the latter does not
@@ -210,13 +210,13 @@ class V(DenoiserConfig):
         """(sigma^2 + 1) / sigma^2."""
         return (sigma**2 + 1) / sigma**2
 
-    def quantile(self, u: Tensor) -> Tensor:
+    def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma(t) at t = t_min + (t_max - t_min) u: uniform in t, with which sigma rises."""
         return self.sigma(self.t_min + (self.t_max - self.t_min) * u)
 
 
 @dataclass(frozen=True)
-class VP(DenoiserConfig):
+class VP(Preconditioning):
     """D = x - sigma F, with t ~ U(epsilon_t, 1).
 
     sigma(t) = sqrt(exp(beta_d t^2/2 + beta_min t) - 1).
@@ -281,13 +281,13 @@ class VP(DenoiserConfig):
         """1 / sigma^2."""
         return sigma**-2
 
-    def quantile(self, u: Tensor) -> Tensor:
+    def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma(t) at t = epsilon_t + (1 - epsilon_t) u: uniform in t, with which sigma rises."""
         return self.sigma(self.epsilon_t + (1 - self.epsilon_t) * u)
 
 
 @dataclass(frozen=True)
-class VE(DenoiserConfig):
+class VE(Preconditioning):
     """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max).
 
     Attributes:
@@ -329,30 +329,32 @@ class VE(DenoiserConfig):
         """1 / sigma^2."""
         return sigma**-2
 
-    def quantile(self, u: Tensor) -> Tensor:
+    def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma_min (sigma_max / sigma_min)^u: uniform in ln sigma."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return torch.exp(low + (high - low) * u)
 
 
-CONFIGS: dict[str, type[DenoiserConfig]] = {c.name: c for c in (VP, VE, V, EDM)}
+PRECONDITIONINGS: dict[str, type[Preconditioning]] = {c.name: c for c in (VP, VE, V, EDM)}
 
 
-def denoiser_config(name: str, **constants: Any) -> DenoiserConfig:
-    """Make the config called `name`, with the paper's constants but for those given.
+def build_preconditioning(name: str, **constants: Any) -> Preconditioning:
+    """Make the preconditioning called `name`, with the paper's constants but for those given.
 
     Raises:
-        InvalidRequest: no config of that name, no constant of a given name, or a value that the
-            config refuses.
+        InvalidRequest: none of that name, no constant of a given name, or a value that the
+            preconditioning refuses.
     """
-    if name not in CONFIGS:
-        raise InvalidRequest(f"no denoiser config {name!r}: choose among {', '.join(CONFIGS)}")
-    cls = CONFIGS[name]
+    if name not in PRECONDITIONINGS:
+        raise InvalidRequest(
+            f"no preconditioning {name!r}: choose among {', '.join(PRECONDITIONINGS)}"
+        )
+    cls = PRECONDITIONINGS[name]
     known = [field.name for field in fields(cls)]
     unknown = sorted(set(constants) - set(known))
     if unknown:
         raise InvalidRequest(
-            f"denoiser config {name!r} has no constant {', '.join(unknown)}: "
+            f"preconditioning {name!r} has no constant {', '.join(unknown)}: "
             f"it has {', '.join(known)}"
         )
     return cls(**constants)

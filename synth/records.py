@@ -12,7 +12,7 @@ from privacy.keystream import derive, words_at
 from synth.counter_based import normal, uniform
 from synth.data.shards import from_uint8
 from synth.loss import drop_labels, form_views, require_multiplicity
-from synth.preconditioning import DenoiserConfig
+from synth.preconditioning import Preconditioning
 
 _DOMAIN = "umbra/views/2"
 # Streams of a record's seed.
@@ -45,7 +45,7 @@ class Records:
 
 
 @dataclass(frozen=True)
-class ViewDrawer:
+class NoisedViews:
     """Draws a record's K noised views and drops its label, as a function of (key, step, record).
 
     Nothing depends on which worker asks, in which micro-batch, or on what device but for last bits,
@@ -54,7 +54,7 @@ class ViewDrawer:
     masks are.
 
     Attributes:
-        config: gives p(sigma).
+        preconditioning: gives p(sigma).
         K: noise multiplicity.
         label_dropout: probability with which a record's label is replaced by `null`.
         null: index of the label "none".
@@ -65,7 +65,7 @@ class ViewDrawer:
         InvalidRequest: K is not a positive integer.
     """
 
-    config: DenoiserConfig
+    preconditioning: Preconditioning
     K: int
     label_dropout: float
     null: int
@@ -92,7 +92,7 @@ class ViewDrawer:
             )
             images, labels = records.images[ids_B], records.labels[ids_B]
             sigma, noise = form_views(
-                self.config,
+                self.preconditioning,
                 uniform(seeds_B, _SIGMA, (self.K,)),
                 normal(seeds_B, _NOISE, (self.K, *images.shape[1:])),
             )

@@ -27,7 +27,7 @@ from synth.loss import DenoisingLoss
 from synth.meter import Meter
 from synth.precision import Precision
 from synth.preconditioning import Denoiser
-from synth.records import Records, ViewDrawer
+from synth.records import NoisedViews, Records
 from synth.storage.path import Place
 from synth.warmup import Warmup, release_class_means, train_on_means
 
@@ -128,8 +128,8 @@ class Trainer:
         self._private_gradient = self._make_private_gradient()
         self._ema = EMA(denoiser, training.ema)
         self._optimizer = torch.optim.Adam(denoiser.parameters(), lr=training.learning_rate)
-        self._views = ViewDrawer(
-            denoiser.config,
+        self._views = NoisedViews(
+            denoiser.preconditioning,
             training.views,
             training.label_dropout,
             training.classes,
@@ -137,7 +137,7 @@ class Trainer:
             attempt.number,
         )
         self._owned = np.arange(self._collective.rank, len(records), self._collective.size)
-        self._loss = DenoisingLoss(denoiser.config, training.precision)
+        self._loss = DenoisingLoss(denoiser.preconditioning, training.precision)
         self._step = self._saved = 0
         self._head = ""
 

@@ -74,14 +74,14 @@ def train_on_means(
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records."""
-    loss = DenoisingLoss(denoiser.config)
+    loss = DenoisingLoss(denoiser.preconditioning)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=warmup.learning_rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
     classes = len(means)
     for step in range(warmup.steps):
         labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
         images = means[labels]
-        sigma, noise = draw_views(denoiser.config, images, 1, generator)
+        sigma, noise = draw_views(denoiser.preconditioning, images, 1, generator)
         u = torch.rand(warmup.batch, generator=generator)
         labels = drop_labels(labels, classes, label_dropout, u)
         optimizer.zero_grad()

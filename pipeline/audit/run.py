@@ -91,11 +91,11 @@ def losses(
         canaries: m records on the same device.
         on_progress: called after every canary.
     """
-    loss = DenoisingLoss(denoiser.config)
+    loss = DenoisingLoss(denoiser.preconditioning)
     generator = torch.Generator().manual_seed(_SEED)
     found: list[Tensor] = []
     for image, label in zip(canaries.images, canaries.labels, strict=True):
-        sigma, noise = draw_views(denoiser.config, image[None], _DRAWS, generator)
+        sigma, noise = draw_views(denoiser.preconditioning, image[None], _DRAWS, generator)
         found.append(loss(denoiser, image, label, sigma[0], noise[0]))
         on_progress()
     return torch.stack(found).double().cpu().numpy()

@@ -19,9 +19,9 @@ _EDM_DEFAULTS = {"p_mean": -1.2, "p_std": 1.2}
 
 
 def _configs() -> Iterable[str]:
-    from synth.preconditioning import CONFIGS
+    from synth.preconditioning import PRECONDITIONINGS
 
-    return CONFIGS
+    return PRECONDITIONINGS
 
 
 class Model(Section):

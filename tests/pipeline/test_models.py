@@ -42,11 +42,11 @@ def _spec(**sections: dict[str, Any]) -> Spec:
 
 @pytest.mark.parametrize(("name", "config"), [("edm", EDM), ("vp", VP), ("ve", VE), ("v", V)])
 def test_config_by_name(name: str, config: type) -> None:
-    assert isinstance(build_denoiser(_spec(model={"config": name})).config, config)
+    assert isinstance(build_denoiser(_spec(model={"config": name})).preconditioning, config)
 
 
 def test_noise_distribution_is_the_specs() -> None:
-    config = build_denoiser(_spec(model={"p_mean": -0.4, "p_std": 1.4})).config
+    config = build_denoiser(_spec(model={"p_mean": -0.4, "p_std": 1.4})).preconditioning
     assert isinstance(config, EDM)
     assert (config.p_mean, config.p_std) == (-0.4, 1.4)
 

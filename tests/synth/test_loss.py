@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from privacy.errors import InvalidRequest
 from synth.loss import DenoisingLoss, draw_views, drop_labels
-from synth.preconditioning import CONFIGS, EDM, VE, Denoiser
+from synth.preconditioning import EDM, PRECONDITIONINGS, VE, Denoiser
 from synth.unet import UNet, UNetConfig
 
 N, K, CLASSES = 3, 4, 2
@@ -38,9 +38,9 @@ def labels() -> torch.Tensor:
     return torch.tensor([0, 1, CLASSES])
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", list(PRECONDITIONINGS))
 def test_loss_is_a_naive_loop(name, images, labels):
-    config, network = CONFIGS[name](), Affine()
+    config, network = PRECONDITIONINGS[name](), Affine()
     sigma, noise = draw_views(config, images, K, torch.Generator().manual_seed(1))
     loss = DenoisingLoss(config)
     a, b, c = network.a.item(), network.b.tolist(), network.c.item()
@@ -151,10 +151,10 @@ def test_noise_levels_follow_the_config(images):
     assert p_value(EDM(p_mean=-1.12)) < 1e-4
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", list(PRECONDITIONINGS))
 def test_a_draw_of_zero_is_no_level_of_zero(name, images, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, dtype, **_: torch.zeros(shape, dtype=dtype))
-    sigma, noise = draw_views(CONFIGS[name](), images, K, torch.Generator())
+    sigma, noise = draw_views(PRECONDITIONINGS[name](), images, K, torch.Generator())
     assert (sigma > 0).all()
     assert noise.isfinite().all()
 

@@ -9,7 +9,7 @@ from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
 from synth.counter_based import normal, uniform
 from synth.preconditioning import EDM, V
-from synth.records import Records, ViewDrawer
+from synth.records import NoisedViews, Records
 
 KEY = bytes(range(32))
 CPU = torch.device("cpu")
@@ -23,7 +23,9 @@ def make_records(n=N):
 
 
 def drawer(**changes):
-    return ViewDrawer(**{"config": EDM(), "K": K, "label_dropout": 0.3, "null": NULL} | changes)
+    return NoisedViews(
+        **{"preconditioning": EDM(), "K": K, "label_dropout": 0.3, "null": NULL} | changes
+    )
 
 
 def views(step=0, ids=None, positions=None, records=None, **changes):
@@ -152,7 +154,7 @@ class TestViewDrawer:
         error = 6 / len(log) ** 0.5
         assert abs(log.mean() - config.p_mean) < error * config.p_std
         assert abs(log.std() - config.p_std) < error * config.p_std
-        scaled = normals(views(config=V())).double()
+        scaled = normals(views(preconditioning=V())).double()
         assert abs(scaled.mean()) < 6 / scaled.numel() ** 0.5
         assert abs(scaled.std() - 1) < 6 / scaled.numel() ** 0.5
 

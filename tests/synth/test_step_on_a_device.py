@@ -20,7 +20,7 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.loss import DenoisingLoss
 from synth.preconditioning import EDM, Denoiser
-from synth.records import Records, ViewDrawer
+from synth.records import NoisedViews, Records
 from synth.unet import UNet, UNetConfig
 
 N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
@@ -48,7 +48,7 @@ def step(engine, micro_batch, precision="float32"):
         micro_batch,
     )
     owned = np.arange(N)
-    gather = ViewDrawer(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records, owned)
+    gather = NoisedViews(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records, owned)
     return denoiser, gradient(0, denoiser, DenoisingLoss(EDM(), precision), owned, gather)
 
 

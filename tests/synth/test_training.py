@@ -22,7 +22,7 @@ from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
-from synth.records import Records, ViewDrawer
+from synth.records import NoisedViews, Records
 from synth.training import PRIVATE, WARMUP, Trainer, Training
 from synth.unet import UNet, UNetConfig
 from synth.warmup import Warmup
@@ -270,7 +270,7 @@ def naive_run(seed=4, steps=T):
     average = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
     for step in range(steps):
         mask = PoissonSampler(KEY, 1, Q).mask(step, ids)
-        views = ViewDrawer(EDM(), 2, 0.2, CLASSES, KEY, 1).for_step(step, records, ids)
+        views = NoisedViews(EDM(), 2, 0.2, CLASSES, KEY, 1).for_step(step, records, ids)
         sums = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in average.items()}
         for i in np.flatnonzero(mask):
             record = [part[0] for part in views(np.array([i]))]

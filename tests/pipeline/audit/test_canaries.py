@@ -66,9 +66,11 @@ def test_a_canary_that_is_out_is_as_if_it_were_not_there(engine):
     kept = [0, 1, 2, 3, 6]
 
     def sums(rows):
-        sigma, noise = draw_views(model.config, records.images, 2, torch.Generator().manual_seed(1))
+        sigma, noise = draw_views(
+            model.preconditioning, records.images, 2, torch.Generator().manual_seed(1)
+        )
         parts = (records.images, records.labels, sigma, noise)
-        loss = DenoisingLoss(model.config)
+        loss = DenoisingLoss(model.preconditioning)
         return engine.sum_of_clipped(model, loss, tuple(p[rows] for p in parts), 1.0, 4).sums
 
     with_places, without = sums(list(range(7))), sums(kept)
@@ -109,7 +111,7 @@ def test_a_loss_against_its_definition():
     """For D = 0 the squared error is |x|^2 whatever the noise, 64 for 8x8 pixels of -1 and 1."""
 
     class Nothing:
-        config = EDM()
+        preconditioning = EDM()
 
         def __call__(self, x, sigma, label):
             seen.append(sigma)

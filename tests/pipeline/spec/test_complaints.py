@@ -5,7 +5,7 @@ import pytest
 from eval.classifiers import CLASSIFIERS
 from pipeline.sources import SOURCES
 from pipeline.spec.errors import Problem, SpecError
-from synth.preconditioning import CONFIGS
+from synth.preconditioning import PRECONDITIONINGS
 from synth.samplers import SAMPLERS
 
 
@@ -120,7 +120,8 @@ ONE_PROBLEM = {
     ),
     "unknown config": (
         ("  attention: [4]", "  attention: [4]\n  config: edn"),
-        f"my.yaml:18: model.config: expected {one_of(CONFIGS)}, found 'edn' (did you mean edm?)",
+        f"my.yaml:18: model.config: expected {one_of(PRECONDITIONINGS)}, found 'edn' "
+        "(did you mean edm?)",
     ),
     "p_mean of a config without": (
         ("  attention: [4]", "  attention: [4]\n  config: v\n  p_mean: 0.5"),

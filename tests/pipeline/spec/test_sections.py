@@ -8,7 +8,7 @@ from pipeline.models import build_denoiser
 from pipeline.spec import parse_spec
 from pipeline.spec.synthesize import Synthesize
 from pipeline.spec.train import Train
-from synth.preconditioning import CONFIGS
+from synth.preconditioning import PRECONDITIONINGS
 from synth.samplers import SAMPLERS
 
 
@@ -53,7 +53,7 @@ def test_every_registered_sampler_can_be_asked_for(edited, name):
     assert (section.churn is not None) == (name == "churn")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PRECONDITIONINGS)
 def test_every_registered_config_can_be_asked_for(edited, name):
     model = parse_spec(edited(("  attention: [4]", f"  attention: [4]\n  config: {name}"))).model
     assert model.config == name

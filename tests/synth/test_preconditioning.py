@@ -8,12 +8,14 @@ from scipy import optimize, stats
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.preconditioning import CONFIGS, EDM, VE, VP, Denoiser, V, denoiser_config
+from synth.preconditioning import EDM, PRECONDITIONINGS, VE, VP, Denoiser, V, build_preconditioning
 
 # Standard deviation of the data for which each config's input and target have unit variance.
 SIGMA_DATA = {"vp": 1.0, "ve": None, "v": 1.0, "edm": math.sqrt(1 / 3)}
 
-every = pytest.mark.parametrize("config", [c() for c in CONFIGS.values()], ids=list(CONFIGS))
+every = pytest.mark.parametrize(
+    "config", [c() for c in PRECONDITIONINGS.values()], ids=list(PRECONDITIONINGS)
+)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ class Returns(nn.Module):
     ],
 )
 def test_table(name, expected):
-    config, sigma = CONFIGS[name](), torch.tensor(0.5, dtype=torch.float64)
+    config, sigma = PRECONDITIONINGS[name](), torch.tensor(0.5, dtype=torch.float64)
     found = [
         f(sigma).item()
         for f in (config.c_skip, config.c_out, config.c_in, config.c_noise, config.weight)
@@ -179,19 +181,21 @@ SLIGHTLY_WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", list(PRECONDITIONINGS))
 def test_noise_levels_follow_the_table(name):
     u = torch.rand(20_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    sigma = CONFIGS[name]().quantile(u)
+    sigma = PRECONDITIONINGS[name]().noise_level_icdf(u)
     assert stats.kstest(sigma.numpy(), _cdf(name)).pvalue > 1e-3
-    wrong = CONFIGS[name](**SLIGHTLY_WRONG[name]).quantile(u)
+    wrong = PRECONDITIONINGS[name](**SLIGHTLY_WRONG[name]).noise_level_icdf(u)
     assert stats.kstest(wrong.numpy(), _cdf(name)).pvalue < 1e-6
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", list(PRECONDITIONINGS))
 def test_quantile_is_the_inverse_of_the_tables_distribution(name):
     u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    np.testing.assert_allclose(_cdf(name)(CONFIGS[name]().quantile(u).numpy()), u, atol=1e-9)
+    np.testing.assert_allclose(
+        _cdf(name)(PRECONDITIONINGS[name]().noise_level_icdf(u).numpy()), u, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,14 +208,14 @@ def test_quantile_is_the_inverse_of_the_tables_distribution(name):
 )
 def test_quantile_is_scipys(config, law):
     u = np.concatenate([[2.0**-53, 1e-9], np.linspace(0.001, 0.999, 999), [1 - 1e-9]])
-    np.testing.assert_allclose(config.quantile(torch.from_numpy(u)), law.ppf(u), rtol=1e-9)
+    np.testing.assert_allclose(config.noise_level_icdf(torch.from_numpy(u)), law.ppf(u), rtol=1e-9)
 
 
 @every
 def test_no_draw_is_without_noise(config):
     """Nor infinite: at the ends of what is drawn, and in float32, which the network is told."""
     ends = torch.tensor([[2.0**-54, 0.5], [0.9, 1 - 2.0**-53]], dtype=torch.float64)
-    sigma = config.quantile(ends)
+    sigma = config.noise_level_icdf(ends)
     assert sigma.shape == (2, 2)
     assert sigma.dtype == torch.float64
     assert (sigma.flatten().diff() > 0).all()
@@ -226,12 +230,12 @@ def test_sigma_data_is_not_an_argument_of_any_data():
 
 
 def test_registry():
-    assert list(CONFIGS) == ["vp", "ve", "v", "edm"]
-    assert denoiser_config("edm", p_mean=-2.0) == EDM(p_mean=-2.0)
+    assert list(PRECONDITIONINGS) == ["vp", "ve", "v", "edm"]
+    assert build_preconditioning("edm", p_mean=-2.0) == EDM(p_mean=-2.0)
     with pytest.raises(InvalidRequest, match="vp, ve, v, edm"):
-        denoiser_config("ddpm")
+        build_preconditioning("ddpm")
     with pytest.raises(InvalidRequest, match=r"no constant p_mean.*log_snr_min"):
-        denoiser_config("v", p_mean=-2.0)
+        build_preconditioning("v", p_mean=-2.0)
 
 
 @every
@@ -263,4 +267,4 @@ def test_constants_that_are_not_finite_are_refused(config, bad):
 )
 def test_bad_constants_are_refused(name, constants):
     with pytest.raises(InvalidRequest):
-        denoiser_config(name, **constants)
+        build_preconditioning(name, **constants)
