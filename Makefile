@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test slow cluster faults lint bench clean
+.PHONY: help setup demo test slow cluster faults lint bench house clean
 
 help:
 	@echo "make demo   a private synthetic data set from real digits, end to end"
@@ -19,6 +19,7 @@ help:
 	@echo "make cluster the tests that start clusters of several machines: some ten minutes"
 	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
 	@echo "make lint   the first three only"
+	@echo "make house  the size of the code in numbers, and its tree"
 	@echo "make bench  ratios against peers on this machine: some twenty minutes; BENCH=--quick"
 
 setup: $(READY)
@@ -46,6 +47,9 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+house: $(READY)
+	$(BIN)/python -m benchmarks.house
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cluster"
