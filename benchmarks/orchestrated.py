@@ -30,7 +30,7 @@ from pipeline.runs.engine import execute, submit
 from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget, Reservation
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.keystream import os_key
 from privacy.ledger import Head
 from synth.attempt import Attempt
@@ -151,7 +151,7 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
         replace(training, checkpoint_every=training.steps),
         build_denoiser(spec),
         Records.from_uint8(loaded.images, loaded.labels, torch.device("cpu")),
-        Attempt.start(1, os_key(), spec.privacy.seed, Alone()),
+        Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess()),
         _Unlimited(training.steps, turns),
         folder,
         on_progress=lambda phase, done, total: times.append(monotonic()),

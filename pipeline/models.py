@@ -16,7 +16,7 @@ from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
 from privacy.errors import IntegrityBroken, UmbraError
 from privacy.gradients import GradientEngine, choose
-from privacy.gradients.memory import evened, largest_batch, micro_batch
+from privacy.gradients.memory import balanced_microbatch, largest_batch, micro_batch
 from privacy.mechanisms import SubsampledGaussian
 from synth.data.shards import to_uint8
 from synth.preconditioning import Denoiser, build_preconditioning
@@ -167,7 +167,7 @@ def micro_batch_of(spec: Spec) -> int:
     if _device_type(spec) == "cpu":
         return own or _fitting(spec)
     largest = _largest_batch(spec)
-    return min(own, largest) if own else evened(_fitting(spec), largest)
+    return min(own, largest) if own else balanced_microbatch(_fitting(spec), largest)
 
 
 def _largest_batch(spec: Spec) -> int:

@@ -21,12 +21,12 @@ class Collective(Protocol):
         """Return the sums over all workers, the same on each; every worker must call it."""
         ...
 
-    def from_first(self, value: int) -> int:
+    def broadcast_from_rank0(self, value: int) -> int:
         """Return the value that rank 0 passed; every worker must call it."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One worker and nobody to talk to."""
 
     rank = 0
@@ -36,7 +36,7 @@ class Alone:
         """Return the tensors as they are."""
         return tensors
 
-    def from_first(self, value: int) -> int:
+    def broadcast_from_rank0(self, value: int) -> int:
         """Return the value as it is."""
         return value
 
@@ -56,7 +56,7 @@ class ProcessGroup:
         pairs = zip(tensors.items(), parts, strict=True)
         return {name: part.reshape(tensor.shape) for (name, tensor), part in pairs}
 
-    def from_first(self, value: int) -> int:
+    def broadcast_from_rank0(self, value: int) -> int:
         """Broadcast a whole number from rank 0."""
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         message = torch.tensor([value], dtype=torch.int64, device=device)

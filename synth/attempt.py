@@ -37,10 +37,10 @@ class Attempt:
         The key is fresh whatever the number: two processes that were both told to be attempt 2
         (one of them thought dead) still draw other masks. Only a seed makes it repeat.
         """
-        number = collective.from_first(number)
+        number = collective.broadcast_from_rank0(number)
         if seed is not None:
             return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed)
-        fresh = collective.from_first(secrets.randbits(63))
+        fresh = collective.broadcast_from_rank0(secrets.randbits(63))
         return cls(number, derive(run_key, _START_DOMAIN, fresh))
 
     def noise(self) -> SecureGaussian:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from privacy.clipping import require_positive
-from privacy.collective import Alone, Collective
+from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
 from privacy.gradients import TwoPassEngine, choose
@@ -122,7 +122,7 @@ class Trainer:
         self._attempt = attempt
         self._meter = meter
         self._folder = checkpoints
-        self._collective = collective or Alone()
+        self._collective = collective or SingleProcess()
         self._on_progress = on_progress
         self._noise = attempt.noise()
         self._private_gradient = self._make_private_gradient()
@@ -167,7 +167,7 @@ class Trainer:
     def _restore(self) -> bool:
         found = newest(self._folder).checkpoint
         step = -1 if found is None else found.step
-        if self._collective.from_first(step) != step:
+        if self._collective.broadcast_from_rank0(step) != step:
             raise UmbraError(
                 "the workers found different checkpoints; put the run's folder on storage that "
                 "all of them share"
@@ -191,7 +191,7 @@ class Trainer:
         if warmup is None:
             return
         first = self._collective.rank == 0
-        if not self._collective.from_first(self._meter.remaining(WARMUP) if first else 0):
+        if not self._collective.broadcast_from_rank0(self._meter.remaining(WARMUP) if first else 0):
             # An attempt that died between charge and answer has forfeited the query.
             return
         means = torch.zeros(training.classes, *records.images.shape[1:])
@@ -238,7 +238,7 @@ class Trainer:
             if block > 0:
                 self._head = self._meter.charge(PRIVATE, block)
         # The others hear of the block when it is paid for and not before.
-        return self._collective.from_first(block)
+        return self._collective.broadcast_from_rank0(block)
 
     def _take_step(self) -> None:
         training, denoiser = self._training, self._denoiser

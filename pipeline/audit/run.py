@@ -30,7 +30,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.audit import one_run
 from privacy.budget import Budget, Reservation
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
@@ -337,7 +337,7 @@ def _train(
     checkpoints: Path,
     stage: Stage,
 ) -> dict[str, torch.Tensor]:
-    attempt = Attempt.start(1, os_key(), None, Alone())
+    attempt = Attempt.start(1, os_key(), None, SingleProcess())
     trainer = Trainer(
         training,
         denoiser,

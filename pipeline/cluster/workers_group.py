@@ -15,7 +15,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore
 
-from privacy.collective import Alone, Collective, ProcessGroup
+from privacy.collective import Collective, ProcessGroup, SingleProcess
 
 
 class NoGroup(TorchConfig):
@@ -37,7 +37,7 @@ def workers_group(gpus: float) -> Iterator[Collective]:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     if size == 1:
-        yield Alone()
+        yield SingleProcess()
         return
     torch.distributed.init_process_group(
         _backend(gpus), store=_meet(rank, size), rank=rank, world_size=size

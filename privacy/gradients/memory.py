@@ -49,7 +49,7 @@ def largest_batch(expected: float, records: int) -> int:
     return max(1, min(records, math.ceil(expected + _DEVIATIONS * math.sqrt(expected))))
 
 
-def evened(fitting: int, largest: int) -> int:
+def balanced_microbatch(fitting: int, largest: int) -> int:
     """Return a micro-batch of at most `fitting`, as many of which as are needed make `largest`.
 
     Where every micro-batch is filled up to its size, as on a GPU, few rows are empty then.

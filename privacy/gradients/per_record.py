@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from privacy.gradients.base import RecordLoss, require_scalar, trainable
-from privacy.gradients.grad_samplers import RULES, over_records
+from privacy.gradients.grad_samplers import RULES, batched_apply
 from privacy.gradients.grad_samplers.base import concatenated
 
 Take = Callable[[str, Tensor], None]
@@ -112,7 +112,7 @@ class _ByRule(TorchFunctionMode):
         rule = RULES.get(func)
         bound = rule.bind(*args, **(kwargs or {})) if rule else None
         if rule and bound and self._all_trained(bound[1:]):
-            return over_records(rule.operation, bound)
+            return batched_apply(rule.operation, bound)
         return func(*args, **(kwargs or {}))
 
     def _all_trained(self, weights: tuple[Any, ...]) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import engine
 from privacy.noise import SecureGaussian
@@ -46,7 +46,8 @@ for step in range(3):
 print(json.dumps({
     "rank": group.rank, "size": group.size,
     "a": summed["a"].tolist(), "b": summed["b"].tolist(), "dtype": str(summed["b"].dtype),
-    "own": own["a"].tolist(), "first": [group.from_first(2**62 + rank), group.from_first(-rank)],
+    "own": own["a"].tolist(),
+    "first": [group.broadcast_from_rank0(value) for value in (2**62 + rank, -rank)],
     "steps": steps,
 }))
 torch.distributed.destroy_process_group()
@@ -78,9 +79,9 @@ def gloo(tmp_path_factory):
 
 def test_alone_gives_back_what_it_gets():
     tensors = {"a": torch.ones(2)}
-    assert (Alone().rank, Alone().size) == (0, 1)
-    assert Alone().sum(tensors)["a"] is tensors["a"]
-    assert Alone().from_first(7) == 7
+    assert (SingleProcess().rank, SingleProcess().size) == (0, 1)
+    assert SingleProcess().sum(tensors)["a"] is tensors["a"]
+    assert SingleProcess().broadcast_from_rank0(7) == 7
 
 
 class TestProcessGroup:
@@ -109,7 +110,7 @@ class TestProcessGroup:
             PoissonSampler(bytes(32), 1, 0.5),
             SecureGaussian.seeded(5),
             engine("record"),
-            Alone(),
+            SingleProcess(),
             4,
         )
         for step in range(3):

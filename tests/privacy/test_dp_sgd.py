@@ -16,7 +16,7 @@ from torch import nn
 import privacy.dp_sgd
 import privacy.gradients.clip_and_add
 from privacy.clipping import add_clipped_vector
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, engine
@@ -68,7 +68,7 @@ def private_gradient(
         PoissonSampler(key, attempt, dpsgd.sampling_probability),
         noise or SecureGaussian.seeded(7),
         engine(name),
-        collective or Alone(),
+        collective or SingleProcess(),
         micro_batch,
     )
 
@@ -367,7 +367,7 @@ def noise_on_every_rank(patch):
         rank = 0
 
         def __init__(self, collective):
-            self.sum, self.from_first = collective.sum, collective.from_first
+            self.sum, self.broadcast_from_rank0 = collective.sum, collective.broadcast_from_rank0
 
     def wrong(self, dpsgd, sampler, noise, engine, collective, micro_batch):
         shipped(self, dpsgd, sampler, noise, engine, First(collective), micro_batch)
@@ -563,7 +563,7 @@ class TestPrivateGradient:
                 PoissonSampler(KEY, 1, Q + 1e-9),
                 SecureGaussian(),
                 engine("record"),
-                Alone(),
+                SingleProcess(),
                 4,
             )
 

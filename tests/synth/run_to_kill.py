@@ -22,7 +22,7 @@ import synth.training
 from privacy.accounting import accountant
 from privacy.budget import Budget, Component, Reservation
 from privacy.budget.identity import content_of
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD
 from privacy.errors import BudgetRefused
 from privacy.ledger import Ledger
@@ -202,7 +202,7 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
     )  # fmt: skip
     records = Records.from_uint8(IMAGES, LABELS, torch.device("cpu"))
     run_key = hashlib.sha256(life.run.encode()).digest()
-    attempt = Attempt.start(number, run_key, None, Alone())
+    attempt = Attempt.start(number, run_key, None, SingleProcess())
     meter = Meter(journal, budget, reservation, number)
     denoiser = Denoiser(Network(), EDM())
     Trainer(training, denoiser, records, attempt, meter, Path(life.home, life.run)).run()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.errors import InvalidRequest
 from synth.attempt import Attempt
 
@@ -79,16 +79,16 @@ def test_holds_no_stream_that_could_be_carried_on():
 def test_two_starts_with_one_number_draw_different_masks() -> None:
     """A process thought dead and its successor may both be told to be attempt 2."""
     key = bytes(range(32))
-    first = Attempt.start(2, key, None, Alone())
-    second = Attempt.start(2, key, None, Alone())
+    first = Attempt.start(2, key, None, SingleProcess())
+    second = Attempt.start(2, key, None, SingleProcess())
     assert first.number == second.number == 2
     assert first.key != second.key
     assert first.key != key
 
 
 def test_a_seed_repeats_a_start_whatever_the_run() -> None:
-    first = Attempt.start(1, bytes(32), 7, Alone())
-    second = Attempt.start(1, bytes(range(32)), 7, Alone())
+    first = Attempt.start(1, bytes(32), 7, SingleProcess())
+    second = Attempt.start(1, bytes(range(32)), 7, SingleProcess())
     assert first == second
-    assert first != Attempt.start(1, bytes(32), 8, Alone())
+    assert first != Attempt.start(1, bytes(32), 8, SingleProcess())
     assert first.noise().void

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES, CapturedEngine, clip_and_add, fastest
 from privacy.noise import SecureGaussian
@@ -44,7 +44,7 @@ def step(engine, micro_batch, precision="float32"):
         PoissonSampler(KEY, 1, 1.0),
         SecureGaussian.seeded(0),
         ENGINES[engine] if isinstance(engine, str) else engine,
-        Alone(),
+        SingleProcess(),
         micro_batch,
     )
     owned = np.arange(N)

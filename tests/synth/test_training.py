@@ -331,7 +331,7 @@ def charged_after_the_block(patch):
         block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
         if block and self._collective.rank == 0:
             owed.append(block)
-        return self._collective.from_first(block)
+        return self._collective.broadcast_from_rank0(block)
 
     patch.setattr(Trainer, "_charge_block", wrong)
 
@@ -344,7 +344,7 @@ def one_step_more_than_charged(patch):
 def others_do_not_wait_for_the_charge(patch):
     def wrong(self):
         block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
-        block = self._collective.from_first(block)
+        block = self._collective.broadcast_from_rank0(block)
         if block and self._collective.rank == 0:
             self._meter.charge(PRIVATE, block)
         return block

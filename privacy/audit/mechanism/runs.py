@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from privacy.audit.mechanism.toy import Toy, mean_output
-from privacy.collective import Alone, Collective
+from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import PrivateGradient
 from privacy.gradients import ENGINES, GradientEngine
 from privacy.keystream import os_key
@@ -69,7 +69,7 @@ class _Worker:
         first, *others = self._exchange(tensors)
         return {name: sum((part[name] for part in others), first[name]) for name in tensors}
 
-    def from_first(self, value: int) -> int:
+    def broadcast_from_rank0(self, value: int) -> int:
         """Return the value of rank 0."""
         return int(self._exchange(value)[0])
 
@@ -95,7 +95,7 @@ def run_workers(size: int, work: Callable[[Collective], T]) -> list[T]:
         threading.BrokenBarrierError: where workers did not meet: not all asked for the same sums.
     """
     if size == 1:
-        return [work(Alone())]
+        return [work(SingleProcess())]
     shared = _Shared(size)
 
     def guarded(rank: int) -> T:

@@ -48,7 +48,7 @@ class Rule:
     bind: Callable[..., tuple[Any, ...] | None]
 
 
-def over_records(operation: type[Function], args: tuple[Any, ...]) -> Tensor:
+def batched_apply(operation: type[Function], args: tuple[Any, ...]) -> Tensor:
     """Under vmap, apply a rule's operation to all records at once.
 
     A `Function` with a `vmap` of its own would say the same, but torch.func then walks through

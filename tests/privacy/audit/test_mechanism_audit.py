@@ -166,7 +166,7 @@ class TestWorkers:
     @pytest.mark.parametrize("size", [1, 2, 5])
     def test_sum_over_ranks(self, size):
         def work(collective):
-            values = [collective.from_first(collective.rank + 7)]
+            values = [collective.broadcast_from_rank0(collective.rank + 7)]
             for i in range(3):
                 mine = torch.tensor([collective.rank + 1.0, i])
                 values.append(collective.sum({"a": mine})["a"].tolist())

@@ -7,7 +7,7 @@ from privacy.gradients import ENGINES
 from privacy.gradients.memory import (
     WithinMemory,
     activation_bytes,
-    evened,
+    balanced_microbatch,
     largest_batch,
     micro_batch,
 )
@@ -103,7 +103,7 @@ def test_hardly_a_batch_is_larger_than_the_largest(expected):
 def test_micro_batches_fill_a_large_batch_evenly():
     for largest in range(1, 200):
         for fitting in range(1, 250):
-            size = evened(fitting, largest)
+            size = balanced_microbatch(fitting, largest)
             count = -(-largest // size)
             assert 1 <= size <= fitting
             # No more of them than of the largest that fit, and less than one empty row in each.

@@ -7,7 +7,7 @@ from torch import nn
 from privacy.errors import UmbraError
 from privacy.gradients import ENGINES, per_record, two_pass
 from privacy.gradients.base import trainable
-from privacy.gradients.grad_samplers import RULES, over_records
+from privacy.gradients.grad_samplers import RULES, batched_apply
 from privacy.gradients.two_pass import TwoPassEngine
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
@@ -40,8 +40,8 @@ def test_every_layer_of_the_network_that_ships_runs_by_its_rule(denoiser, record
     used = []
     monkeypatch.setattr(
         per_record,
-        "over_records",
-        lambda operation, args: used.append(operation) or over_records(operation, args),
+        "batched_apply",
+        lambda operation, args: used.append(operation) or batched_apply(operation, args),
     )
     per_record.backward(denoiser, DenoisingLoss(EDM()), records, lambda name, gradients: None)
     layers = [module for module in denoiser.modules() if isinstance(module, WITH_RULES)]
@@ -97,7 +97,7 @@ def test_a_second_pass_that_differs_is_refused(denoiser, records, monkeypatch):
 
 def test_a_rule_has_no_use_without_records():
     with pytest.raises(RuntimeError, match="outside of vmap"):
-        over_records(RULES[nn.functional.linear].operation, (torch.ones(1),))
+        batched_apply(RULES[nn.functional.linear].operation, (torch.ones(1),))
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))

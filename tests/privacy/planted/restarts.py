@@ -14,7 +14,7 @@ import privacy.budget.admission
 from privacy.audit import audit_ledger
 from privacy.budget import Budget, Component
 from privacy.budget.identity import content_of
-from privacy.collective import Alone
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 from privacy.ledger import Ledger
@@ -110,7 +110,7 @@ def findings(folder, trainer=Trainer, attempt=Attempt):
                     Training(ACCOUNTED, STEPS, 2, 0.01, 0.9, 0.1, 1, BLOCK, 1, 8),
                     Denoiser(Network(), EDM()),
                     records,
-                    attempt.start(number, KEY, None, Alone()),
+                    attempt.start(number, KEY, None, SingleProcess()),
                     Meter(budget, reservation, number),
                     folder / "checkpoints",
                     on_progress=on_progress,
