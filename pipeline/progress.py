@@ -26,7 +26,7 @@ from rich.progress import Progress as RichProgress
 
 
 @contextmanager
-def polled(look: Callable[[], object], seconds: float) -> Iterator[None]:
+def run_periodically(look: Callable[[], object], seconds: float) -> Iterator[None]:
     """Call `look` every so many seconds while the block runs; the first time after as many.
 
     What `look` raises would end the looking and be written to the terminal: it must raise nothing.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from pipeline.cli.audit_shown import show_ledger, show_mechanism, show_release, show_run
+from pipeline.cli.audit_view import show_ledger, show_mechanism, show_release, show_run
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
 from pipeline.progress import Progress, SilentProgress, show_progress

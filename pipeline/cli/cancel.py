@@ -8,7 +8,7 @@ from rich.console import Console
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.status import standing
+from pipeline.runs.status import run_status
 
 _SECONDS, _POLL = 60.0, 0.2
 
@@ -43,6 +43,6 @@ def _settle(run: RunDirectory, home: Home) -> dict[str, int]:
     from pipeline.runs import cancel as cancelling
 
     deadline = time.monotonic() + _SECONDS
-    while standing(run).moves and time.monotonic() < deadline:
+    while run_status(run).is_active and time.monotonic() < deadline:
         time.sleep(_POLL)
     return cancelling.give_up(run, home).refunded

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.output import json_option, printable, while_read
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.status import standing
+from pipeline.runs.status import run_status
 
 _SECONDS = 0.5
 _ASK_SECONDS = 2.0  # where a cluster is asked, which is dearer than a look at a file
@@ -34,7 +34,7 @@ def _lines(run: RunDirectory, follow: bool) -> Iterator[str]:
     pause = _ASK_SECONDS if follow and run.state().job else _SECONDS
     while True:
         # Asked before reading: what a run writes just before it ends is not lost.
-        ended = not (follow and standing(run).moves)
+        ended = not (follow and run_status(run).is_active)
         if run.log_path.exists():
             with run.log_path.open("rb") as log:
                 log.seek(read)
@@ -47,7 +47,7 @@ def _lines(run: RunDirectory, follow: bool) -> Iterator[str]:
         if ended:
             if begun:
                 yield begun
-            if not read and not begun and (now := standing(run)).reason:
+            if not read and not begun and (now := run_status(run)).reason:
                 yield f"{run.run_id} is {now.status}: {now.reason}"
             return
         time.sleep(pause)

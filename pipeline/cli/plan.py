@@ -26,11 +26,11 @@ def plan(spec: Path, as_json: bool) -> None:
     Says whether the budget of its data set admits it. Opens no data and changes nothing.
     """
     from pipeline.plan.plan import plan as make_plan
-    from pipeline.plan.quote import quotes
+    from pipeline.plan.quote import budget_quotes
     from pipeline.spec import load_spec
 
     made = make_plan(load_spec(spec))
-    quoted = quotes(made, Home.locate())
+    quoted = budget_quotes(made, Home.locate())
     facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
 
     def show(console: Console) -> None:

@@ -100,10 +100,10 @@ def work_on(
 
 
 def _run_as_job(run: RunDirectory, home: Home, address: str, workers: Workers | None) -> str:
-    from pipeline.runs.submit_job import hand_over
+    from pipeline.runs.submit_job import submit_job
 
     try:
-        return hand_over(run, home, address, workers).submission_id
+        return submit_job(run, home, address, workers).submission_id
     except InvalidRequest:
         raise
     except UmbraError as error:

@@ -8,7 +8,7 @@ from rich.console import Console
 from pipeline.cli.output import emit, json_option, printable, table
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.status import JobAsker, standing
+from pipeline.runs.status import JobClient, run_status
 from privacy.errors import IntegrityBroken
 
 _TO_EXPLAIN = ("interrupted", "silent")  # what no state of the run itself tells
@@ -18,7 +18,7 @@ _TO_EXPLAIN = ("interrupted", "silent")  # what no state of the run itself tells
 @json_option
 def runs(as_json: bool) -> None:
     """List the runs, oldest first."""
-    ask = JobAsker()
+    ask = JobClient()
     found = [_row(run, ask) for run in Home.locate().runs()]
 
     def show(console: Console) -> None:
@@ -34,9 +34,9 @@ def runs(as_json: bool) -> None:
     emit(found, as_json, show)
 
 
-def _row(run: RunDirectory, ask: JobAsker) -> dict[str, Any]:
+def _row(run: RunDirectory, ask: JobClient) -> dict[str, Any]:
     try:
-        state, now = run.state(), standing(run, ask)
+        state, now = run.state(), run_status(run, ask)
     except IntegrityBroken:
         # One damaged run must not hide the others; `umbra status` says what is wrong with it.
         nothing = dict.fromkeys(("reason", "stage", "created"), "")

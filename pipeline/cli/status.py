@@ -7,7 +7,7 @@ from pipeline.cli.output import emit, json_option, pairs, printable
 from pipeline.home import Home
 from pipeline.progress import duration
 from pipeline.runs.state import RunState
-from pipeline.runs.status import standing
+from pipeline.runs.status import run_status
 
 _GO_ON_OR_GIVE_UP = (
     "go on with `umbra resume {run}`, or give what was never charged back with "
@@ -31,7 +31,7 @@ _ADVICE = {
 def status(run_id: str, as_json: bool) -> None:
     """Say where RUN stands, why, and what can be done."""
     run = Home.locate().run(run_id)
-    here = standing(run)
+    here = run_status(run)
     state, now = run.state(), here.status
     advice = _ADVICE[now].format(run=run.run_id)
     done = {record.name: duration(record.seconds) for record in state.stages}

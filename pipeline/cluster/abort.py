@@ -10,13 +10,13 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType, TracebackType
 
-from pipeline.progress import polled
+from pipeline.progress import run_periodically
 from privacy.errors import UmbraError
 
 _PAGE = bytes(4096)
 
 
-def no_room(folder: Path) -> UmbraError | None:
+def disk_write_error(folder: Path) -> UmbraError | None:
     """Return in words why nothing can be written, if so: the disk is full, or out of reach.
 
     Args:
@@ -69,7 +69,7 @@ class raised_if(AbstractContextManager[None]):  # noqa: N801  # is used as a fun
         self._since: float | None = None
         self._woken = -math.inf
         self._reason: UmbraError | None = None
-        self._polled = polled(self._look, _SECONDS)
+        self._polled = run_periodically(self._look, _SECONDS)
 
     def __enter__(self) -> None:
         """Begin to look."""

@@ -17,7 +17,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from safetensors.torch import save as to_safetensors
 
-from pipeline.cluster.abort import no_room, raised_if
+from pipeline.cluster.abort import disk_write_error, raised_if
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, contained
 from pipeline.cluster.capacity import per_worker
@@ -26,7 +26,7 @@ from pipeline.cluster.lean_trainer import LeanTrainer
 from pipeline.cluster.messages import ProgressBoard, Refusal
 from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.models import build_denoiser
-from pipeline.progress import polled
+from pipeline.progress import run_periodically
 from pipeline.runs.dataset_identity import ReservedContent
 from pipeline.spec import Spec
 from pipeline.spec.resources import Resources
@@ -106,10 +106,10 @@ def train(
     try:
         # Ray Train starts the workers of a failed group anew, to hear a refusal again; where none
         # can be started it would try for ever.
-        with polled(show, _SECONDS), raised_if(refused):
+        with run_periodically(show, _SECONDS), raised_if(refused):
             trainer.fit()
     except Exception as error:
-        why = refused() or no_room(job.traces.parent) or UmbraError(_in_words(error))
+        why = refused() or disk_write_error(job.traces.parent) or UmbraError(_in_words(error))
         raise why from None
     else:
         show()

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipeline.progress import polled
+from pipeline.progress import run_periodically
 
 _SECONDS = 3.0
 _LIMIT = 1000
@@ -31,7 +31,7 @@ def told_waiting(tell: Callable[[str], Any]) -> Iterator[None]:
                 told = now
 
     try:
-        with polled(look, _SECONDS):
+        with run_periodically(look, _SECONDS):
             yield
     finally:
         if told:

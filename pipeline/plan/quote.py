@@ -8,7 +8,7 @@ from privacy.errors import BudgetRefused, NoLedger
 from privacy.ledger import Ledger
 
 
-def quotes(plan: Plan, home: Home) -> dict[str, Quote]:
+def budget_quotes(plan: Plan, home: Home) -> dict[str, Quote]:
     """Return the quote of every part of the data set that the plan draws on; changes nothing.
 
     Empty where the data set has no budget yet, or there is no ledger at all.

@@ -12,7 +12,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import give_back
 from pipeline.runs.ledger_access import open_budget
 from pipeline.runs.state import RayJob
-from pipeline.runs.status import ask_to_stop
+from pipeline.runs.status import request_stop
 from privacy.budget import Settlement
 from privacy.errors import InvalidRequest, UmbraError
 
@@ -39,7 +39,7 @@ def cancel(run: RunDirectory) -> bool:
     if state.job is not None:
         return _stop_job(run, state.job)
     if state.process is not None and not state.process.here():
-        ask_to_stop(run)
+        request_stop(run)
         return True
     return False
 

@@ -270,7 +270,7 @@ class RunDirectory:
             yield
 
     @contextmanager
-    def handing_over(self) -> Iterator[None]:
+    def submission_lock(self) -> Iterator[None]:
         """Lets one process at a time hand the run to a cluster; another waits for its turn.
 
         It is not `lock`, which the job takes while this process still writes down that it began.

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Thread
 from time import monotonic
 
-from pipeline.cluster.abort import no_room, raised_if
+from pipeline.cluster.abort import disk_write_error, raised_if
 from pipeline.cluster.authentication import require_token
 from pipeline.cluster.capacity import require_room, this_machine
 from pipeline.cluster.connection import cluster
@@ -23,7 +23,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import INGEST, give_back, ingest
 from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
-from pipeline.runs.status import beating
+from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec
 from pipeline.spec.resources import Workers
 from pipeline.tracking.release import Release
@@ -126,8 +126,8 @@ def execute(
             if address is not None:
                 require_token(address)
             with (
-                beating(run),
-                raised_if(partial(no_room, run.internal)),
+                heartbeat(run),
+                raised_if(partial(disk_write_error, run.internal)),
                 _tracked(partial(_track, run, home, spec, planned, budget)) as tracked,
                 cluster(address, resources.object_store_gib) as there,
             ):

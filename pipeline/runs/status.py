@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.progress import duration, polled
+from pipeline.progress import duration, run_periodically
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RayJob, RunState
 from privacy.errors import UmbraError
@@ -28,7 +28,7 @@ _STOP = "stop-asked"
 
 
 @contextmanager
-def beating(run: RunDirectory) -> Iterator[None]:
+def heartbeat(run: RunDirectory) -> Iterator[None]:
     """Give signs of life during the block; a request to stop arrives in it as SIGTERM."""
     stop, beat = run.path / _STOP, run.path / _BEAT
     stop.unlink(missing_ok=True)  # asked of an earlier process
@@ -42,11 +42,11 @@ def beating(run: RunDirectory) -> Iterator[None]:
                 stop.unlink()
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with polled(look, SECONDS):
+    with run_periodically(look, SECONDS):
         yield
 
 
-def seconds_silent(run: RunDirectory) -> float | None:
+def seconds_since_heartbeat(run: RunDirectory) -> float | None:
     """Return the time since the last sign of life, by this machine's clock; None without one."""
     try:
         return max(0.0, time.time() - (run.path / _BEAT).stat().st_mtime)
@@ -54,12 +54,12 @@ def seconds_silent(run: RunDirectory) -> float | None:
         return None
 
 
-def ask_to_stop(run: RunDirectory) -> None:
+def request_stop(run: RunDirectory) -> None:
     """Ask whoever works on the run, wherever that is, to stop as SIGTERM would."""
     (run.path / _STOP).touch()
 
 
-StandingStatus = Literal[
+StatusName = Literal[
     "created", "queued", "running", "silent", "interrupted", "failed", "cancelled", "done"
 ]
 Ask = Callable[[RayJob], "JobReport"]
@@ -68,23 +68,23 @@ _DIED = "it was killed or lost its machine before it could say why; what was cha
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """A status as a person means it, and why.
 
     Beside the states of `RunState`: "queued" waits for a cluster, "interrupted" died at work, and
     "silent" can neither be reached nor told from dead.
     """
 
-    status: StandingStatus
+    status: StatusName
     reason: str = ""
 
     @property
-    def moves(self) -> bool:
+    def is_active(self) -> bool:
         """Whether something may still come by itself."""
         return self.status in {"queued", "running"}
 
 
-class JobAsker:
+class JobClient:
     """Asks clusters after jobs, one connection for each, and gives up on those out of reach."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class JobAsker:
         return known.report(job)
 
 
-def standing(run: RunDirectory, ask: Ask | None = None) -> Standing:
+def run_status(run: RunDirectory, ask: Ask | None = None) -> RunStatus:
     """Find out where `run` stands.
 
     Args:
@@ -121,35 +121,35 @@ def standing(run: RunDirectory, ask: Ask | None = None) -> Standing:
     """
     state = run.state()
     if state.status == "created":
-        return _handed_over(run, state.job, ask or JobAsker()) if state.job else Standing("created")
+        return _submitted(run, state.job, ask or JobClient()) if state.job else RunStatus("created")
     if state.status == "running":
-        return _at_work(run, state, ask or JobAsker())
-    return Standing(state.status, state.message)
+        return _at_work(run, state, ask or JobClient())
+    return RunStatus(state.status, state.message)
 
 
-def _handed_over(run: RunDirectory, job: RayJob, ask: Ask) -> Standing:
+def _submitted(run: RunDirectory, job: RayJob, ask: Ask) -> RunStatus:
     """Of a run that a job is to begin, and has not."""
     try:
         report = ask(job)
     except UmbraError as error:
-        return Standing("silent", f"{job} was to begin it; {error}")
+        return RunStatus("silent", f"{job} was to begin it; {error}")
     if run.state().status != "created":  # it began while we asked
-        return standing(run, ask)
+        return run_status(run, ask)
     if report.status == "pending":
-        return Standing("queued", f"{job} waits for its turn: {report.words}")
+        return RunStatus("queued", f"{job} waits for its turn: {report.words}")
     if report.status == "running":
-        return Standing("queued", f"{job} is about to begin it")
+        return RunStatus("queued", f"{job} is about to begin it")
     if report.status == "stopped":
-        return Standing("cancelled", f"{job} was stopped before it began the run")
+        return RunStatus("cancelled", f"{job} was stopped before it began the run")
     if report.status == "gone":
         why = "the cluster does not know it, or no longer: was it started anew?"
     else:
         # By far the commonest reason: the job sees another folder of that name.
         why = f"{report.words}. UMBRA_HOME must be the same folder there as here"
-    return Standing("failed", f"{job} ended before it began the run: {why}")
+    return RunStatus("failed", f"{job} ended before it began the run: {why}")
 
 
-def _at_work(run: RunDirectory, state: RunState, ask: Ask) -> Standing:
+def _at_work(run: RunDirectory, state: RunState, ask: Ask) -> RunStatus:
     process, job = state.process, state.job
     if process is not None and process.here():
         return _running(state) if process.alive() else _died(f"process {process.pid}")
@@ -163,26 +163,26 @@ def _at_work(run: RunDirectory, state: RunState, ask: Ask) -> Standing:
     if not report.over:
         return _running(state, f"as {job} {where}")
     if run.state().status != "running":  # it ended while we asked
-        return standing(run, ask)
+        return run_status(run, ask)
     ended = "is gone from its cluster" if report.status == "gone" else f"was {report.status}"
     return _died(f"{job} {ended}; its process")
 
 
-def _running(state: RunState, where: str = "") -> Standing:
+def _running(state: RunState, where: str = "") -> RunStatus:
     if state.waiting:
-        return Standing("queued", state.waiting)
-    return Standing("running", where.strip())
+        return RunStatus("queued", state.waiting)
+    return RunStatus("running", where.strip())
 
 
-def _died(who: str) -> Standing:
-    return Standing("interrupted", f"{who} died: {_DIED}")
+def _died(who: str) -> RunStatus:
+    return RunStatus("interrupted", f"{who} died: {_DIED}")
 
 
-def _by_signs_of_life(run: RunDirectory, state: RunState, where: str) -> Standing:
-    silent = seconds_silent(run)
+def _by_signs_of_life(run: RunDirectory, state: RunState, where: str) -> RunStatus:
+    silent = seconds_since_heartbeat(run)
     if silent is not None and silent < SILENT:
         return _running(state, f"{where}, last sign of life {duration(silent)} ago")
     since = "no sign of life" if silent is None else f"no sign of life for {duration(silent)}"
-    return Standing(
+    return RunStatus(
         "silent", f"it ran {where}: {since}. It died, or its machine is cut off from this folder"
     )

@@ -3,12 +3,12 @@
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RayJob
-from pipeline.runs.status import standing
+from pipeline.runs.status import run_status
 from pipeline.spec.resources import Workers
 from privacy.errors import InvalidRequest
 
 
-def hand_over(
+def submit_job(
     run: RunDirectory, home: Home, address: str, workers: Workers | None = None
 ) -> RayJob:
     """Let a cluster go on with a run as a job of its own, and return the job.
@@ -28,9 +28,9 @@ def hand_over(
     """
     from pipeline.cluster.jobs import Jobs
 
-    with run.handing_over():
-        now = standing(run)
-        if now.moves or now.status == "done":
+    with run.submission_lock():
+        now = run_status(run)
+        if now.is_active or now.status == "done":
             raise InvalidRequest(
                 f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
                 "cannot be handed to a cluster"

@@ -136,15 +136,15 @@ def test_who_does_not_heed_is_woken_again(clock):
 
 
 def test_who_is_woken_in_coming_is_woken_again_at_the_next_look(monkeypatch, clock):
-    polled, heard = subject.polled, []
+    periodic, heard = subject.run_periodically, []
 
     @contextlib.contextmanager
     def looking_at_once(look, seconds):
         look()
-        with polled(look, seconds):
+        with periodic(look, seconds):
             yield
 
-    monkeypatch.setattr(subject, "polled", looking_at_once)
+    monkeypatch.setattr(subject, "run_periodically", looking_at_once)
     with pytest.raises(DataError, match="why"), raised_if(Hopeless(DataError("why")), patience=0):
         with pytest.raises(subject._Woken):
             _wait()
@@ -157,7 +157,7 @@ def test_coming_and_going_are_not_broken_off(monkeypatch):
     passed = []
 
     @contextlib.contextmanager
-    def polled(look, seconds):
+    def run_periodically(look, seconds):
         signal.raise_signal(signal.SIGUSR1)
         passed.append("in")
         try:
@@ -166,7 +166,7 @@ def test_coming_and_going_are_not_broken_off(monkeypatch):
             signal.raise_signal(signal.SIGUSR1)
             passed.append("out")
 
-    monkeypatch.setattr(subject, "polled", polled)
+    monkeypatch.setattr(subject, "run_periodically", run_periodically)
     with raised_if(Hopeless()):
         passed.append("within")
     assert passed == ["in", "within", "out"]

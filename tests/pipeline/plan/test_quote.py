@@ -1,6 +1,6 @@
 from pipeline.home import Home
 from pipeline.plan.plan import plan
-from pipeline.plan.quote import quotes
+from pipeline.plan.quote import budget_quotes
 
 
 def test_a_quote_for_every_part_that_pays(house, blots_spec):
@@ -8,7 +8,7 @@ def test_a_quote_for_every_part_that_pays(house, blots_spec):
     asked = ("  classifiers: [logreg, mlp]", "  classifiers: [logreg]\n  release: dp")
     made = plan(blots_spec(private, asked), trial=False)
     before = house.budget.ledger.head()
-    found = quotes(made, house.home)
+    found = budget_quotes(made, house.home)
     assert set(found) == {"train", "holdout"}
     assert all(quote.admitted and quote.committed == 0 for quote in found.values())
     assert found["train"].asked <= 8.01 and found["holdout"].asked <= 1.01
@@ -17,14 +17,14 @@ def test_a_quote_for_every_part_that_pays(house, blots_spec):
 
 def test_what_is_reserved_counts(house, blots_spec):
     house.reserve(blots_spec())
-    (quote,) = quotes(plan(blots_spec(), trial=False), house.home).values()
+    (quote,) = budget_quotes(plan(blots_spec(), trial=False), house.home).values()
     assert not quote.admitted
     assert quote.together > 8.5 > quote.committed > quote.left
 
 
 def test_no_budget_and_no_ledger_are_no_error(house, blots_spec, tmp_path):
     other = plan(blots_spec(("  name: blots\n", "  name: other\n")), trial=False)
-    assert quotes(other, house.home) == {}
+    assert budget_quotes(other, house.home) == {}
     nowhere = Home.locate({"UMBRA_HOME": str(tmp_path / "nowhere")})
-    assert quotes(plan(blots_spec(), trial=False), nowhere) == {}
+    assert budget_quotes(plan(blots_spec(), trial=False), nowhere) == {}
     assert not (tmp_path / "nowhere").exists()

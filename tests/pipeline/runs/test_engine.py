@@ -16,9 +16,9 @@ from pipeline.cluster.jobs import JobReport
 from pipeline.progress import SilentProgress
 from pipeline.runs import cancel as cancelling
 from pipeline.runs import engine
-from pipeline.runs import submit_job as handing_over
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import ProcessIdentity, RayJob
+from pipeline.runs.submit_job import submit_job
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 
@@ -158,7 +158,7 @@ def test_a_disk_that_stays_full_ends_a_run_that_waits(run, execute, monkeypatch)
         looked.append(folder)
         return UmbraError("nothing can be written")
 
-    monkeypatch.setattr(engine, "no_room", full)
+    monkeypatch.setattr(engine, "disk_write_error", full)
     with pytest.raises(UmbraError, match="nothing can be written"):
         execute(run, lambda *_: threading.Event().wait(60))
     assert (run.state().status, run.state().message) == ("failed", "nothing can be written")
@@ -258,16 +258,16 @@ def test_a_process_elsewhere_is_asked_through_the_folder(run, monkeypatch):
 
 
 def test_a_run_is_handed_to_one_job_at_a_time_and_cancelled_there(house, run, jobs):
-    job = handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+    job = submit_job(run, house.home, "http://10.0.0.9:8265")
     state = run.state()
     assert (state.status, state.job) == ("created", job)
     with pytest.raises(InvalidRequest, match="cannot be handed to a cluster"):
-        handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+        submit_job(run, house.home, "http://10.0.0.9:8265")
     assert cancelling.cancel(run) is True
     assert jobs.stopped == (job.submission_id,)
     assert run.state().status == "cancelled"
     assert cancelling.cancel(run) is False
-    again = handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+    again = submit_job(run, house.home, "http://10.0.0.9:8265")
     assert again.submission_id != job.submission_id
 
 
@@ -278,13 +278,13 @@ def test_of_two_that_hand_a_run_over_at_once_one_is_refused(house, run, jobs, mo
         submitted.append(job.submission_id)
         sleep(0.2)  # the other would come in here
 
-    def hand_over():
+    def submit_it():
         both_look.wait()
-        return handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+        return submit_job(run, house.home, "http://10.0.0.9:8265")
 
     monkeypatch.setattr(jobs, "submit", submit)
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(hand_over) for _ in range(2)]
+        asked = [pool.submit(submit_it) for _ in range(2)]
     refusals = [one.exception() for one in asked if one.exception()]
     assert len(refusals) == 1 and "cannot be handed to a cluster" in str(refusals[0])
     assert submitted == [run.state().job.submission_id]
@@ -294,7 +294,7 @@ def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
     run.update(status="failed", message="the disk is full")
     jobs.refusal = UmbraError("no")
     with pytest.raises(UmbraError, match="no"):
-        handing_over.hand_over(run, house.home, "http://10.0.0.9:8265")
+        submit_job(run, house.home, "http://10.0.0.9:8265")
     state = run.state()
     assert (state.status, state.message, state.job) == ("failed", "the disk is full", None)
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.cluster.jobs import JobReport
 from pipeline.runs import status as heartbeat
 from pipeline.runs.state import ProcessIdentity, RayJob
-from pipeline.runs.status import standing
+from pipeline.runs.status import run_status
 from privacy.errors import UmbraError
 
 GONE = ProcessIdentity(2**22 + 1, "long ago")
@@ -49,7 +49,7 @@ def _beat(run, seconds_ago):
 )
 def test_a_run_that_a_job_is_to_begin(run, ask, status, words):
     run.update(job=JOB)
-    now = standing(run, ask)
+    now = run_status(run, ask)
     assert now.status == status and words in now.reason
 
 
@@ -64,32 +64,32 @@ def test_a_run_that_a_job_is_to_begin(run, ask, status, words):
 )
 def test_a_run_that_a_job_works_on_elsewhere(run, ask, status, words):
     run.update(status="running", process=ELSEWHERE, job=JOB)
-    now = standing(run, ask)
+    now = run_status(run, ask)
     assert now.status == status and words in now.reason
 
 
 @pytest.mark.parametrize("job", [None, JOB])
 def test_who_cannot_be_asked_is_judged_by_signs_of_life(run, job):
     run.update(status="running", process=ELSEWHERE, job=job)
-    assert standing(run, _unreachable).status == "silent"
+    assert run_status(run, _unreachable).status == "silent"
     _beat(run, 3)
-    assert standing(run, _unreachable).status == "running"
+    assert run_status(run, _unreachable).status == "running"
     _beat(run, heartbeat.SILENT + 60)
-    now = standing(run, _unreachable)
+    now = run_status(run, _unreachable)
     assert now.status == "silent" and "no sign of life for 3 min" in now.reason
 
 
 def test_a_process_here_is_looked_up_and_nobody_asked(run):
     run.update(status="running", process=ProcessIdentity.current(), job=JOB)
-    assert standing(run, _unreachable).status == "running"
+    assert run_status(run, _unreachable).status == "running"
     run.update(process=GONE)
-    now = standing(run, _unreachable)
+    now = run_status(run, _unreachable)
     assert now.status == "interrupted" and "stays charged" in now.reason
 
 
 def test_a_run_that_waits_for_room_is_queued(run):
     run.update(status="running", process=ProcessIdentity.current(), waiting="it waits for 2 CPU")
-    assert (standing(run).status, standing(run).reason) == ("queued", "it waits for 2 CPU")
+    assert (run_status(run).status, run_status(run).reason) == ("queued", "it waits for 2 CPU")
 
 
 def test_a_job_that_began_or_ended_while_it_was_asked_after(run):
@@ -99,14 +99,14 @@ def test_a_job_that_began_or_ended_while_it_was_asked_after(run):
         run.update(status="running", process=ProcessIdentity.current())
         return JobReport("running")
 
-    assert standing(run, begins).status == "running"
+    assert run_status(run, begins).status == "running"
     run.update(process=ELSEWHERE)
 
     def ends(job):
         run.update(status="done", process=None)
         return JobReport("succeeded")
 
-    assert standing(run, ends).status == "done"
+    assert run_status(run, ends).status == "done"
 
 
 def test_a_state_of_an_older_version_is_read(run):
@@ -117,4 +117,4 @@ def test_a_state_of_an_older_version_is_read(run):
     state = json.loads(run.state_path.read_text())
     del state["process"]["host"], state["job"], state["jobs"], state["waiting"]
     run.state_path.write_text(json.dumps(state))
-    assert run.state().is_live() and standing(run).status == "running"
+    assert run.state().is_live() and run_status(run).status == "running"

@@ -4,25 +4,25 @@ import tempfile
 
 import pytest
 
-from pipeline.cluster.abort import no_room
+from pipeline.cluster.abort import disk_write_error
 from privacy.errors import UmbraError
 
 
 def test_a_folder_with_room_is_fine_and_nothing_is_left_in_it(tmp_path):
-    assert no_room(tmp_path) is None
+    assert disk_write_error(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
     tmp_path.chmod(0o500)
-    assert str(tmp_path) in str(no_room(tmp_path))
+    assert str(tmp_path) in str(disk_write_error(tmp_path))
 
 
 def test_where_ray_keeps_its_files_is_looked_at_too(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     monkeypatch.setattr(tempfile, "tempdir", str(gone))
-    assert f"{gone} (No such file or directory)" in str(no_room(tmp_path))
+    assert f"{gone} (No such file or directory)" in str(disk_write_error(tmp_path))
 
 
 def test_that_no_folder_for_temporary_files_can_be_used_is_told_too(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_that_no_folder_for_temporary_files_can_be_used_is_told_too(tmp_path, mo
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    assert "No usable temporary directory" in str(no_room(tmp_path))
+    assert "No usable temporary directory" in str(disk_write_error(tmp_path))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def full():
 
 
 def test_a_full_disk_is_told_in_words(tmp_path, full):
-    told = no_room(tmp_path)
+    told = disk_write_error(tmp_path)
     assert isinstance(told, UmbraError)
     assert f"nothing can be written in {tmp_path} (File too large)" in str(told)
     assert "umbra resume" in str(told)

@@ -1,11 +1,11 @@
 import threading
 
-from pipeline.progress import polled
+from pipeline.progress import run_periodically
 
 
 def test_it_looks_until_the_block_ends():
     looked = threading.Semaphore(0)
-    with polled(looked.release, 0.001):
+    with run_periodically(looked.release, 0.001):
         for _ in range(3):
             assert looked.acquire(timeout=60)
     while looked.acquire(blocking=False):
@@ -21,13 +21,13 @@ def test_the_end_waits_for_a_look_under_way():
         threading.Event().wait(0.1)
         ended.set()
 
-    with polled(look, 0.001):
+    with run_periodically(look, 0.001):
         assert begun.wait(60)
     assert ended.is_set()
 
 
 def test_a_short_block_is_not_looked_at():
     looked = threading.Event()
-    with polled(looked.set, 60):
+    with run_periodically(looked.set, 60):
         pass
     assert not looked.is_set()
