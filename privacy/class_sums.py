@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from privacy.clipping import clip_factors, require_positive
+from privacy.clipping import clip_factors
 from privacy.errors import DataError, InvalidRequest
-from privacy.keystream import require_uint64
 from privacy.noise import SecureGaussian, privatize
+from privacy.validation import positive_int, positive_number
 
 _CHUNK = 4096  # records in float64 at a time
 
@@ -65,7 +65,7 @@ def class_means(sums: Tensor, expected_per_class: float) -> Tensor:
     Raises:
         InvalidRequest: if the number is not positive and finite.
     """
-    return sums / require_positive(expected_per_class, "the expected number of records of a class")
+    return sums / positive_number("the expected number of records of a class", expected_per_class)
 
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -79,8 +79,7 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
             f"labels must be int64 with one entry for each of the images, found {labels.ndim} "
             f"dimensions of {labels.dtype}"
         )
-    if require_uint64(classes, "the number of classes") < 1:
-        raise InvalidRequest("the number of classes must be at least 1")
+    positive_int("the number of classes", classes)
     if len(labels) and not bool(((labels >= 0) & (labels < classes)).all()):
         raise DataError(
             f"a label is outside [0, {classes}); make the spec's class list cover the labels"

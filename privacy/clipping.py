@@ -1,28 +1,13 @@
 """Clipping: no record may move a sum by more than the clip norm C, whatever it holds."""
 
-import math
-import sys
-
 import torch
 from torch import Tensor
 
-from privacy.errors import InvalidRequest
+from privacy.validation import positive_number
 
 # Norm, quotient and product are each rounded in float64. This much less than C pays for all of
 # them, so that a clipped float64 vector stays within C itself and not just near it.
 _ROUNDING = 2.0**-40
-
-
-def require_positive(value: float, name: str) -> float:
-    """Return `value` if it is a positive, finite, normal number; `name` is for the error.
-
-    Raises:
-        InvalidRequest: for zero, negative, subnormal, infinite or NaN values and other types.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < sys.float_info.min:
-        raise InvalidRequest(f"{name} must be a positive, finite number, found {value!r}")
-    return float(value)
 
 
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
@@ -41,7 +26,7 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     Raises:
         InvalidRequest: if C is not a positive, finite number.
     """
-    C = require_positive(clip_norm, "the clip norm")
+    C = positive_number("the clip norm", clip_norm)
     norms = norms.to(torch.float64)
     factors = (C / (norms * (1.0 + _ROUNDING))).clamp(max=1.0)
     return torch.where(torch.isfinite(norms), factors, 0.0)

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from privacy.clipping import require_positive
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest
 from privacy.gradients import GradientEngine, RecordLoss
 from privacy.gradients.base import add_to, trainable, zero_sums
-from privacy.keystream import require_uint64
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
 from privacy.poisson import PoissonSampler
+from privacy.validation import positive_int, positive_number
 
 Gather = Callable[[np.ndarray], tuple[Tensor, ...]]
 
@@ -44,9 +43,8 @@ class DPSGD:
     clip_norm: float
 
     def __post_init__(self) -> None:
-        if require_uint64(self.records, "the number of records") < 1:
-            raise InvalidRequest("the number of records must be at least 1")
-        require_positive(self.clip_norm, "the clip norm")
+        positive_int("the number of records", self.records)
+        positive_number("the clip norm", self.clip_norm)
         self.mechanism(1)
 
     @property
@@ -90,8 +88,7 @@ class PrivateGradient:
                 micro-batch is not at least 1.
         """
         # A negative one would leave every record out without a word.
-        if require_uint64(micro_batch, "the micro-batch") < 1:
-            raise InvalidRequest("the micro-batch must be at least 1")
+        positive_int("the micro-batch", micro_batch)
         if sampler.sampling_probability != dpsgd.sampling_probability:
             raise InvalidRequest(
                 f"the sampler draws with q = {sampler.sampling_probability}, but what is "

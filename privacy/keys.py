@@ -8,8 +8,7 @@ import stat
 from pathlib import Path
 
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
-
-KEY_BYTES = 32
+from privacy.validation import KEY_BYTES, key_bytes
 
 
 def load_or_create_key(path: str | Path) -> bytes:
@@ -43,15 +42,8 @@ def key_id(key: bytes) -> str:
     Raises:
         InvalidRequest: where the key has not 32 bytes.
     """
-    require_key(key)
+    key_bytes(key)
     return hmac.digest(key, b"umbra key id 1", hashlib.sha256).hex()[:16]
-
-
-def require_key(key: bytes) -> None:
-    """Refuse anything but 32 bytes. Raises InvalidRequest; its text never holds the key."""
-    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-        raise InvalidRequest(f"A key is {KEY_BYTES} bytes, found {found}.")
 
 
 def _create(path: Path) -> None:

@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 
-from privacy.errors import InvalidRequest
+from privacy.validation import KEY_BYTES, key_bytes, uint64
 
-KEY_BYTES = 32
 _BLOCK_BYTES = 16
 _WORD_BYTES = 8
 
@@ -25,26 +24,6 @@ _WORD_BYTES = 8
 def os_key() -> bytes:
     """Return a fresh 32-byte key from the operating system's generator."""
     return os.urandom(KEY_BYTES)
-
-
-def require_key(key: bytes) -> bytes:
-    """Return `key` if it is 32 bytes, else raise `InvalidRequest` (which never shows the key)."""
-    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        found = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-        raise InvalidRequest(f"a key must be {KEY_BYTES} bytes, found {found}; use os_key()")
-    return key
-
-
-def require_uint64(value: int, name: str) -> int:
-    """Return `value` as a plain int if it is a whole number in [0, 2**64), else raise.
-
-    Raises:
-        InvalidRequest: for a bool, another type, or a number out of range.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 0 <= int(value) < 1 << 64:
-        raise InvalidRequest(f"{name} must be a whole number in [0, 2**64), found {value!r}")
-    return int(value)
 
 
 def derive(key: bytes, domain: str, *context: int) -> bytes:
@@ -60,8 +39,8 @@ def derive(key: bytes, domain: str, *context: int) -> bytes:
     label = domain.encode()
     message = len(label).to_bytes(8, "big") + label
     for number in context:
-        message += require_uint64(number, "a number of a key's context").to_bytes(8, "big")
-    digest = hashlib.blake2b(message, digest_size=KEY_BYTES, key=require_key(key))
+        message += uint64("a number of a key's context", number).to_bytes(8, "big")
+    digest = hashlib.blake2b(message, digest_size=KEY_BYTES, key=key_bytes(key))
     return digest.digest()
 
 
@@ -80,7 +59,7 @@ def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
     blocks[:, 0] = indices.reshape(-1)
     # One call on distinct counter blocks is counter mode with our own counter: ECB hides nothing
     # here because there is no plaintext to hide.
-    encryptor = Cipher(AES(require_key(key)), ECB()).encryptor()  # noqa: S305
+    encryptor = Cipher(AES(key_bytes(key)), ECB()).encryptor()  # noqa: S305
     encrypted = np.frombuffer(encryptor.update(blocks.tobytes()), dtype="<u8")
     return encrypted.reshape(-1, 2)[:, 0].astype(np.uint64).reshape(indices.shape)
 
@@ -95,7 +74,7 @@ class KeyStream:
     def __init__(self, key: bytes) -> None:
         """Start at the first word of the AES-256-CTR stream of `key`."""
         # The counter starts at zero: a key must never start two streams.
-        self._encryptor = Cipher(AES(require_key(key)), CTR(bytes(_BLOCK_BYTES))).encryptor()
+        self._encryptor = Cipher(AES(key_bytes(key)), CTR(bytes(_BLOCK_BYTES))).encryptor()
         self._process = os.getpid()
 
     def words(self, count: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from privacy.errors import InvalidRequest
-from privacy.validation import positive_number, probability, step_count
+from privacy.validation import positive_int, positive_number, probability
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SubsampledGaussian(Repeatable):
         object.__setattr__(self, "sampling_probability", q)
         sigma = positive_number("noise_multiplier", self.noise_multiplier)
         object.__setattr__(self, "noise_multiplier", sigma)
-        object.__setattr__(self, "steps", step_count("steps", self.steps))
+        object.__setattr__(self, "steps", positive_int("steps", self.steps))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Gaussian(Repeatable):
     def __post_init__(self) -> None:
         sigma = positive_number("noise_multiplier", self.noise_multiplier)
         object.__setattr__(self, "noise_multiplier", sigma)
-        object.__setattr__(self, "steps", step_count("steps", self.steps))
+        object.__setattr__(self, "steps", positive_int("steps", self.steps))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class DiscreteLaplace(Repeatable):
     def __post_init__(self) -> None:
         scale = positive_number("noise_multiplier", self.noise_multiplier)
         object.__setattr__(self, "noise_multiplier", scale)
-        object.__setattr__(self, "steps", step_count("steps", self.steps))
+        object.__setattr__(self, "steps", positive_int("steps", self.steps))
 
     @property
     def step_epsilon(self) -> float:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privacy.clipping import require_positive
 from privacy.errors import InvalidRequest
-from privacy.keystream import KEY_BYTES, KeyStream, derive, os_key, require_uint64
+from privacy.keystream import KEY_BYTES, KeyStream, derive, os_key
+from privacy.validation import positive_number, uint64
 
 _GUARD = 4  # standard normals that are added for one output
 _BLOCK = 1 << 13  # columns of words at a time: small enough to stay in the cache
@@ -66,7 +66,7 @@ class SecureGaussian:
             InvalidRequest: if the seed is not a whole number in [0, 2**64).
         """
         noise = cls()
-        noise._stream = KeyStream(derive(bytes(KEY_BYTES), _SEEDED, require_uint64(seed, "a seed")))
+        noise._stream = KeyStream(derive(bytes(KEY_BYTES), _SEEDED, uint64("a seed", seed)))
         noise._void = True
         return noise
 
@@ -77,7 +77,7 @@ class SecureGaussian:
 
     def standard_normal(self, size: int) -> np.ndarray:
         """Return `size` independent draws from N(0, 1) as a float64 array."""
-        size = require_uint64(size, "the number of draws")
+        size = uint64("the number of draws", size)
         drawn = np.empty(size)
         for start in range(0, size, 2 * _BLOCK):
             count = min(2 * _BLOCK, size - start)
@@ -92,7 +92,7 @@ class SecureGaussian:
         Raises:
             InvalidRequest: if the standard deviation is not a positive, finite number.
         """
-        std = require_positive(std, "the standard deviation of noise")
+        std = positive_number("the standard deviation of noise", std)
         draws = self.standard_normal(math.prod(shape))
         draws *= std  # by numpy: torch would start a team of threads beside those of the step
         return torch.from_numpy(draws).reshape(shape)
@@ -115,8 +115,8 @@ def noise_like(
     Raises:
         InvalidRequest: if C or sigma is not positive and finite.
     """
-    C = require_positive(clip_norm, "the clip norm")
-    sigma = require_positive(noise_multiplier, "the noise multiplier")
+    C = positive_number("the clip norm", clip_norm)
+    sigma = positive_number("the noise multiplier", noise_multiplier)
     return {name: noise.gaussian(tuple(total.shape), sigma * C) for name, total in sums.items()}
 
 

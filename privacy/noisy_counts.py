@@ -8,7 +8,8 @@ from fractions import Fraction
 from numbers import Integral
 
 from privacy.errors import InvalidRequest
-from privacy.mechanisms import DiscreteLaplace, probability, step_count
+from privacy.mechanisms import DiscreteLaplace
+from privacy.validation import open_probability, positive_int
 
 
 def discrete_laplace(scale: Fraction) -> int:
@@ -119,7 +120,7 @@ def noisy_counts(
         InvalidRequest: for a bad value; the text holds no count.
     """
     checked = [_checked(count) for count in counts]
-    scale = _scale(mechanism, step_count("sensitivity", sensitivity))
+    scale = _scale(mechanism, positive_int("sensitivity", sensitivity))
     reach = noise_quantile(scale, confidence)
     released = [count + discrete_laplace(scale) for count in checked]
     return tuple(
@@ -146,8 +147,8 @@ def accuracy_interval(
     Raises:
         InvalidRequest: for a bad value.
     """
-    total = step_count("total", total)
-    error = 1.0 - _confidence(confidence)
+    total = positive_int("total", total)
+    error = 1.0 - open_probability("confidence", confidence)
     scale = _scale(mechanism, 1)
     reach = noise_quantile(scale, confidence)
     wider = noise_quantile(scale, 1.0 - error / 2)
@@ -180,7 +181,7 @@ def noise_quantile(scale: Fraction | float, confidence: float) -> int:
     Raises:
         InvalidRequest: for a confidence outside (0, 1).
     """
-    error = 1.0 - _confidence(confidence)
+    error = 1.0 - open_probability("confidence", confidence)
     # log(2 / ((1 + a) error)) is how many scales w + 1 has to reach.
     b = float(scale)
     scales = math.log(2 / error) - math.log1p(math.exp(-1 / b))
@@ -200,13 +201,6 @@ def _scale(mechanism: DiscreteLaplace, sensitivity: int) -> Fraction:
             "which would drown any count. Give less noise."
         )
     return scale
-
-
-def _confidence(value: float) -> float:
-    number = probability("confidence", value)
-    if number == 1.0:
-        raise InvalidRequest("confidence: expected a number below 1, found 1.")
-    return number
 
 
 def _checked(count: object) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from privacy.errors import InvalidRequest
-from privacy.keystream import derive, require_key, require_uint64, words_at
+from privacy.keystream import derive, words_at
+from privacy.validation import key_bytes, uint64
 
 _DOMAIN = "umbra/poisson/1"
 
@@ -32,8 +33,8 @@ class PoissonSampler:
     sampling_probability: float
 
     def __post_init__(self) -> None:
-        require_key(self.key)
-        require_uint64(self.attempt, "the attempt")
+        key_bytes(self.key)
+        uint64("the attempt", self.attempt)
         q = self.sampling_probability
         number = isinstance(q, int | float) and not isinstance(q, bool)
         # Below 2**-64 the rounded probability would be zero: a sampler that never samples.
@@ -53,7 +54,7 @@ class PoissonSampler:
         Raises:
             InvalidRequest: if the step or the ids are not such numbers.
         """
-        step_key = derive(self.key, _DOMAIN, self.attempt, require_uint64(step, "the step"))
+        step_key = derive(self.key, _DOMAIN, self.attempt, uint64("the step", step))
         if record_ids.dtype != np.int64 or record_ids.ndim != 1:
             raise InvalidRequest(
                 "record ids must be a one-dimensional int64 array, found "

@@ -1,4 +1,8 @@
-"""Checks of numbers and names that cross a public interface."""
+"""Validation of values that cross a public interface: every check returns the value it accepts.
+
+Each check takes the name by which its error calls the value, then the value, and raises
+`InvalidRequest` with what was expected and what was found.
+"""
 
 import math
 import numbers
@@ -12,122 +16,148 @@ from privacy.errors import InvalidRequest
 # Every integer up to here is exact in a double and in JSON.
 MAX_STEPS = 2**53
 
+KEY_BYTES = 32
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_MAX_TEXT = 256
+
 
 def positive_number(name: str, value: object) -> float:
-    """Returns `value` as a float if it is a positive, finite, normal number.
+    """Return `value` as a float if it is a positive, finite, normal real number.
 
-    Args:
-        name: what the number is called in the error.
-        value: any real number; booleans and strings are not numbers here.
+    Booleans, strings and tensors are not numbers here.
 
     Raises:
-        InvalidRequest: for anything else. Subnormal numbers are refused because their relative
-            precision is too poor to account with.
+        InvalidRequest: for anything else.
+
+    >>> positive_number("epsilon", 8)
+    8.0
+    >>> positive_number("epsilon", float("nan"))
+    Traceback (most recent call last):
+    privacy.errors.InvalidRequest: epsilon: expected a positive, finite number, found nan.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidRequest(
-            f"{name}: expected a positive number, found {value!r} ({type(value).__name__})."
+            f"{name}: expected a positive number, found {_shown(value)} ({type(value).__name__})."
         )
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
+    # Subnormal numbers are refused: their relative precision is too poor to account with.
     if not math.isfinite(number) or number < sys.float_info.min:
+        subnormal = " that is not subnormal" if 0 < number < 1 else ""
         raise InvalidRequest(
-            f"{name}: expected a positive, finite number that is not subnormal, found {number!r}."
+            f"{name}: expected a positive, finite number{subnormal}, found {number!r}."
         )
     return number
 
 
 def probability(name: str, value: object) -> float:
-    """Returns `value` as a float in (0, 1]; raises InvalidRequest for anything else."""
+    """Return `value` as a float in (0, 1]; raise InvalidRequest for anything else."""
     number = positive_number(name, value)
     if number > 1.0:
         raise InvalidRequest(f"{name}: expected a probability in (0, 1], found {number!r}.")
     return number
 
 
-def step_count(name: str, value: object) -> int:
-    """Returns `value` as an int in [1, MAX_STEPS]; raises InvalidRequest for anything else."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def open_probability(name: str, value: object) -> float:
+    """Return `value` as a float in (0, 1), as a δ must be; raise InvalidRequest otherwise."""
+    number = positive_number(name, value)
+    if number >= 1.0:
+        raise InvalidRequest(f"{name}: expected a number between 0 and 1, found {number!r}.")
+    return number
+
+
+def whole_number(name: str, value: object, least: int = 0) -> int:
+    """Return `value` as an int in [least, MAX_STEPS]; raise InvalidRequest for anything else.
+
+    >>> whole_number("records", 60_000, least=1)
+    60000
+    """
+    return _integer(name, value, least, MAX_STEPS, "2**53")
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return `value` as an int in [1, MAX_STEPS]; raise InvalidRequest for anything else."""
+    return whole_number(name, value, least=1)
+
+
+def uint64(name: str, value: object) -> int:
+    """Return `value` as an int in [0, 2**64); raise InvalidRequest for anything else."""
+    return _integer(name, value, 0, 2**64 - 1, "2**64 - 1")
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` if it is a bool; raise InvalidRequest for anything else."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name}: expected true or false, found {_shown(value)}.")
+    return value
+
+
+def identifier(name: str, value: object) -> str:
+    """Return a name of letters, digits and `._/-`; raise InvalidRequest for anything else."""
+    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
         raise InvalidRequest(
-            f"{name}: expected a whole number, found {value!r} ({type(value).__name__})."
-        )
-    count = int(value)
-    if not 1 <= count <= MAX_STEPS:
-        # Python refuses to write integers of thousands of digits: past 2**53 the size says enough.
-        found = f"{count}" if count.bit_length() < 64 else f"one of {count.bit_length()} bits"
-        raise InvalidRequest(f"{name}: expected a number from 1 to 2**53, found {found}.")
-    return count
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-_LONGEST = 256
-
-
-def name(value: Any, what: str) -> str:
-    """Return a name of letters, digits and `._/-`. Raises InvalidRequest on anything else."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise InvalidRequest(
-            f"{what} must be 1 to 128 letters, digits or any of . _ / - and begin with a letter "
+            f"{name}: expected 1 to 128 letters, digits or any of . _ / - and first a letter "
             f"or a digit, found {_shown(value)}."
         )
     return value
 
 
-def line(value: Any, what: str) -> str:
-    """Return a printable text of 1 to 256 characters. Raises InvalidRequest on anything else."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable():
-        raise InvalidRequest(f"{what} must be 1 to {_LONGEST} printable characters.")
-    return value
-
-
-def sha256(value: Any, what: str) -> str:
-    """Return 64 hex digits. Raises InvalidRequest on anything else."""
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise InvalidRequest(f"{what} must be SHA-256 as 64 lower-case hex digits.")
-    return value
-
-
-def count(value: Any, what: str, least: int = 1) -> int:
-    """Return an int from `least` to 2**53. Raises InvalidRequest on anything else, bools too."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not least <= value <= MAX_STEPS:
+def text_line(name: str, value: object) -> str:
+    """Return a printable text of 1 to 256 characters; raise InvalidRequest for anything else."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
         raise InvalidRequest(
-            f"{what} must be a whole number from {least} to 2**53, found {_shown(value)}."
+            f"{name}: expected 1 to {_MAX_TEXT} printable characters, found {_shown(value)}."
         )
-    return int(value)
-
-
-def flag(value: Any, what: str) -> bool:
-    """Return a bool. Raises InvalidRequest on anything else."""
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{what} must be true or false, found {_shown(value)}.")
     return value
 
 
-def steps_by_component(value: Any, what: str) -> dict[str, int]:
-    """Return steps of at least 0 by component. Raises InvalidRequest on anything else."""
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{what} must be numbers by component, found {type(value).__name__}.")
-    return {
-        name(component, "A component's name"): count(
-            steps, f"{what} of {_shown(component)}", least=0
+def sha256(name: str, value: object) -> str:
+    """Return a SHA-256 as 64 lower-case hex digits; raise InvalidRequest for anything else."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise InvalidRequest(
+            f"{name}: expected a SHA-256 as 64 lower-case hex digits, found {_shown(value)}."
         )
+    return value
+
+
+def key_bytes(value: object) -> bytes:
+    """Return a key of 32 bytes; raise InvalidRequest, which never shows the key, otherwise."""
+    if not isinstance(value, bytes) or len(value) != KEY_BYTES:
+        found = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
+        raise InvalidRequest(f"key: expected {KEY_BYTES} bytes, found {found}.")
+    return value
+
+
+def steps_by_component(name: str, value: object) -> dict[str, int]:
+    """Return numbers of steps, each at least 0, by component; raise InvalidRequest otherwise."""
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(
+            f"{name}: expected numbers by component, found {type(value).__name__}."
+        )
+    return {
+        identifier("component", component): whole_number(f"{name} of {_shown(component)}", steps)
         for component, steps in value.items()
     }
 
 
-def probability_like(value: Any, what: str) -> float:
-    """Return a normal float strictly between 0 and 1. Raises InvalidRequest on anything else."""
-    number = positive_number(what, value)
-    if number >= 1.0:
-        raise InvalidRequest(f"{what} must be below 1, found {number!r}.")
+def _integer(name: str, value: object, least: int, most: int, most_shown: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidRequest(
+            f"{name}: expected a whole number, found {_shown(value)} ({type(value).__name__})."
+        )
+    number = int(value)
+    if not least <= number <= most:
+        raise InvalidRequest(
+            f"{name}: expected a whole number from {least} to {most_shown}, found {_shown(number)}."
+        )
     return number
 
 
 def _shown(value: Any) -> str:
     try:
-        return repr(value)[:_LONGEST]
+        return repr(value)[:_MAX_TEXT]
     except ValueError:  # Python refuses to write integers of thousands of digits
         return "a number of thousands of digits"

@@ -7,8 +7,9 @@ from typing import Self
 import torch
 
 from privacy.collective import Collective
-from privacy.keystream import KEY_BYTES, derive, require_key
+from privacy.keystream import KEY_BYTES, derive
 from privacy.noise import SecureGaussian
+from privacy.validation import key_bytes
 
 _NOISE_DOMAIN = "umbra/attempt-noise/1"
 _PUBLIC_DOMAIN = "umbra/attempt-public/1"
@@ -48,10 +49,10 @@ class Attempt:
         if self.seed is None:
             return SecureGaussian()
         # Even rehearsals never use a noise stream twice: the attempt is part of its seed.
-        key = derive(require_key(self.key), _NOISE_DOMAIN, self.seed, self.number)
+        key = derive(key_bytes(self.key), _NOISE_DOMAIN, self.seed, self.number)
         return SecureGaussian.seeded(int.from_bytes(key[:8], "big"))
 
     def generator(self) -> torch.Generator:
         """Return a generator for what needs no privacy: weights and the warm-up's own draws."""
-        key = derive(require_key(self.key), _PUBLIC_DOMAIN, self.number)
+        key = derive(key_bytes(self.key), _PUBLIC_DOMAIN, self.number)
         return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)

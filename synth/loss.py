@@ -14,19 +14,9 @@ import torch
 from torch import Tensor
 
 from privacy.errors import InvalidRequest
+from privacy.validation import positive_int
 from synth.precision import Precision, computing_in
 from synth.preconditioning import Preconditioning
-
-
-def require_multiplicity(K: int) -> int:
-    """Return K if it can be a noise multiplicity, else raise.
-
-    Raises:
-        InvalidRequest: K is not a positive integer.
-    """
-    if isinstance(K, bool) or not isinstance(K, int) or K < 1:
-        raise InvalidRequest(f"noise multiplicity K must be a positive integer, found {K!r}")
-    return K
 
 
 def draw_views(
@@ -46,7 +36,7 @@ def draw_views(
     Raises:
         InvalidRequest: K is not a positive integer.
     """
-    N, K = len(images), require_multiplicity(K)
+    N, K = len(images), positive_int("noise multiplicity K", K)
     device = generator.device
     # torch may draw 0 itself, where no noise level need be positive.
     u_NK = torch.rand((N, K), generator=generator, dtype=torch.float64, device=device)

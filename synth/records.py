@@ -9,9 +9,10 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
+from privacy.validation import positive_int
 from synth.counter_based import normal, uniform
 from synth.data.shards import from_uint8
-from synth.loss import drop_labels, form_views, require_multiplicity
+from synth.loss import drop_labels, form_views
 from synth.preconditioning import Preconditioning
 
 _DOMAIN = "umbra/views/2"
@@ -73,7 +74,7 @@ class NoisedViews:
     attempt: int = 0
 
     def __post_init__(self) -> None:
-        require_multiplicity(self.K)
+        positive_int("noise multiplicity K", self.K)
 
     def for_step(
         self, step: int, records: Records, record_ids: np.ndarray

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privacy.clipping import require_positive
 from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
 from privacy.gradients import TwoPassEngine, choose
 from privacy.gradients.memory import WithinMemory
-from privacy.mechanisms import step_count
 from privacy.poisson import PoissonSampler
+from privacy.validation import positive_int, positive_number
 from synth.attempt import Attempt
 from synth.checkpoint import Checkpoint, keep_last, newest, save
 from synth.ema import EMA
@@ -76,8 +75,8 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            step_count(name, getattr(self, name))
-        require_positive(self.learning_rate, "the learning rate")
+            positive_int(name, getattr(self, name))
+        positive_number("the learning rate", self.learning_rate)
         if not 0 <= self.label_dropout <= 1:
             raise InvalidRequest(f"label_dropout must lie in [0, 1], found {self.label_dropout}")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privacy.errors import InvalidRequest
+from privacy.validation import positive_int, whole_number
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -185,9 +186,9 @@ class UNetConfig:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
         object.__setattr__(self, "attention", tuple(self.attention))
         for name, least in {"size": 1, "channels": 1, "base": 4, "blocks": 1, "classes": 0}.items():
-            _require_integer(name, getattr(self, name), least)
+            whole_number(name, getattr(self, name), least)
         for multiplier in self.multipliers:
-            _require_integer("multipliers", multiplier, 1)
+            positive_int("multipliers", multiplier)
         self._check_levels()
 
     def _check_levels(self) -> None:
@@ -220,11 +221,6 @@ class UNetConfig:
     def null_label(self) -> int:
         """The label index that stands for "no label"."""
         return self.classes
-
-
-def _require_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidRequest(f"{name} must be an integer of at least {least}, found {value!r}")
 
 
 class UNet(nn.Module):

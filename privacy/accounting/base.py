@@ -8,13 +8,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from typing import ClassVar, NamedTuple, Protocol
 
 from privacy.errors import InvalidRequest
-from privacy.mechanisms import (
-    MECHANISMS,
-    Gaussian,
-    Mechanism,
-    SubsampledGaussian,
-    positive_number,
-)
+from privacy.mechanisms import MECHANISMS, Gaussian, Mechanism, SubsampledGaussian
 
 # Enough digits for the exact decimal expansion of any double.
 _EXACT = Context(prec=1100)
@@ -125,11 +119,3 @@ def merge_gaussians(steps: Sequence[Steps]) -> list[Steps]:
     rest = [s for s in steps if not isinstance(s.step, Gaussian)]
     root_precision = math.hypot(*(math.sqrt(n) / step.noise_multiplier for step, n in plain))
     return [*rest, Steps(Gaussian(1.0 / root_precision), 1)]
-
-
-def check_delta(delta: float) -> float:
-    """Returns `delta` as a float in (0, 1); raises InvalidRequest for anything else."""
-    number = positive_number("delta", delta)
-    if number >= 1.0:
-        raise InvalidRequest(f"delta: expected a number between 0 and 1, found {number!r}.")
-    return number

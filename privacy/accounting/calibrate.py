@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from privacy.accounting import accountant as accountant_called
-from privacy.accounting.base import check_delta
 from privacy.errors import InvalidRequest
-from privacy.mechanisms import Mechanism, SubsampledGaussian, positive_number
+from privacy.mechanisms import Mechanism, SubsampledGaussian
+from privacy.validation import open_probability, positive_number
 
 # More noise than this leaves nothing of any gradient.
 _MOST_NOISE = 1e6
@@ -41,7 +41,7 @@ def noise_multiplier(
             alone costs more or the target is too small for so many steps.
     """
     target = positive_number("target_epsilon", target_epsilon)
-    delta = check_delta(delta)
+    delta = open_probability("delta", delta)
     slack = target / 1000 if tolerance is None else positive_number("tolerance", tolerance)
     account = accountant_called(accountant)
     first = SubsampledGaussian(sampling_probability, 10.0, steps)

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from privacy.accounting.base import check_delta
 from privacy.accounting.rdp import ORDERS, epsilon_of
 from privacy.errors import InvalidRequest
-from privacy.mechanisms import positive_number
+from privacy.validation import open_probability, positive_number
 
 
 class RDPFilter:
@@ -26,7 +25,7 @@ class RDPFilter:
 
     def __init__(self, epsilon: float, delta: float) -> None:
         self.limit = positive_number("epsilon", epsilon)
-        self.delta = check_delta(delta)
+        self.delta = open_probability("delta", delta)
         self.bound = _bound(self.limit, self.delta)
 
     def admits(self, curve: np.ndarray) -> bool:

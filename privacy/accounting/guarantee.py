@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians, round_up
+from privacy.accounting.base import Steps, collapse, merge_gaussians, round_up
 from privacy.accounting.pld import MOST_EPSILON, PLDAccountant, composed_epsilon, step_loss
 from privacy.accounting.rdp import ORDERS, curve, epsilon_of
-from privacy.mechanisms import (
-    DiscreteLaplace,
-    Gaussian,
-    Mechanism,
-    SubsampledGaussian,
-    step_count,
-)
+from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.validation import open_probability, positive_int
 
 # A mixture with more parts than this takes long; its epsilon would be past use as well.
 _MOST_PARTS = 64
@@ -73,7 +68,7 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
         InvalidRequest: for a bad `delta`, a number of records below one, or something that is
             not a mechanism.
     """
-    delta, k = check_delta(delta), step_count("records", records)
+    delta, k = open_probability("delta", delta), positive_int("records", records)
     single = _single(mechanisms, delta)
     if k == 1:
         return _guarantee("add or remove one record", 1, delta, [single])
@@ -100,7 +95,7 @@ def replace_one(mechanisms: Sequence[Mechanism], delta: float) -> Guarantee:
     Raises:
         InvalidRequest: for a bad `delta` or something that is not a mechanism.
     """
-    delta = check_delta(delta)
+    delta = open_probability("delta", delta)
     single = _single(mechanisms, delta)
     steps = tuple(collapse(mechanisms))
     bounds = [

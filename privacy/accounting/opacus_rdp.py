@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from privacy.accounting.base import check_delta, collapse
+from privacy.accounting.base import collapse
 from privacy.mechanisms import DiscreteLaplace, Mechanism, SubsampledGaussian
+from privacy.validation import open_probability
 
 
 class OpacusRDPAccountant:
@@ -22,7 +23,7 @@ class OpacusRDPAccountant:
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Returns an upper bound on epsilon at `delta`; see `Accountant.epsilon`."""
-        delta = check_delta(delta)
+        delta = open_probability("delta", delta)
         steps = collapse(mechanisms)
         if not steps:
             return 0.0

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, assert_never
 
-from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
+from privacy.accounting.base import Steps, collapse, merge_gaussians
 from privacy.accounting.rdp import RDPAccountant
 from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.validation import open_probability
 
 # An epsilon past this protects nobody; the array that holds its losses could fill the memory.
 MOST_EPSILON = 500.0
@@ -25,7 +26,7 @@ class PLDAccountant:
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Returns an upper bound on epsilon at `delta`; inf above MOST_EPSILON."""
-        delta = check_delta(delta)
+        delta = open_probability("delta", delta)
         steps = collapse(mechanisms)
         scale = RDPAccountant().epsilon(mechanisms, delta)
         if not steps:

@@ -10,11 +10,12 @@ from prv_accountant import PoissonSubsampledGaussianMechanism
 from prv_accountant.privacy_random_variables import PureDPMechanism
 from scipy.special import ndtr
 
-from privacy.accounting.base import Steps, check_delta, collapse, merge_gaussians
+from privacy.accounting.base import Steps, collapse, merge_gaussians
 from privacy.accounting.opacus_rdp import pure_rdp
 from privacy.accounting.rdp import RDPAccountant
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.validation import open_probability
 
 
 class RecordRemoved(PoissonSubsampledGaussianMechanism):
@@ -110,7 +111,7 @@ class PRVAccountant:
         Raises:
             InvalidRequest: as `epsilon`.
         """
-        delta = check_delta(delta)
+        delta = open_probability("delta", delta)
         steps = collapse(mechanisms)
         scale = RDPAccountant().epsilon(mechanisms, delta)
         if not steps:

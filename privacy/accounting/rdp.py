@@ -9,8 +9,9 @@ from typing import ClassVar, assert_never
 
 import numpy as np
 
-from privacy.accounting.base import check_delta, collapse
+from privacy.accounting.base import collapse
 from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
+from privacy.validation import open_probability
 
 # Below this noise the bound is stated as infinite: epsilon would be past 100,000.
 _LEAST_NOISE = 1e-3
@@ -67,7 +68,7 @@ def epsilon_of(rdp: np.ndarray, delta: float) -> float:
         return math.inf
     from dp_accounting.rdp import compute_epsilon
 
-    return float(compute_epsilon(ORDERS, rdp, check_delta(delta))[0])
+    return float(compute_epsilon(ORDERS, rdp, open_probability("delta", delta))[0])
 
 
 class RDPAccountant:
@@ -81,7 +82,7 @@ class RDPAccountant:
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Returns an upper bound on epsilon at `delta`; see `Accountant.epsilon`."""
-        delta = check_delta(delta)
+        delta = open_probability("delta", delta)
         return epsilon_of(curve(mechanisms), delta)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import beta
 
 from privacy.errors import InvalidRequest
+from privacy.validation import open_probability, positive_int
 
 
 def lower_bound(successes: np.ndarray | int, trials: int, error: float) -> np.ndarray:
@@ -42,11 +43,8 @@ def upper_bound(successes: np.ndarray | int, trials: int, error: float) -> np.nd
 
 
 def _counts(successes: np.ndarray | int, trials: int, error: float) -> np.ndarray:
-    whole = isinstance(trials, int | np.integer) and not isinstance(trials, bool)
-    if not whole or trials < 1:
-        raise InvalidRequest(f"the number of trials must be at least 1, found {trials!r}")
-    if not 0 < error < 1:
-        raise InvalidRequest(f"the error of a bound must be in (0, 1), found {error!r}")
+    positive_int("trials", trials)
+    open_probability("the error of a bound", error)
     k = np.asarray(successes)
     if k.dtype.kind not in "iu" or (k.size and (k.min() < 0 or k.max() > trials)):
         raise InvalidRequest(f"counts must be whole numbers in [0, {trials}]")
@@ -99,9 +97,7 @@ def epsilon_lower_bound(
         )
     if not 0 <= delta < 1:
         raise InvalidRequest(f"delta must be in [0, 1), found {delta!r}")
-    if not 0 < confidence < 1:
-        raise InvalidRequest(f"the confidence must be in (0, 1), found {confidence!r}")
-    error = (1 - confidence) / 2
+    error = (1 - open_probability("confidence", confidence)) / 2
     thresholds = np.unique(np.concatenate([present[::2], absent[::2]]))
     bounds = _bounds(present[::2], absent[::2], thresholds, delta, error)
     attack, best = np.unravel_index(bounds.argmax(), bounds.shape)

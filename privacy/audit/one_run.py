@@ -11,6 +11,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from privacy.errors import InvalidRequest
+from privacy.validation import whole_number
 
 _WIDTH = 1e-9  # of the last bracket around a bound
 
@@ -84,8 +85,7 @@ def _p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
 
 def _check(m: int, r: int, v: int, delta: float) -> None:
     for name, count in (("m", m), ("r", r), ("v", v)):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
-            raise InvalidRequest(f"{name} must be a whole number, found {count!r}")
+        whole_number(name, count)
     if not 0 <= v <= r <= m or m < 1:
         raise InvalidRequest(
             "of m canaries, r are guessed and v guessed rightly: expected 0 <= v <= r <= m and "

@@ -11,7 +11,8 @@ from typing import Any
 
 from privacy.errors import InvalidRequest
 from privacy.ledger import Finding, Kind, Row
-from privacy.mechanisms import Mechanism, from_record, positive_number
+from privacy.mechanisms import Mechanism, from_record
+from privacy.validation import positive_number
 
 
 class BrokenRule(Exception):

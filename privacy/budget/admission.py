@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 
-from privacy import validation as checks
+from privacy import validation
 from privacy.accounting import rdp
 from privacy.accounting.base import round_up
 from privacy.accounting.filter import RDPFilter
@@ -163,7 +163,7 @@ def odometer(view: View, declaration: Row) -> Odometer:
 
 def declared(view: View, name: str) -> Row:
     """Return a data set's declaration. Raises BudgetRefused where there is none."""
-    checks.name(name, "A data set's name")
+    validation.identifier("data set's name", name)
     row = view.by_claim(f"declare:{name}")
     if row is None:
         raise BudgetRefused(
@@ -180,7 +180,7 @@ def reserve_claim(idempotency_key: str) -> str:
 
 def opening(view: View, reservation_id: str) -> Row:
     """Return the row that opened a reservation. Raises InvalidRequest where there is none."""
-    checks.line(reservation_id, "A reservation id")
+    validation.text_line("reservation id", reservation_id)
     row = view.first_of(reservation_id)
     if row is None or row.kind != Kind.RESERVE:
         raise InvalidRequest(f"The ledger holds no reservation {reservation_id!r}.")

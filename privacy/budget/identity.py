@@ -11,9 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from privacy.errors import BudgetRefused, DataError, InvalidRequest
-from privacy.keys import require_key
 from privacy.ledger import Kind, Row, Transaction, View
-from privacy.mechanisms import step_count
+from privacy.validation import key_bytes, positive_int
 
 SKETCH_SIZE = 256
 """k. Of two sets of equal size, a share of 5 % is estimated to within about 1.4 %."""
@@ -96,7 +95,7 @@ def _threshold(digests: Sequence[str]) -> str:
 
 def _digests(images: np.ndarray, key: bytes) -> Iterator[bytes]:
     """Yield HMAC-SHA256 of every image's shape and pixels, under a key of this use alone."""
-    require_key(key)
+    key_bytes(key)
     if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
         raise DataError(
             f"Comparing images needs uint8 [N, H, W, C], not empty, found {images.dtype} "
@@ -134,7 +133,7 @@ class Content:
             r"[!-~]{1,128}", self.fingerprint
         ):
             raise InvalidRequest("A fingerprint must be 1 to 128 printable ASCII characters.")
-        object.__setattr__(self, "records", step_count("records", self.records))
+        object.__setattr__(self, "records", positive_int("records", self.records))
         digests = self.sketch
         if not isinstance(digests, tuple) or not all(
             isinstance(digest, str) and re.fullmatch(rf"[0-9a-f]{{{DIGEST_DIGITS}}}", digest)
@@ -177,7 +176,7 @@ def fingerprint(images: np.ndarray, labels: np.ndarray, key: bytes) -> str:
         DataError: on other shapes or types, or where there are no records.
         InvalidRequest: where the key has not 32 bytes.
     """
-    require_key(key)
+    key_bytes(key)
     _check(images, labels)
     header = f"umbra record 1|{'x'.join(map(str, images.shape[1:]))}|uint8|int64|".encode()
     total = 0

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from privacy import validation as checks
+from privacy import validation
 from privacy.accounting import rdp
 from privacy.budget import admission as rules
 from privacy.budget.admission import Spending, odometer, read_state, spending
@@ -21,7 +21,7 @@ from privacy.ledger.records import (
     Settlement,
     checked_plan,
 )
-from privacy.mechanisms import positive_number
+from privacy.validation import positive_number
 
 
 class BudgetReader:
@@ -41,7 +41,7 @@ class BudgetReader:
             BudgetRefused: where undeclared.
         """
         parts = checked_plan(plan)
-        checks.name(partition, "A partition's name")
+        validation.identifier("partition's name", partition)
         with self.ledger.reading() as view:
             declaration = rules.declared(view, dataset)
             before = spending(view, dataset).get(partition, Spending((), (), ()))
@@ -54,7 +54,7 @@ class BudgetReader:
 
     def reserved(self, idempotency_key: str) -> Reservation | None:
         """Return what was reserved under a key, None where nothing was: the answer may be lost."""
-        checks.line(idempotency_key, "An idempotency key")
+        validation.text_line("idempotency key", idempotency_key)
         with self.ledger.reading() as view:
             row = view.by_claim(rules.reserve_claim(idempotency_key))
             return None if row is None else Reservation.from_row(row)
@@ -102,10 +102,10 @@ class Declarations(BudgetReader):
             InvalidRequest: on a name or number that makes no sense.
             BudgetRefused: where the name has another budget already. The same again is fine.
         """
-        checks.name(name, "A data set's name")
+        validation.identifier("data set's name", name)
         body = {
             "epsilon": positive_number("epsilon", epsilon),
-            "delta": checks.probability_like(delta, "delta"),
+            "delta": validation.open_probability("delta", delta),
         }
         with self.ledger.transaction() as t:
             row = t.by_claim(f"declare:{name}")
@@ -210,20 +210,20 @@ class Budget(Declarations):
             )
         parts = checked_plan(plan)
         body = {
-            "run": checks.name(run_id, "A run id"),
+            "run": validation.identifier("run id", run_id),
             "fingerprint": content.fingerprint,
             "records": content.records,
-            "unit": checks.line(unit, "A privacy unit"),
-            "records_per_unit": checks.count(records_per_unit, "records_per_unit"),
+            "unit": validation.text_line("privacy unit", unit),
+            "records_per_unit": validation.positive_int("records_per_unit", records_per_unit),
             "relation": RELATION,
-            "void": checks.flag(void, "void"),
+            "void": validation.boolean("void", void),
             "accountant": ADMITS,
-            "spec": None if spec_sha256 is None else checks.sha256(spec_sha256, "spec_sha256"),
+            "spec": None if spec_sha256 is None else validation.sha256("spec_sha256", spec_sha256),
             "plan": [part.to_record() for part in parts],
         }
-        claim = rules.reserve_claim(checks.line(idempotency_key, "An idempotency key"))
-        checks.name(dataset, "A data set's name")
-        checks.name(partition, "A partition's name")
+        claim = rules.reserve_claim(validation.text_line("idempotency key", idempotency_key))
+        validation.identifier("data set's name", dataset)
+        validation.identifier("partition's name", partition)
         rdp.curve([part.mechanism for part in parts])  # cached, and costly: not under the lock
         self.ledger.require_sound()
         with self.ledger.transaction() as t:
@@ -253,7 +253,7 @@ class Budget(Declarations):
             InvalidRequest: on values that make no sense or an unknown reservation.
             BudgetRefused: where the reservation is settled.
         """
-        checks.line(idempotency_key, "An idempotency key")
+        validation.text_line("idempotency key", idempotency_key)
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
             claim = f"attempt:{reservation_id}:{idempotency_key}"
@@ -291,11 +291,11 @@ class Budget(Declarations):
             BudgetRefused: where the reservation is settled.
             StepsExhausted: where fewer steps are left than asked.
         """
-        checks.line(idempotency_key, "An idempotency key")
+        validation.text_line("idempotency key", idempotency_key)
         asked = {
-            "component": checks.name(component, "A component's name"),
-            "steps": checks.count(steps, "steps"),
-            "attempt": checks.count(attempt, "attempt"),
+            "component": validation.identifier("component's name", component),
+            "steps": validation.positive_int("steps", steps),
+            "attempt": validation.positive_int("attempt", attempt),
         }
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
@@ -357,13 +357,13 @@ class Budget(Declarations):
             BudgetRefused: where nothing was charged, less was charged than used, or the run is
                 void and that was not allowed.
         """
-        checks.sha256(manifest_sha256, "manifest_sha256")
-        checks.line(description, "An export's description")
-        checks.flag(void_allowed, "void_allowed")
+        validation.sha256("manifest_sha256", manifest_sha256)
+        validation.text_line("export's description", description)
+        validation.boolean("void_allowed", void_allowed)
         if "/" in description or "\\" in description:
             raise InvalidRequest("An export's description must not hold a path.")
         if used is not None:
-            used = checks.steps_by_component(used, "The steps used")
+            used = validation.steps_by_component("used", used)
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
             charged = read_state(t, opening).charged

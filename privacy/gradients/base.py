@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from privacy.clipping import require_positive
 from privacy.errors import InvalidRequest
-from privacy.keystream import require_uint64
+from privacy.validation import positive_int, positive_number
 
 ModelCall = Callable[..., Tensor]
 AddClipped = Callable[[dict[str, Tensor], tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -176,9 +175,8 @@ def check_request(
 ) -> int:
     """Validate the arguments of `GradientEngine.sum_of_clipped` and return n."""
     refuse_record_mixing(model)
-    require_positive(clip_norm, "the clip norm")
-    if require_uint64(micro_batch, "the micro-batch") < 1:
-        raise InvalidRequest("the micro-batch must be at least 1")
+    positive_number("the clip norm", clip_norm)
+    positive_int("the micro-batch", micro_batch)
     if not records or any(part.ndim < 1 or len(part) != len(records[0]) for part in records):
         raise InvalidRequest("records must be tensors with the same leading dimension")
     return len(records[0])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from privacy import validation as checks
+from privacy import validation
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Head, Row
 from privacy.mechanisms import MECHANISMS, Mechanism, from_record
@@ -28,7 +28,7 @@ class Component:
     mechanism: Mechanism
 
     def __post_init__(self) -> None:
-        checks.name(self.name, "A component's name")
+        validation.identifier("component's name", self.name)
         # The very types: a subclass could record other parameters than it is accounted with.
         if type(self.mechanism) not in MECHANISMS.values():
             raise InvalidRequest(

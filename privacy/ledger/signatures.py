@@ -9,8 +9,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from privacy.errors import InvalidRequest
-from privacy.keys import require_key
 from privacy.ledger.rows import Kind, Row, canonical
+from privacy.validation import key_bytes
 
 _PUBLIC_KEY = re.compile("[0-9a-f]{64}")
 _SIGNATURE = re.compile("[0-9a-f]{128}")
@@ -30,7 +30,7 @@ class Signer:
     @classmethod
     def from_seed(cls, seed: bytes) -> Self:
         """Return the signer of a 32-byte seed. Raises InvalidRequest on another length."""
-        require_key(seed)
+        key_bytes(seed)
         private = Ed25519PrivateKey.from_private_bytes(seed)
         return cls(private.public_key().public_bytes_raw().hex(), private)
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from privacy.clipping import add_clipped_vector, clip_factors, require_positive, sum_clipped
+from privacy.clipping import add_clipped_vector, clip_factors, sum_clipped
 from privacy.errors import InvalidRequest
+from privacy.validation import positive_number
 
 CLIP_NORMS = st.floats(1e-3, 1e3)
 ANY_FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -96,5 +97,5 @@ def test_impossible_clip_norms_are_refused(value):
 
 
 def test_positive_numbers_come_back_as_float():
-    assert require_positive(2, "it") == 2.0
-    assert isinstance(require_positive(2, "it"), float)
+    assert positive_number("it", 2) == 2.0
+    assert isinstance(positive_number("it", 2), float)

@@ -17,7 +17,7 @@ from privacy.audit.mechanism.runs import StepPath
 from privacy.audit.mechanism.toy import LAYERS, Toy, toy_size
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
-from privacy.mechanisms import step_count
+from privacy.validation import positive_int
 
 FEWEST_TRIALS = 40
 """With fewer, broken noise and broken batches could pass for sound ones."""
@@ -124,14 +124,14 @@ def _of_one_record(path: StepPath, toy: Toy, workers: Sequence[int]) -> list[Che
 
 
 def _require(views: int, trials: int, steps: int, workers: Sequence[int]) -> None:
-    step_count("views", views)
-    if step_count("steps", steps) < 2:
+    positive_int("views", views)
+    if positive_int("steps", steps) < 2:
         raise InvalidRequest("an audit needs at least 2 steps a start: masks and noise of two")
     if not workers or len(set(workers)) != len(workers):
         raise InvalidRequest("numbers of workers must be given once each, at least one of them")
     for size in workers:
-        step_count("workers", size)
-    if step_count("trials", trials) < FEWEST_TRIALS * len(workers):
+        positive_int("workers", size)
+    if positive_int("trials", trials) < FEWEST_TRIALS * len(workers):
         raise InvalidRequest(
             f"an audit needs at least {FEWEST_TRIALS} trials for each number of workers, found "
             f"{trials} for {len(workers)}"
