@@ -21,7 +21,7 @@ from privacy.mechanisms import SubsampledGaussian
 from synth.data.shards import to_uint8
 from synth.preconditioning import Denoiser, build_preconditioning
 from synth.samplers import Denoise, Sampler, at_precision, chosen_batch, guided, sampler
-from synth.storage.path import Place
+from synth.storage import StoragePath
 from synth.training import PRIVATE, Training
 from synth.unet import UNet, UNetConfig
 from synth.warmup import Warmup
@@ -214,7 +214,7 @@ class ImageSampler:
     """
 
     def __init__(
-        self, recipe: Spec | Recipe, weights: Place, device: torch.device | str = "cpu"
+        self, recipe: Spec | Recipe, weights: StoragePath, device: torch.device | str = "cpu"
     ) -> None:
         data, wanted = recipe.data, recipe.synthesize
         self._device = torch.device(device)

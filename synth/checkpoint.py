@@ -21,13 +21,13 @@ import safetensors.torch
 import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.storage.atomic import (
+from synth.storage import (
+    StoragePath,
     is_half_written,
     remove_folder,
     remove_leftovers,
     write_folder,
 )
-from synth.storage.path import Place
 
 _RECORD = "checkpoint.json"
 _FORMAT = 2
@@ -70,7 +70,7 @@ class Search:
     skipped: tuple[str, ...]
 
 
-def save(folder: Place, checkpoint: Checkpoint) -> Place:
+def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
     """Write `folder/step-…/` atomically and return its path.
 
     A checkpoint of the same step (of an earlier attempt, or a damaged one) gives way.
@@ -105,7 +105,7 @@ def save(folder: Place, checkpoint: Checkpoint) -> Place:
     return target
 
 
-def load(path: Place) -> Checkpoint:
+def load(path: StoragePath) -> Checkpoint:
     """Read the checkpoint folder `path`; tensors are on the CPU.
 
     Raises:
@@ -126,7 +126,7 @@ def load(path: Place) -> Checkpoint:
     )
 
 
-def newest(folder: Place) -> Search:
+def newest(folder: StoragePath) -> Search:
     """Return the sound checkpoint with the most steps, saying which damaged ones were skipped.
 
     Raises:
@@ -143,7 +143,7 @@ def newest(folder: Place) -> Search:
     return Search(None, tuple(skipped))
 
 
-def keep_last(folder: Place, count: int) -> None:
+def keep_last(folder: StoragePath, count: int) -> None:
     """Remove all checkpoints older than the `count` newest sound ones.
 
     Damaged ones do not count, or they would crowd out what a run could resume from. What writers
@@ -167,9 +167,9 @@ def keep_last(folder: Place, count: int) -> None:
     remove_leftovers(folder)
 
 
-def _paths(folder: Place) -> Iterator[Place]:
+def _paths(folder: StoragePath) -> Iterator[StoragePath]:
     """Yield the checkpoint folders, newest first."""
-    listed: Iterable[Place] = folder.glob("step-*")
+    listed: Iterable[StoragePath] = folder.glob("step-*")
     found = [path for path in listed if _NAME.fullmatch(path.name)]
     yield from sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
@@ -184,13 +184,13 @@ def _json(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _read(path: Place) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _read(path: StoragePath) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the record of a sound checkpoint, and its files by part."""
     record = _read_record(path)
     return record, {part: _read_part(path, part, record) for part in _PARTS}
 
 
-def _read_record(path: Place) -> dict[str, Any]:
+def _read_record(path: StoragePath) -> dict[str, Any]:
     try:
         data = (path / _RECORD).read_bytes()
         record = json.loads(data)
@@ -211,7 +211,7 @@ def _read_record(path: Place) -> dict[str, Any]:
     return record
 
 
-def _read_part(path: Place, part: str, record: Mapping[str, Any]) -> bytes:
+def _read_part(path: StoragePath, part: str, record: Mapping[str, Any]) -> bytes:
     file = path / f"{part}.safetensors"
     try:
         data = file.read_bytes()

@@ -27,7 +27,7 @@ from synth.meter import Meter
 from synth.precision import Precision
 from synth.preconditioning import Denoiser
 from synth.records import NoisedViews, Records
-from synth.storage.path import Place
+from synth.storage import StoragePath
 from synth.warmup import Warmup, release_class_means, train_on_means
 
 WARMUP = "warmup"
@@ -91,7 +91,7 @@ class Trainer:
         records: Records,
         attempt: Attempt,
         meter: Meter,
-        checkpoints: Place,
+        checkpoints: StoragePath,
         collective: Collective | None = None,
         on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     ) -> None:

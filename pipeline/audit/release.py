@@ -22,7 +22,7 @@ from pipeline.spec import Spec
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data.manifest import verify
 from synth.data.shards import read_shards
-from synth.storage.atomic import write_json
+from synth.storage import write_json
 
 FILE = "release-audit.json"
 

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
 from privacy.errors import UmbraError
-from synth.storage.atomic import write_bytes
+from synth.storage import write_bytes
 
 
 class WorkerFailed(UmbraError):

@@ -19,14 +19,14 @@ from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.evaluate import Evaluate
 from synth.data.shards import read_shards
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 _RETRIES = 3
 
 
 def evaluate(
     spec: Spec,
-    release: Place,
+    release: StoragePath,
     traces: Path,
     on_task: Callable[[], None],
     holdout: ReservedContent | None = None,
@@ -81,7 +81,7 @@ def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -
 
 
 def _classify(
-    spec: Spec, release: Place, holdout: ReservedContent | None, kind: str, name: str
+    spec: Spec, release: StoragePath, holdout: ReservedContent | None, kind: str, name: str
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     evaluate = _wanted(spec)
@@ -102,7 +102,7 @@ def _classify(
 
 
 def _compare_features(
-    spec: Spec, release: Place, holdout: ReservedContent | None
+    spec: Spec, release: StoragePath, holdout: ReservedContent | None
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     wanted = _wanted(spec)
@@ -136,6 +136,6 @@ def _holdout(spec: Spec, reserved: ReservedContent | None) -> ImageSet:
     return loaded if reserved is None else reserved.checked(loaded)
 
 
-def _synthetic(release: Place) -> ImageSet:
+def _synthetic(release: StoragePath) -> ImageSet:
     parts = list(read_shards(release))
     return ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -19,7 +19,7 @@ from pipeline.models import ImageSampler
 from pipeline.spec import Spec
 from synth.data.manifest import ShardEntry
 from synth.data.shards import PngEncoder, Shard, shard_generator, write_pngs
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 _SECONDS = 0.5  # between two looks at the cluster
 
@@ -37,8 +37,8 @@ class ShardSampler:
     def __init__(
         self,
         spec: Spec,
-        weights: Place,
-        folder: Place,
+        weights: StoragePath,
+        folder: StoragePath,
         progress: ProgressBoard | None = None,
     ) -> None:
         self._spec = spec
@@ -77,8 +77,8 @@ class ShardSampler:
 
 def make_shards(
     spec: Spec,
-    weights: Place,
-    folder: Place,
+    weights: StoragePath,
+    folder: StoragePath,
     shards: list[Shard],
     of: int,
     on_shard: Callable[[ShardEntry], None],
@@ -120,7 +120,7 @@ def make_shards(
 class _Crew:
     """The actors of one call: started, given work, waited for, ended."""
 
-    def __init__(self, spec: Spec, weights: Place, folder: Place) -> None:
+    def __init__(self, spec: Spec, weights: StoragePath, folder: StoragePath) -> None:
         self._progress = ProgressBoard()
         self._arguments = (spec, weights, folder, self._progress)
         # Ray restarts nothing: an actor that died is replaced, by the schedule's count and where

@@ -35,8 +35,7 @@ from privacy.errors import UmbraError
 from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.records import Records
-from synth.storage.atomic import write_bytes
-from synth.storage.path import ObjectPath, Place
+from synth.storage import ObjectPath, StoragePath, write_bytes
 from synth.training import Trainer, Training
 
 _RESTARTS = 2  # of the worker group, before the driver is told; `umbra resume` may follow
@@ -62,13 +61,17 @@ class TrainingJob:
     training: Training
     reservation_id: str
     content: ReservedContent
-    checkpoints: Place
+    checkpoints: StoragePath
     traces: Path
-    weights: Place
+    weights: StoragePath
 
 
 def train(
-    job: TrainingJob, name: str, storage: Place, manager: Any, on_steps: Callable[[int], object]
+    job: TrainingJob,
+    name: str,
+    storage: StoragePath,
+    manager: Any,
+    on_steps: Callable[[int], object],
 ) -> None:
     """Run the training to its end on the workers that the spec asks for.
 
@@ -211,7 +214,7 @@ def _train_here(
         write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
 
 
-def _require_steps(checkpoints: Place) -> None:
+def _require_steps(checkpoints: StoragePath) -> None:
     found = newest(checkpoints).checkpoint
     if found is None or found.step == 0:
         raise UmbraError(

@@ -1,8 +1,7 @@
 """Heads of the ledger that a run wrote down outside it: they show when rows were cut off later."""
 
-import os
-
 from pipeline.runs.directory import RunDirectory
+from privacy.durable import append_line
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.ledger import Head, Ledger
 from synth.checkpoint import newest
@@ -18,10 +17,7 @@ def record_head(run: RunDirectory, head: Head) -> None:
     """
     path = run.internal / _HEADS
     try:
-        with path.open("a", encoding="ascii") as file:
-            file.write(f"{head}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(path, str(head))
     except OSError as error:
         raise UmbraError(f"cannot write {path}: {error.strerror}") from error
 

@@ -7,7 +7,7 @@ from pipeline.sources import ImageSet
 from privacy.budget.identity import fingerprint
 from privacy.errors import DataError
 from privacy.keys import load_or_create_key
-from synth.storage.atomic import write_bytes
+from synth.storage import write_bytes
 
 RUN_KEY = "run.key"
 TRAIN, HOLDOUT = "train", "holdout"

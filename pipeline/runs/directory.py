@@ -31,8 +31,7 @@ from pydantic import ValidationError
 from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
 from pipeline.spec import Spec, SpecError, load_spec
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from synth.storage.atomic import write_bytes
-from synth.storage.path import ObjectPath, Place
+from synth.storage import ObjectPath, StoragePath, write_bytes
 
 _FORMS = (
     "resources.storage: an address s3://BUCKET/PREFIX, file:///FOLDER or an absolute folder that "
@@ -42,7 +41,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
 
 
-def place(address: str) -> Place:
+def place(address: str) -> StoragePath:
     """Return what an address names; nothing is opened or made.
 
     Raises:
@@ -63,7 +62,7 @@ def place(address: str) -> Place:
             raise InvalidRequest(
                 f"{_FORMS}, found {address!r}: a prefix is of letters, digits, '.', '_', '-', '/'"
             )
-        return ObjectPath.at(address)
+        return ObjectPath.parse(address)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return Path(parts.path)
     if not parts.scheme and address.startswith("/"):
@@ -71,7 +70,7 @@ def place(address: str) -> Place:
     raise InvalidRequest(f"{_FORMS}, found {address!r}")
 
 
-def require_writable(storage: Place) -> None:
+def require_writable(storage: StoragePath) -> None:
     """Write a small file and remove it again.
 
     Raises:
@@ -156,17 +155,17 @@ class RunDirectory:
         return self.path / "log.txt"
 
     @property
-    def release(self) -> Place:
+    def release(self) -> StoragePath:
         """What may leave the wall."""
         return (self.storage or self.path) / _RELEASE
 
     @property
-    def checkpoints(self) -> Place:
+    def checkpoints(self) -> StoragePath:
         """Checkpoints of the training: internal, wherever they lie."""
         return (self.storage or self.internal) / _CHECKPOINTS
 
     @cached_property
-    def storage(self) -> Place | None:
+    def storage(self) -> StoragePath | None:
         """The run's own part of the storage that its spec named; None keeps all in this folder.
 
         Raises:

@@ -9,9 +9,9 @@ from pipeline.runs.ancestry import record_head
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.budget import Budget
+from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
 from synth.export import CardFacts, Exported, exporter
-from synth.storage.atomic import new_folder
 
 _NEEDED = "synthesize"
 

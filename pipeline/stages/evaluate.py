@@ -13,7 +13,7 @@ from pipeline.runs.dataset_identity import HOLDOUT, ReservedContent
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from synth.storage.atomic import write_json
+from synth.storage import write_json
 
 FORFEITED = (
     "the figures on the holdout were charged for and lost in a crash: they are not released, for "

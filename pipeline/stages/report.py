@@ -7,7 +7,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.stages.base import Context
 from pipeline.tracking.tracker import StageRun
 from privacy.budget import Budget
-from synth.storage.atomic import write_bytes
+from synth.storage import write_bytes
 
 PAGE = "report.html"
 

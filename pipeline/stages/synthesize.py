@@ -12,7 +12,7 @@ from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from synth.data.manifest import Manifest, ShardEntry, file_sha256
 from synth.data.shards import plan_shards
-from synth.storage.atomic import write_json
+from synth.storage import write_json
 
 
 class Synthesize:

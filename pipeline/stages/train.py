@@ -13,7 +13,7 @@ from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import newest
-from synth.storage.path import Place
+from synth.storage import StoragePath
 from synth.training import PRIVATE
 
 MODEL = Path("model")
@@ -56,7 +56,7 @@ class Train:
         tracked.metrics(Release.spent(_spent(context)))
 
 
-def _skipped(checkpoints: Place) -> str:
+def _skipped(checkpoints: StoragePath) -> str:
     """Return what a person has to know of the checkpoints: sentences, or nothing if all is well.
 
     Raises:

@@ -14,13 +14,13 @@ from pipeline.spec import Spec
 from pipeline.tracking import sampling_model
 from pipeline.tracking.connection import readable_errors
 from pipeline.tracking.tracker import TrackedRun
-from synth.storage.path import Place, local_copy
+from synth.storage import StoragePath, local_copy
 
 NAME = "sampler"
 
 
 def save_sampling_model(
-    folder: Path, weights: Place, spec: Spec, mlflow_model: Model | None = None
+    folder: Path, weights: StoragePath, spec: Spec, mlflow_model: Model | None = None
 ) -> None:
     """Writes an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
 
@@ -50,7 +50,7 @@ def save_sampling_model(
             )
 
 
-def log_sampling_model(run: TrackedRun, weights: Place, spec: Spec) -> str:
+def log_sampling_model(run: TrackedRun, weights: StoragePath, spec: Spec) -> str:
     """Logs the sampling model as an output of `run`.
 
     Returns:

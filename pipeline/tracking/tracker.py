@@ -21,7 +21,7 @@ from pipeline.tracking.connection import (
 )
 from pipeline.tracking.release import Release
 from privacy.errors import InvalidRequest
-from synth.storage.path import Place, lies_in, local_copy
+from synth.storage import StoragePath, is_within, local_copy
 
 RUN_TAG = "umbra.run_id"
 SPEC_TAG = "umbra.spec_sha256"
@@ -105,7 +105,7 @@ class Tracker:
         )
         self.experiment_id: str = open_experiment(self.client, uri, experiment, root).experiment_id
 
-    def start(self, name: str, identity: RunIdentity, release: Place) -> "TrackedRun":
+    def start(self, name: str, identity: RunIdentity, release: StoragePath) -> "TrackedRun":
         """A new parent run.
 
         Args:
@@ -117,7 +117,7 @@ class Tracker:
             run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
         return TrackedRun(self, run.info.run_id, release)
 
-    def reopen(self, mlflow_run_id: str, release: Place) -> "TrackedRun":
+    def reopen(self, mlflow_run_id: str, release: StoragePath) -> "TrackedRun":
         """The parent run of that MLflow id, set running again.
 
         Stages of it that are said to run were those of a process that died: they become failed.
@@ -160,7 +160,7 @@ class _Public:
         client, uri: the connection it is written through.
     """
 
-    def __init__(self, tracker: Tracker, mlflow_id: str, release: Place) -> None:
+    def __init__(self, tracker: Tracker, mlflow_id: str, release: StoragePath) -> None:
         self.client = tracker.client
         self.uri = tracker.uri
         self.experiment_id = tracker.experiment_id
@@ -184,7 +184,7 @@ class _Public:
         with readable_errors(self.uri):
             self.client.log_batch(self.id, metrics=batch)
 
-    def artifact(self, path: Place, folder: str | None = None) -> None:
+    def artifact(self, path: StoragePath, folder: str | None = None) -> None:
         """Copies a file or folder of the run's `release/` folder to MLflow.
 
         Raises:
@@ -195,11 +195,11 @@ class _Public:
         with local_copy(path) as copy, readable_errors(self.uri):
             send(self.id, str(copy), folder)
 
-    def require_released(self, path: Place) -> None:
+    def require_released(self, path: StoragePath) -> None:
         """Raises InvalidRequest unless `path`, links followed, lies in the run's `release/`."""
         if not path.exists():
             raise InvalidRequest(f"there is no {path.name!r} in the run's release/ folder")
-        if not lies_in(path, self._release):
+        if not is_within(path, self._release):
             raise InvalidRequest(
                 f"{path.name!r} lies outside the run's release/ folder, or a link in it leads "
                 "there: only what was released may become an artifact"

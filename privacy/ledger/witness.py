@@ -1,11 +1,11 @@
 """The newest head that an installation saw, in a file outside the database."""
 
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
+from privacy.durable import write_file
+from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable, UmbraError
 from privacy.ledger.rows import Head
 
 
@@ -67,19 +67,14 @@ class Witness:
         Raises:
             LedgerUnavailable: where it cannot be written. The rows are in the ledger already.
         """
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         try:
-            try:
-                temporary.write_bytes(f"{ledger_id} {head}\n".encode("ascii"))
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
+            write_file(self.path, f"{ledger_id} {head}\n".encode("ascii"), sync=False)
+        except (OSError, UmbraError) as error:
             raise self._unusable(error) from error
 
-    def _unusable(self, error: OSError) -> LedgerUnavailable:
+    def _unusable(self, error: Exception) -> LedgerUnavailable:
         return LedgerUnavailable(
             f"{self.path}, which keeps the ledger's newest head, cannot be read or written: "
-            f"{error.strerror or error}. Without it an older copy of the ledger would not be "
-            "noticed. Make it readable and writable, then repeat the command."
+            f"{getattr(error, 'strerror', None) or error}. Without it an older copy of the ledger "
+            "would not be noticed. Make it readable and writable, then repeat the command."
         )

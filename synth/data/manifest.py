@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from privacy.durable import is_leftover
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.storage.atomic import is_leftover, json_bytes, remove_leftovers, write_json
-from synth.storage.path import Place, relative
+from synth.storage import StoragePath, json_bytes, relative, remove_leftovers, write_json
 
 
-def count_rows(path: Place) -> int | None:
+def count_rows(path: StoragePath) -> int | None:
     """Return the records in a file; None where it is so damaged that they cannot be counted.
 
     A file of a format that is not listed here is one record: an image.
@@ -144,14 +144,14 @@ class Manifest:
             "documents": [asdict(document) for document in self.documents],
         }
 
-    def write(self, folder: Place) -> str:
+    def write(self, folder: StoragePath) -> str:
         """Write `manifest.json` into `folder` atomically; return its sha256 in hex."""
         remove_leftovers(folder / DATA)
         write_json(folder / MANIFEST, self.to_record())
         return hashlib.sha256(json_bytes(self.to_record())).hexdigest()
 
 
-def load_manifest(folder: Place) -> Manifest:
+def load_manifest(folder: StoragePath) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
@@ -172,7 +172,7 @@ def load_manifest(folder: Place) -> Manifest:
     return manifest
 
 
-def manifest_sha256(folder: Place) -> str:
+def manifest_sha256(folder: StoragePath) -> str:
     """Return the sha256 in hex of `folder/manifest.json`, raising IntegrityBroken without one."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -180,19 +180,19 @@ def manifest_sha256(folder: Place) -> str:
     return file_sha256(path)
 
 
-def file_sha256(path: Place) -> str:
+def file_sha256(path: StoragePath) -> str:
     """Return the sha256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_entry(folder: Place, file: str) -> FileEntry:
+def file_entry(folder: StoragePath, file: str) -> FileEntry:
     """Measure `folder/file`."""
     path = folder / file
     return FileEntry(file, path.stat().st_size, file_sha256(path))
 
 
-def shard_entry(folder: Place, file: str) -> ShardEntry:
+def shard_entry(folder: StoragePath, file: str) -> ShardEntry:
     """Measure the shard `folder/file`, rows included.
 
     Raises:
@@ -205,7 +205,7 @@ def shard_entry(folder: Place, file: str) -> ShardEntry:
     return ShardEntry(**asdict(file_entry(folder, file)), rows=rows)
 
 
-def verify(folder: Place) -> list[str]:
+def verify(folder: StoragePath) -> list[str]:
     """Compare the data set in `folder` with its manifest.
 
     Returns one sentence for every file that is missing, was changed, holds another number of rows
@@ -218,7 +218,7 @@ def verify(folder: Place) -> list[str]:
     return [*differences(folder, manifest), *unlisted(folder, folder / DATA, manifest)]
 
 
-def differences(folder: Place, manifest: Manifest) -> list[str]:
+def differences(folder: StoragePath, manifest: Manifest) -> list[str]:
     """Return one sentence for every listed file that is not as the manifest says."""
     findings = [line for entry in manifest.files for line in _compare(folder, entry)]
     if not findings:
@@ -227,7 +227,7 @@ def differences(folder: Place, manifest: Manifest) -> list[str]:
 
 
 def unlisted(
-    folder: Place, below: Place, manifest: Manifest, ignore: Sequence[str] = ()
+    folder: StoragePath, below: StoragePath, manifest: Manifest, ignore: Sequence[str] = ()
 ) -> list[str]:
     """Return one sentence for every file under `below` that the manifest of `folder` lacks.
 
@@ -235,11 +235,11 @@ def unlisted(
     """
     known = {entry.file for entry in manifest.files} | {MANIFEST, *ignore}
     found = (path for path in below.rglob("*") if path.is_symlink() or not path.is_dir())
-    names = sorted(relative(path, folder) for path in found if not is_leftover(path))
+    names = sorted(relative(path, folder) for path in found if not is_leftover(path.name))
     return [f"extra: {name} is not in the manifest" for name in names if name not in known]
 
 
-def _compare(folder: Place, entry: FileEntry) -> Iterable[str]:
+def _compare(folder: StoragePath, entry: FileEntry) -> Iterable[str]:
     path = folder / entry.file
     if not path.is_file():
         yield f"missing: {entry.file}"
@@ -253,7 +253,7 @@ def _compare(folder: Place, entry: FileEntry) -> Iterable[str]:
         yield f"rows: {entry.file} holds {rows} rows, the manifest says {entry.rows}"
 
 
-def _compare_counts(folder: Place, manifest: Manifest) -> Iterable[str]:
+def _compare_counts(folder: StoragePath, manifest: Manifest) -> Iterable[str]:
     """Count the labels again: the hashes of the shards say nothing about the counts beside them."""
     shards = [folder / shard.file for shard in manifest.shards]
     if not shards or any(path.suffix != ".parquet" for path in shards):

@@ -24,8 +24,7 @@ from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.data.manifest import DATA, MANIFEST, ShardEntry, load_manifest
-from synth.storage.atomic import write_bytes
-from synth.storage.path import Place
+from synth.storage import StoragePath, write_bytes
 
 
 def encode_png(image_HWC: np.ndarray) -> bytes:
@@ -136,7 +135,7 @@ def shard_name(number: int, of: int) -> str:
 
 
 def write_shard(
-    folder: Place,
+    folder: StoragePath,
     shard: Shard,
     of: int,
     images: np.ndarray,
@@ -173,7 +172,7 @@ def write_shard(
 
 
 def write_pngs(
-    folder: Place, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
+    folder: StoragePath, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
 ) -> ShardEntry:
     """Do what `write_shard` does with images that are encoded already.
 
@@ -191,7 +190,7 @@ def write_pngs(
     return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(pngs))
 
 
-def read_shards(folder: Place) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def read_shards(folder: StoragePath) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images uint8 [N,H,W,C], labels int64 [N]) of every shard, in order.
 
     With a `manifest.json` in the folder the shards are those it lists and must have its hashes;
@@ -204,7 +203,7 @@ def read_shards(folder: Place) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for entry in load_manifest(folder).shards:
             yield _read(folder / entry.file, entry.sha256)
     else:
-        found: Iterable[Place] = (folder / DATA).glob(_PATTERN)
+        found: Iterable[StoragePath] = (folder / DATA).glob(_PATTERN)
         for path in sorted(found, key=str):
             yield _read(path, None)
 
@@ -246,7 +245,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Place, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: StoragePath, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -15,7 +15,7 @@ from synth.export.npz import export_npz
 from synth.export.parquet import export_parquet
 from synth.export.statement import verify_export
 from synth.export.webdataset import export_webdataset
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 __all__ = ["EXPORTERS", "CardFacts", "Exported", "Exporter", "exporter", "verify_export"]
 
@@ -25,7 +25,7 @@ class Exporter(Protocol):
 
     def __call__(
         self,
-        release_dir: Place,
+        release_dir: StoragePath,
         target: Path,
         card: CardFacts,
         privacy: Mapping[str, Any],

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from privacy.durable import new_folder, refuse_occupied
 from privacy.errors import IntegrityBroken
 from synth.data.manifest import Manifest, file_entry, load_manifest, verify
 from synth.export.card import CARD, CardFacts, render_card
 from synth.export.statement import PRIVACY, checked_promise
-from synth.storage.atomic import json_bytes, new_folder, refuse_occupied
-from synth.storage.path import Place
+from synth.storage import StoragePath, json_bytes
 
 #: Fills the folder with the data and returns its manifest, given that of the release.
 Fill = Callable[[Path, Manifest], Manifest]
@@ -25,7 +25,7 @@ class Exported:
 
 
 def build_export(
-    release_dir: Place,
+    release_dir: StoragePath,
     target: Path,
     fill: Fill,
     card: CardFacts,

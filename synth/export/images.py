@@ -15,14 +15,14 @@ from synth.data.manifest import Manifest, ShardEntry, file_entry, load_manifest
 from synth.data.shards import encode_png, read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 LABELS = "labels.csv"
 _SPLIT = "train"
 
 
 def export_images(
-    release_dir: Place,
+    release_dir: StoragePath,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

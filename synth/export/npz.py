@@ -11,7 +11,7 @@ from synth.data.manifest import DATA, Manifest, shard_entry
 from synth.data.shards import read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 FILE = f"{DATA}/train.npz"
 _READING = f"""\
@@ -22,7 +22,7 @@ with np.load("FOLDER/{FILE}") as data:
 
 
 def export_npz(
-    release_dir: Place,
+    release_dir: StoragePath,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

@@ -10,11 +10,11 @@ from privacy.errors import IntegrityBroken
 from synth.data.manifest import Manifest, ShardEntry
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 
 def export_parquet(
-    release_dir: Place,
+    release_dir: StoragePath,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],
@@ -31,7 +31,7 @@ def export_parquet(
     return build_export(release_dir, target, fill, card, privacy=privacy, allow_void=allow_void)
 
 
-def _copy(release_dir: Place, folder: Path, shard: ShardEntry) -> None:
+def _copy(release_dir: StoragePath, folder: Path, shard: ShardEntry) -> None:
     """Copy one shard and hash the copy: what is promised is what arrived, not what was read."""
     copy = folder / shard.file
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data.manifest import MANIFEST, differences, load_manifest, manifest_sha256, unlisted
-from synth.storage.atomic import json_bytes
+from synth.storage import json_bytes
 
 PRIVACY = "privacy.json"
 

@@ -15,7 +15,7 @@ from synth.data.manifest import DATA, Manifest, ShardEntry, shard_entry
 from synth.data.shards import encode_png, read_shards
 from synth.export.card import CardFacts
 from synth.export.folder import Exported, build_export
-from synth.storage.path import Place
+from synth.storage import StoragePath
 
 _READING = f"""\
 from datasets import load_dataset
@@ -26,7 +26,7 @@ samples = load_dataset(
 
 
 def export_webdataset(
-    release_dir: Place,
+    release_dir: StoragePath,
     target: Path,
     card: CardFacts,
     privacy: Mapping[str, Any],

@@ -23,7 +23,7 @@ from privacy.budget import Budget
 from privacy.ledger import Ledger
 from synth.data.manifest import Manifest
 from synth.data.shards import plan_shards, write_shard
-from synth.storage.atomic import write_json
+from synth.storage import write_json
 
 BLOTS = """\
 name: blots

@@ -12,7 +12,7 @@ from pipeline.runs.export import export_run
 from pipeline.tracking.tracker import RunIdentity, Tracker
 from privacy.errors import InvalidRequest, UmbraError
 from synth.data.manifest import load_manifest, verify
-from synth.storage.path import ObjectPath
+from synth.storage import ObjectPath
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -89,7 +89,7 @@ def unreachable(s3, monkeypatch):
 
             return refuse
 
-    monkeypatch.setattr("synth.storage.path._store", lambda path: Refusing())
+    monkeypatch.setattr("synth.storage._store", lambda path: Refusing())
 
 
 def _refused(house, spec, words):
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_used(house, with_storage, tmp_path):
 
 
 def test_the_probe_leaves_nothing(s3, tmp_path):
-    for storage in (tmp_path, ObjectPath.at("s3://umbra/x")):
+    for storage in (tmp_path, ObjectPath.parse("s3://umbra/x")):
         require_writable(storage)
         assert list(storage.iterdir()) == []
 
@@ -168,7 +168,9 @@ def test_everything_that_reads_a_release_reads_it_there(stored, tmp_path):
         assert exported.rows == load_manifest(run.release).rows == 12
     shard = run.release / load_manifest(run.release).shards[0].file
     before = shard.read_bytes()
-    (shard.put if isinstance(shard, ObjectPath) else shard.write_bytes)(before[:-9] + b"damaged!!")
+    (shard.write if isinstance(shard, ObjectPath) else shard.write_bytes)(
+        before[:-9] + b"damaged!!"
+    )
     assert any("sha256" in line for line in verify(run.release))
     assert not audit_run(house.budget.ledger, run).ok
 

@@ -22,7 +22,7 @@ from synth.checkpoint import newest
 from synth.data.manifest import load_manifest, verify
 from synth.data.shards import plan_shards
 from synth.export import verify_export
-from synth.storage.path import ObjectPath, local_copy, relative
+from synth.storage import ObjectPath, local_copy, relative
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_killed_resumed_exported_and_audited_with_all_files_in_a_store(s3, tmp_p
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
     home.ensure()
     Budget(LedgerAccess.of(home).open()).declare("digits", 20.0, 1e-4)
-    storage = ObjectPath.at("s3://umbra/private/runs")
+    storage = ObjectPath.parse("s3://umbra/private/runs")
 
     process, end = umbra.start("submit", str(tmp_path / "spec.yaml")), time.monotonic() + PATIENCE
     while not any(list(run.checkpoints.glob("step-*/checkpoint.json")) for run in home.runs()):

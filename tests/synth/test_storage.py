@@ -17,14 +17,14 @@ import torch
 from pyarrow import fs as pa_fs
 
 from privacy.errors import InvalidRequest, UmbraError
+from synth import storage
 from synth.checkpoint import Checkpoint, keep_last, load, newest, save
-from synth.storage import atomic
-from synth.storage.path import ObjectPath, lies_in, local_copy, relative
+from synth.storage import ObjectPath, is_within, local_copy, relative
 
 
 @pytest.fixture
 def store(s3):
-    return ObjectPath.at("s3://umbra/runs/one")
+    return ObjectPath.parse("s3://umbra/runs/one")
 
 
 @pytest.fixture(params=["folder", "store"])
@@ -33,7 +33,7 @@ def place(request, tmp_path):
     if request.param == "folder":
         return tmp_path / "place"
     request.getfixturevalue("s3")
-    return ObjectPath.at("s3://umbra/runs/one")
+    return ObjectPath.parse("s3://umbra/runs/one")
 
 
 def _checkpoint(step, attempt=1):
@@ -43,9 +43,9 @@ def _checkpoint(step, attempt=1):
 
 def test_a_store_reads_like_a_folder(tmp_path, store):
     for place in (tmp_path, store):
-        atomic.write_bytes(place / "data" / "a.bin", b"one")
-        atomic.write_bytes(place / "data" / "a.bin", b"three")
-        atomic.write_json(place / "b.json", {"x": 1})
+        storage.write_bytes(place / "data" / "a.bin", b"one")
+        storage.write_bytes(place / "data" / "a.bin", b"three")
+        storage.write_json(place / "b.json", {"x": 1})
         file = place / "data" / "a.bin"
         assert file.read_bytes() == b"three" and file.stat().st_size == 5
         assert (place / "b.json").read_text() == '{\n "x": 1\n}\n'
@@ -58,7 +58,7 @@ def test_a_store_reads_like_a_folder(tmp_path, store):
         assert sorted(path.name for path in place.iterdir()) == ["b.json", "data"]
         names = {relative(path, place) for path in place.rglob("*") if path.is_file()}
         assert names == {"data/a.bin", "b.json"}
-        assert lies_in(file, place) and not lies_in(place, place / "data")
+        assert is_within(file, place) and not is_within(place, place / "data")
         with local_copy(place / "data") as copy:
             assert isinstance(copy, Path) and (copy / "a.bin").read_bytes() == b"three"
         with pytest.raises(FileNotFoundError):
@@ -68,14 +68,14 @@ def test_a_store_reads_like_a_folder(tmp_path, store):
 
 
 def test_a_path_travels_to_other_processes_without_a_credential(store, monkeypatch):
-    store.put(b"x")
+    store.write(b"x")
     data = pickle.dumps(store)
     assert b"no-secret" not in data and pickle.loads(data).read_bytes() == b"x"
     assert store.filesystem().get_file_info(str(store.key)).type == pa_fs.FileType.File
 
 
 def test_what_others_write_is_seen_at_once(store, s3):
-    (store / "a").put(b"x")
+    (store / "a").write(b"x")
     assert [path.name for path in store.glob("*")] == ["a"] and not (store / "b").exists()
     kind = {"Content-Type": "application/octet-stream"}
     urlopen(Request(f"{s3}/umbra/runs/one/b", b"xy", kind, method="PUT"))
@@ -92,11 +92,11 @@ def test_an_object_is_written_whole_or_not(store):
         while not stop.is_set():
             sizes.add(len(store.read_bytes()))
 
-    store.put(b"x" * 1_000)
+    store.write(b"x" * 1_000)
     reader = threading.Thread(target=read)
     reader.start()
     for size in (2_000_000, 1_000, 3_000_000):
-        store.put(b"x" * size)
+        store.write(b"x" * size)
     stop.set()
     reader.join()
     assert sizes <= {1_000, 2_000_000, 3_000_000}
@@ -105,9 +105,8 @@ def test_an_object_is_written_whole_or_not(store):
 _WRITER = """
 import itertools, sys
 from pathlib import Path
-from synth.storage.atomic import write_folder
-from synth.storage.path import ObjectPath
-place = Path(sys.argv[1]) if sys.argv[1].startswith("/") else ObjectPath.at(sys.argv[1])
+from synth.storage import ObjectPath, write_folder
+place = Path(sys.argv[1]) if sys.argv[1].startswith("/") else ObjectPath.parse(sys.argv[1])
 for number in itertools.count(int(sys.argv[2])):
     data = str(number).encode() * 20000
     files = {"seal": data, "a": data, "b": data, "c": data}
@@ -128,20 +127,20 @@ def test_a_folder_whose_writer_is_killed_is_whole_or_does_not_exist(place):
         lines = writer.communicate()[0].split()
         number = int(lines[-1]) + 1 if lines else number + 1
         for folder in place.glob("step-*"):
-            if atomic.is_half_written(folder, "seal"):
+            if storage.is_half_written(folder, "seal"):
                 unsealed += 1
                 continue
             parts = {(folder / name).read_bytes() for name in ("seal", "a", "b", "c")}
             assert len(parts) == 1
     assert unsealed <= 4
-    atomic.remove_leftovers(place)
+    storage.remove_leftovers(place)
 
 
 @pytest.mark.parametrize("puts", range(5))
 def test_a_checkpoint_cut_off_after_any_put_is_none(store, monkeypatch, puts):
     """Three files and, last, the record: with fewer than four puts there is no checkpoint."""
     save(store, _checkpoint(2))
-    allowed, put = itertools.count(), ObjectPath.put
+    allowed, put = itertools.count(), ObjectPath.write
 
     class Killed(BaseException):
         pass
@@ -152,7 +151,7 @@ def test_a_checkpoint_cut_off_after_any_put_is_none(store, monkeypatch, puts):
         put(path, data)
 
     with monkeypatch.context() as patch, pytest.raises(Killed) if puts < 4 else nullcontext():
-        patch.setattr(ObjectPath, "put", cut)
+        patch.setattr(ObjectPath, "write", cut)
         save(store, _checkpoint(4))
     # The environment of the server goes with undo; the connection is open.
     found = newest(store)
@@ -167,7 +166,7 @@ def test_checkpoints_come_back_and_the_newest_sound_one_is_found(place):
         save(place, _checkpoint(step))
     save(place, _checkpoint(3, attempt=2))
     assert load(place / "step-000003").attempt == 2
-    atomic.write_bytes(place / "step-000003" / "ema.safetensors", b"damaged")
+    storage.write_bytes(place / "step-000003" / "ema.safetensors", b"damaged")
     found = newest(place)
     assert found.checkpoint.step == 2 and "step-000003" in found.skipped[0]
     assert torch.equal(found.checkpoint.model["w"], torch.full((3,), 2.0))
@@ -184,11 +183,11 @@ def test_a_store_that_does_not_answer_is_not_an_empty_one(store, monkeypatch):
         store.read_bytes,
         store.stat,
         lambda: list(store.glob("*")),
-        lambda: store.put(b"x"),
+        lambda: store.write(b"x"),
         lambda: newest(store),
         lambda: keep_last(store, 1),
     ]
-    monkeypatch.setattr("synth.storage.path._store", _unreachable)
+    monkeypatch.setattr("synth.storage._store", _unreachable)
     for ask in unreached:
         with pytest.raises(UmbraError, match=r"s3://umbra/runs/one.*did not answer") as caught:
             ask()
@@ -209,7 +208,13 @@ def _unreachable(path):
 
 def test_what_is_wrong_with_a_store_is_said_in_our_own_words(s3, monkeypatch):
     with pytest.raises(UmbraError, match="there is no bucket 'elsewhere'"):
-        ObjectPath.at("s3://elsewhere/x").put(b"x")
+        ObjectPath.parse("s3://elsewhere/x").write(b"x")
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(InvalidRequest, match=r"umbra-synth\[s3\]"):
-        ObjectPath.at("s3://umbra/x").exists()
+        ObjectPath.parse("s3://umbra/x").exists()
+
+
+def test_json_is_canonical_and_refuses_nan():
+    assert storage.json_bytes({"b": 1, "a": "é"}) == '{\n "a": "é",\n "b": 1\n}\n'.encode()
+    with pytest.raises(ValueError):
+        storage.json_bytes({"a": float("nan")})

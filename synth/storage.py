@@ -1,0 +1,317 @@
+"""Storage of a run's files: a local folder, or an object store behind the same methods.
+
+A local file is written by `privacy.durable`. In an object store, which cannot rename, a file is
+one put. A folder of several files has a seal there, a file that is written last and removed first:
+without its seal it does not exist.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.fs as pa_fs
+
+from privacy import durable
+from privacy.errors import InvalidRequest, UmbraError
+
+_CREDENTIALS = (
+    "S3 credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or AWS's "
+    "own configuration, and have to allow reading, writing, listing and deleting"
+)
+# By name, because botocore is installed only with the extra.
+_WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+_OPTIONS = {
+    # Other processes write what is listed here.
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 60},
+}
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What a store knows of an object: `st_size`, its length in bytes, named as by `os.stat`."""
+
+    st_size: int
+
+
+@dataclass(frozen=True, order=True)
+class ObjectPath:
+    """The address of an object or a prefix, `s3://` and `key`, which begins with the bucket.
+
+    It has the methods of `pathlib.Path` that readers of a run use. Objects are written whole, by
+    `write`: a writer that is killed half way must leave no object, so `open` only reads.
+
+    Every method that reaches the store raises:
+        UmbraError: the store does not answer or refuses; the text holds no credential. Such an
+            error must never look like a missing file, or a run would start anew beside its own
+            checkpoints.
+        FileNotFoundError: there is no such object, where one is read.
+        InvalidRequest: the extra `s3` is not installed.
+
+    >>> path = ObjectPath.parse("s3://bucket/runs") / "manifest.json"
+    >>> str(path), path.name, str(path.parent)
+    ('s3://bucket/runs/manifest.json', 'manifest.json', 's3://bucket/runs')
+    """
+
+    key: PurePosixPath
+
+    @classmethod
+    def parse(cls, address: str) -> "ObjectPath":
+        """Return the path at `s3://bucket/prefix`; the store is not reached."""
+        return cls(PurePosixPath(address.removeprefix("s3://")))
+
+    def __str__(self) -> str:
+        return f"s3://{self.key}"
+
+    def __truediv__(self, other: str | PurePath) -> "ObjectPath":
+        return ObjectPath(self.key / other)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.key.name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the last part, with its dot."""
+        return self.key.suffix
+
+    @property
+    def parent(self) -> "ObjectPath":
+        """The prefix that contains this."""
+        return ObjectPath(self.key.parent)
+
+    def write(self, data: bytes) -> None:
+        """Write the whole object; every reader sees the old or the new one."""
+        try:
+            with self._connect() as store:
+                store.pipe_file(str(self.key), data)
+        except FileNotFoundError as error:
+            raise UmbraError(
+                f"{self} cannot be written: there is no bucket {self.key.parts[0]!r}"
+            ) from error
+
+    def read_bytes(self) -> bytes:
+        """Return the whole object."""
+        with self._connect() as store:
+            return bytes(store.cat_file(str(self.key)))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the whole object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str) -> io.BytesIO:
+        """Return the whole object as a file to read; `mode` is "rb"."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{self} is written whole, by `write`")
+        return io.BytesIO(self.read_bytes())
+
+    def stat(self) -> ObjectStat:
+        """Return what the store knows of the object."""
+        with self._connect() as store:
+            return ObjectStat(int(store.info(str(self.key))["size"]))
+
+    def exists(self) -> bool:
+        """Return whether there is an object at or below this path."""
+        return self._type() is not None
+
+    def is_file(self) -> bool:
+        """Return whether there is an object at this path."""
+        return self._type() == "file"
+
+    def is_dir(self) -> bool:
+        """Return whether there are objects below this path."""
+        return self._type() == "directory"
+
+    def is_symlink(self) -> bool:
+        """Return False: a store has no links."""
+        return False
+
+    def iterdir(self) -> Iterator["ObjectPath"]:
+        """Yield the objects and prefixes directly below."""
+        yield from self.glob("*")
+
+    def glob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield the objects and prefixes below that match, in order."""
+        with self._connect() as store:
+            found = store.glob(f"{self.key}/{pattern}")
+        yield from map(self._from_key, sorted(found))
+
+    def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """Yield the objects below, at any depth, whose names match, in order."""
+        with self._connect() as store:
+            found = store.find(str(self.key))
+        yield from (path for path in map(self._from_key, sorted(found)) if path.key.match(pattern))
+
+    def filesystem(self) -> pa_fs.FileSystem:
+        """Return the store as a pyarrow file system, in which `key` is the path."""
+        return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(_store(self)))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object; a store does not say whether there was one."""
+        with self._connect() as store:
+            store.rm_file(str(self.key))
+
+    @staticmethod
+    def _from_key(key: str) -> "ObjectPath":
+        return ObjectPath(PurePosixPath(key))
+
+    def _type(self) -> str | None:
+        try:
+            with self._connect() as store:
+                return str(store.info(str(self.key))["type"])
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def _connect(self) -> Iterator[Any]:
+        store = _store(self)
+        try:
+            yield store
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise UmbraError(f"{self}: {_reason(error)}") from error
+
+
+#: A file or a folder of a run, on a local disk or in an object store.
+StoragePath = Path | ObjectPath
+
+
+def relative(path: StoragePath, folder: StoragePath) -> str:
+    """Return the name of `path` below `folder`, with / between its parts.
+
+    >>> relative(Path("runs/1/data/a.parquet"), Path("runs/1"))
+    'data/a.parquet'
+    """
+    if isinstance(path, ObjectPath) and isinstance(folder, ObjectPath):
+        return path.key.relative_to(folder.key).as_posix()
+    return Path(str(path)).relative_to(str(folder)).as_posix()
+
+
+def is_within(path: StoragePath, folder: StoragePath) -> bool:
+    """Return whether `path` and everything below it, links followed, is within `folder`."""
+    if isinstance(path, ObjectPath):
+        return isinstance(folder, ObjectPath) and path.key.is_relative_to(folder.key)
+    if not isinstance(folder, Path):
+        return False
+    root = folder.resolve()
+    return all(entry.resolve().is_relative_to(root) for entry in (path, *path.rglob("*")))
+
+
+@contextmanager
+def local_copy(path: StoragePath) -> Iterator[Path]:
+    """Yield a local path with the content of `path`, for libraries that read local files only."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch) / path.name
+        for file in [path] if path.is_file() else path.rglob("*"):
+            target = copy / relative(file, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+        yield copy
+
+
+def write_bytes(path: StoragePath, data: bytes) -> None:
+    """Write `data` to `path` atomically and durably, replacing what is there.
+
+    Raises:
+        UmbraError: the disk is full or not writable, or the store cannot be written; `path` is as
+            it was before.
+    """
+    if isinstance(path, ObjectPath):
+        path.write(data)
+    else:
+        durable.write_file(path, data)
+
+
+def write_json(path: StoragePath, record: Mapping[str, Any]) -> None:
+    """Write `record` to `path` as `json_bytes`; see `write_bytes`."""
+    write_bytes(path, json_bytes(record))
+
+
+def json_bytes(record: Mapping[str, Any]) -> bytes:
+    r"""Serialise to the one form used on disk: sorted keys, one field a line, UTF-8, no NaN.
+
+    Raises:
+        ValueError: a number is not finite (it would not be JSON).
+
+    >>> json_bytes({"rows": 2, "classes": ["é"]}).decode()
+    '{\n "classes": [\n  "é"\n ],\n "rows": 2\n}\n'
+    """
+    text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def write_folder(path: StoragePath, files: Mapping[str, bytes], seal: str) -> None:
+    """Write a folder of `files`, replacing one that is there; `seal` is the name of one of them.
+
+    In an object store the old folder is removed before the new one is written.
+
+    Raises:
+        UmbraError: the disk is full or not writable, or the store cannot be written. The old
+            folder is then there, or none.
+    """
+    if isinstance(path, ObjectPath):
+        remove_folder(path, seal)
+        for name in sorted(files, key=lambda name: name == seal):  # the seal last
+            (path / name).write(files[name])
+        return
+    with durable.new_folder(path, replace=True) as part:
+        for name, data in files.items():
+            (part / name).write_bytes(data)
+
+
+def remove_folder(path: StoragePath, seal: str) -> None:
+    """Remove a folder of `write_folder`, its seal first."""
+    if isinstance(path, ObjectPath):
+        for file in ((path / seal), *path.rglob("*")):
+            file.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def is_half_written(path: StoragePath, seal: str) -> bool:
+    """Return whether a folder of `write_folder` was left unsealed by a writer that was killed."""
+    return isinstance(path, ObjectPath) and not (path / seal).is_file()
+
+
+def remove_leftovers(folder: StoragePath) -> None:
+    """Remove the temporary files that killed writers left in a local `folder`.
+
+    A store keeps none: what it received of an unfinished put is no object.
+    """
+    if isinstance(folder, Path):
+        durable.remove_leftovers(folder)
+
+
+def _store(path: ObjectPath) -> Any:
+    """Return this process's and thread's fsspec file system for `path`."""
+    try:
+        import s3fs
+    except ImportError:
+        raise InvalidRequest(
+            f"{path} lies in an object store, and the library that reads it is not installed: "
+            "pip install 'umbra-synth[s3]'"
+        ) from None
+    # Without credentials in the call: s3fs finds them in the environment, and no path carries any.
+    return s3fs.S3FileSystem(**_OPTIONS)
+
+
+def _reason(error: Exception) -> str:
+    """Describe what is wrong with the store without the library's text, which may name a key."""
+    kind = type(error).__name__
+    if isinstance(error, PermissionError) or kind in _WITHOUT_CREDENTIALS:
+        return f"the object store refused access. {_CREDENTIALS}"
+    return (
+        f"the object store did not answer or refused ({kind}). Check the address, "
+        "AWS_ENDPOINT_URL and that the store runs; nothing was left half written"
+    )
