@@ -28,7 +28,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from pipeline.spec.train import Train
+from synth.settings import TrainSettings
 
 from .machine import cores
 from .orchestrated import BARE, READY, RUN, TRIAL, Timed
@@ -168,7 +168,7 @@ def compared(
     return Orchestration(
         batch=batch,
         steps=len(run.steps),
-        block=int(Train.model_fields["charge_block"].default),
+        block=int(TrainSettings.model_fields["charge_block"].default),
         bare_step=statistics.median(bare_blocks) / (_BLOCK - 1),
         step=Ratio.of(run_blocks, bare_blocks),
         block_price=statistics.median(prices),

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from privacy.gradients import GradientEngine, choose
 from privacy.gradients.memory import activation_bytes
-from synth.loss import DenoisingLoss
-from synth.precision import PRECISIONS, Precision, computing_in
+from synth.loss import DenoisingLoss, autocast
 from synth.preconditioning import Denoiser
+from synth.settings import PRECISIONS, Precision
 
 from .steps import LIMIT, in_each_order, micro_batches, non_private
 from .timing import Case, fastest, interleave
@@ -123,7 +123,7 @@ def least_bytes(workload: Workload, n: int, micro_batch: int, precision: Precisi
     denoiser, records = workload.denoiser(), workload.records(1)
     image, label, sigma, noise = (part[0] for part in records)
     inputs = image + noise, sigma, label.expand(workload.views)
-    with computing_in(precision, workload.kind):
+    with autocast(precision, workload.kind):
         kept = activation_bytes(denoiser, inputs)
     weights = _FLOAT * sum(p.numel() for p in denoiser.parameters())
     return 2 * n * kept + 3 * weights * -(-n // micro_batch)
@@ -145,7 +145,7 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
         )
 
     def limit(denoiser: Denoiser, size: int) -> None:
-        with computing_in(precision, workload.kind):
+        with autocast(precision, workload.kind):
             non_private(denoiser, records, size)
 
     def private(size: int) -> object:

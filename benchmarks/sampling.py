@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from pipeline.cluster.freed_memory import keep_freed_memory
-from synth.precision import PRECISIONS, Precision
+from synth.inference import at_precision, chosen_batch
 from synth.preconditioning import Denoiser
-from synth.samplers import Churn, Denoise, at_precision, chosen_batch, guided
+from synth.samplers.base import Denoise
+from synth.samplers.churn import Churn
+from synth.samplers.guidance import guided
+from synth.settings import PRECISIONS, Precision
 
 from .timing import Case, fastest
 from .workload import Workload

@@ -9,9 +9,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.spec import Spec
-from pipeline.spec.model import Model
-from pipeline.spec.section import Section
-from pipeline.spec.synthesize import Synthesize
 from privacy.budget import Reservation
 from privacy.dp_sgd import DPSGD
 from privacy.errors import IntegrityBroken, UmbraError
@@ -19,8 +16,12 @@ from privacy.gradients import GradientEngine, choose
 from privacy.gradients.memory import balanced_microbatch, largest_batch, micro_batch
 from privacy.mechanisms import SubsampledGaussian
 from synth.data.shards import to_uint8
+from synth.inference import at_precision, chosen_batch
 from synth.preconditioning import Denoiser, build_preconditioning
-from synth.samplers import Denoise, Sampler, at_precision, chosen_batch, guided, sampler
+from synth.samplers import sampler
+from synth.samplers.base import Denoise, Sampler
+from synth.samplers.guidance import guided
+from synth.settings import ModelSettings, Settings, SynthesizeSettings
 from synth.storage import StoragePath
 from synth.training import PRIVATE, Training
 from synth.unet import UNet, UNetConfig
@@ -32,7 +33,7 @@ _GIB = 2**30
 _MICRO_BATCH_GIB = {"cpu": 1.0, "cuda": 8.0}
 
 
-class ImageFacts(Section):
+class ImageFacts(Settings):
     """What is public about the images."""
 
     size: int
@@ -40,12 +41,12 @@ class ImageFacts(Section):
     classes: tuple[str, ...]
 
 
-class Recipe(Section):
+class Recipe(Settings):
     """The part of a spec that sampling needs. It names no data source, so it may travel alone."""
 
     data: ImageFacts
-    model: Model
-    synthesize: Synthesize
+    model: ModelSettings
+    synthesize: SynthesizeSettings
 
     @classmethod
     def of(cls, spec: Spec) -> Self:
@@ -76,9 +77,7 @@ def build_denoiser(spec: Spec | Recipe) -> Denoiser:
         attention=model.attention,
         classes=len(data.classes),
     )
-    noise = {"p_mean": model.p_mean, "p_std": model.p_std}
-    constants = {name: value for name, value in noise.items() if value is not None}
-    return Denoiser(UNet(config), build_preconditioning(model.config, **constants))
+    return Denoiser(UNet(config), build_preconditioning(model.config, **model.constants()))
 
 
 def build_sampler(spec: Spec | Recipe) -> Sampler:
@@ -87,22 +86,7 @@ def build_sampler(spec: Spec | Recipe) -> Sampler:
     Raises:
         InvalidRequest: the numbers do not make a schedule.
     """
-    wanted = spec.synthesize
-    settings = {
-        "steps": wanted.steps,
-        "sigma_min": wanted.sigma_min,
-        "sigma_max": wanted.sigma_max,
-        "rho": wanted.rho,
-    }
-    if wanted.churn is not None:
-        churn = wanted.churn
-        settings |= {
-            "S_churn": churn.s_churn,
-            "S_min": churn.s_min,
-            "S_max": churn.s_max,
-            "S_noise": churn.s_noise,
-        }
-    return sampler(wanted.sampler, **settings)
+    return sampler(spec.synthesize.sampler, **spec.synthesize.sampler_settings())
 
 
 def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:

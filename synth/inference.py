@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privacy.errors import InvalidRequest
-from synth.precision import PRECISIONS, Precision, computing_in
+from synth.loss import autocast
 from synth.preconditioning import Denoiser
+from synth.settings import PRECISIONS, Precision
 from synth.unet import SKIP_SCALE, Attention, ResidualBlock, resampled
 
 # Measured on CPU cores with 1 to 2 MiB of cache of their own: at 8x8 and 28x28 sampling is fastest
@@ -231,7 +232,7 @@ class Bfloat16(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate F on float32 x [B, C, H, W] and c_noise [B], label [B]."""
-        with computing_in("bfloat16", x.device.type):
+        with autocast("bfloat16", x.device.type):
             return self.network(x, c_noise, label)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from privacy.validation import positive_int
-from synth.precision import Precision, computing_in
 from synth.preconditioning import Preconditioning
+from synth.settings import Precision
 
 
 def draw_views(
@@ -83,6 +83,18 @@ def drop_labels(labels: Tensor, null: int, probability: float, u_N: Tensor) -> T
     return torch.where(u_N.to(labels.device) < probability, null, labels)
 
 
+def autocast(precision: Precision, device_type: str) -> torch.autocast:
+    """Return a context in which products and convolutions run in that precision.
+
+    Weights stay float32 and are rounded on the way; normalisation takes its statistics in float32.
+    """
+    # No cache: within a CUDA graph it would hold tensors that nobody fills, and rounding the
+    # weights costs little beside a batch.
+    return torch.autocast(
+        device_type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    )
+
+
 class DenoisingLoss:
     """The loss of one record; a function of the record and its views only.
 
@@ -119,7 +131,7 @@ class DenoisingLoss:
         Returns:
             A scalar.
         """
-        with computing_in(self.precision, image.device.type):
+        with autocast(self.precision, image.device.type):
             denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
         squared_K = (denoised - image).square().sum(dim=(1, 2, 3))
         return (self.preconditioning.weight(sigma) * squared_K).mean()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.errors import InvalidRequest
+from synth.settings import EDM_P_MEAN, EDM_P_STD
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class EDM(Preconditioning):
 
     name: ClassVar[str] = "edm"
 
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    p_mean: float = EDM_P_MEAN
+    p_std: float = EDM_P_STD
     sigma_data: float = math.sqrt(1 / 3)
 
     def __post_init__(self) -> None:

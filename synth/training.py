@@ -24,9 +24,9 @@ from synth.ema import EMA
 from synth.learning_rate import cosine
 from synth.loss import DenoisingLoss
 from synth.meter import Meter
-from synth.precision import Precision
 from synth.preconditioning import Denoiser
 from synth.records import NoisedViews, Records
+from synth.settings import Precision
 from synth.storage import StoragePath
 from synth.warmup import Warmup, release_class_means, train_on_means
 

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privacy.errors import InvalidRequest
-from privacy.validation import positive_int, whole_number
+from synth.settings import ComponentSettings, Count, NetworkSettings, raise_if_any
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -154,18 +153,12 @@ class ResidualBlock(nn.Module):
 QKV_VARIANCE = 0.1
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """Shape of a U-Net; the defaults are the paper's for MNIST.
+class UNetConfig(NetworkSettings, ComponentSettings):
+    """Shape of a U-Net.
 
     Attributes:
         size: pixels along each side of the (square) image.
         channels: channels of the image, 1 for grey and 3 for colour.
-        base: channels of the first level; even.
-        multipliers: channels of each level over `base`, from full resolution down.
-        blocks: residual blocks per resolution on the way down (one more on the way up).
-        attention: resolutions with self-attention; the lowest resolution always has one between
-            the way down and the way up, listed or not.
         classes: number of labels 0..classes-1, `classes` itself being the null label; 0 makes
             the network unconditional.
 
@@ -173,49 +166,14 @@ class UNetConfig:
         InvalidRequest: the values do not make a network.
     """
 
-    size: int
-    channels: int
-    base: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (7,)
-    classes: int = 10
+    size: Count
+    channels: Count
+    classes: Annotated[int, Field(ge=0)] = 10
 
-    def __post_init__(self) -> None:
-        # A configuration read back from JSON brings lists.
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        object.__setattr__(self, "attention", tuple(self.attention))
-        for name, least in {"size": 1, "channels": 1, "base": 4, "blocks": 1, "classes": 0}.items():
-            whole_number(name, getattr(self, name), least)
-        for multiplier in self.multipliers:
-            positive_int("multipliers", multiplier)
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        if self.base % 2:
-            raise InvalidRequest(
-                f"base channels must be even (cosine and sine of each frequency), found {self.base}"
-            )
-        if not self.multipliers:
-            raise InvalidRequest("multipliers must name at least one level, found none")
-        factor = 2 ** (len(self.multipliers) - 1)
-        if self.size % factor:
-            raise InvalidRequest(
-                f"an image of {self.size} pixels cannot be halved {len(self.multipliers) - 1} "
-                f"times: size must be divisible by {factor}; pad or resize the images, or give "
-                "fewer multipliers"
-            )
-        unknown = [r for r in self.attention if r not in self.resolutions]
-        if unknown:
-            raise InvalidRequest(
-                f"attention at resolution {', '.join(map(str, unknown))}, but this network has "
-                f"only {', '.join(map(str, self.resolutions))}; choose among these (or none)"
-            )
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Side length at each level, from full resolution down."""
-        return tuple(self.size >> level for level in range(len(self.multipliers)))
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        raise_if_any(self.errors_at(self.size))
+        return self
 
     @property
     def null_label(self) -> int:
@@ -285,7 +243,7 @@ class UNet(nn.Module):
 def _way_down(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
     channels, embedding = config.base, 4 * config.base
     for level, (resolution, multiplier) in enumerate(
-        zip(config.resolutions, config.multipliers, strict=True)
+        zip(config.resolutions(config.size), config.multipliers, strict=True)
     ):
         if level:
             yield ResidualBlock(channels, channels, embedding, resample="down")
@@ -314,7 +272,7 @@ def _way_up(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
                 channels + stored.pop(),
                 config.base * config.multipliers[level],
                 embedding,
-                attention=last and config.resolutions[level] in config.attention,
+                attention=last and config.resolutions(config.size)[level] in config.attention,
             )
             channels = config.base * config.multipliers[level]
 

@@ -5,7 +5,7 @@ import click
 from pipeline.cli.output import json_option
 from pipeline.cli.running import require_reachable, where_options, work_on
 from pipeline.home import Home
-from pipeline.spec.resources import Workers
+from pipeline.spec.sections import Workers
 
 
 @click.command()

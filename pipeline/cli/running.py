@@ -17,7 +17,7 @@ from pipeline.cluster.authentication import is_jobs_api, require_token
 from pipeline.home import Home
 from pipeline.progress import Both, LineProgress, Progress, SilentProgress, show_progress
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec.resources import Workers
+from pipeline.spec.sections import Workers
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:

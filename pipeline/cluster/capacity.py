@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from pipeline.spec.resources import Resources
+from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
 
 _GIB = 1024**3

@@ -17,7 +17,7 @@ from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.runs.dataset_identity import ReservedContent
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
-from pipeline.spec.evaluate import Evaluate
+from pipeline.spec.sections import Evaluate
 from synth.data.shards import read_shards
 from synth.storage import StoragePath
 

@@ -29,7 +29,7 @@ from pipeline.models import build_denoiser
 from pipeline.progress import run_periodically
 from pipeline.runs.dataset_identity import ReservedContent
 from pipeline.spec import Spec
-from pipeline.spec.resources import Resources
+from pipeline.spec.sections import Resources
 from privacy.collective import Collective
 from privacy.errors import UmbraError
 from synth.attempt import Attempt

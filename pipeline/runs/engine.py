@@ -25,7 +25,7 @@ from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
 from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec
-from pipeline.spec.resources import Workers
+from pipeline.spec.sections import Workers
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker
 from privacy.budget import Budget

@@ -4,7 +4,7 @@ from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RayJob
 from pipeline.runs.status import run_status
-from pipeline.spec.resources import Workers
+from pipeline.spec.sections import Workers
 from privacy.errors import InvalidRequest
 
 

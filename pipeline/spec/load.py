@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,11 +11,42 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.spec.errors import Problem, SpecError
-from pipeline.spec.section import FieldPath, InvalidFieldsError
 from pipeline.spec.spec import Spec
+from privacy.errors import InvalidRequest
+from synth.settings import FieldPath, InvalidFieldsError, format_path
 
 _TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: where it stands, what was expected there and what was found."""
+
+    file: str
+    line: int | None
+    path: FieldPath
+    expected: str
+    found: str
+    hint: str = ""
+
+    @property
+    def field(self) -> str:
+        """The field as a reader writes it: `data.classes[2]`."""
+        return format_path(self.path)
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        hint = f" ({self.hint})" if self.hint else ""
+        field = f"{self.field}: " if self.path else ""
+        return f"{place}: {field}expected {self.expected}, found {self.found}{hint}"
+
+
+class SpecError(InvalidRequest):
+    """A spec that cannot be run; `problems` are in the order of the file."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class _CoreLoader(yaml.SafeLoader):

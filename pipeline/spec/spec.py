@@ -3,44 +3,46 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, Self
 
 import yaml
 from pydantic import Field, model_validator
 
-from pipeline.spec.data import Data
-from pipeline.spec.evaluate import Evaluate
-from pipeline.spec.model import Model
-from pipeline.spec.privacy import Privacy
-from pipeline.spec.resources import Resources
-from pipeline.spec.section import FieldError, Section, raise_if_any
-from pipeline.spec.synthesize import Synthesize
-from pipeline.spec.train import Train
+from pipeline.spec.sections import Data, Evaluate, Privacy, Resources
+from synth.settings import (
+    FieldError,
+    ModelSettings,
+    Settings,
+    SynthesizeSettings,
+    TrainSettings,
+    raise_if_any,
+)
 
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 
 
-class Spec(Section):
+class Spec(Settings):
     """What a run is asked to do. Two specs that ask for the same have the same `sha256`."""
 
     name: RunName
     data: Data
     privacy: Privacy
-    model: Model = Field(default_factory=Model)
-    train: Train
-    synthesize: Synthesize
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    train: TrainSettings
+    synthesize: SynthesizeSettings
     evaluate: Evaluate | None = None
     resources: Resources = Field(default_factory=Resources)
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> "Spec":
+    def _sections_agree(self) -> Self:
         raise_if_any(
             chain(
-                _privacy_findings(self),
-                _network_findings(self),
-                _synthesis_findings(self),
-                _evaluation_findings(self),
+                _privacy_errors(self),
+                _network_errors(self),
+                _synthesis_errors(self),
+                _evaluation_errors(self),
             )
         )
         return self
@@ -63,7 +65,7 @@ class Spec(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _privacy_findings(spec: Spec) -> Iterator[FieldError]:
+def _privacy_errors(spec: Spec) -> Iterator[FieldError]:
     N, delta = spec.data.records, spec.privacy.delta
     if delta >= 1 / N:
         # At δ = 1/N publishing one whole record at random would count as private.
@@ -78,25 +80,13 @@ def _privacy_findings(spec: Spec) -> Iterator[FieldError]:
         yield FieldError(("privacy", "records_per_unit"), expected, found)
 
 
-def _network_findings(spec: Spec) -> Iterator[FieldError]:
-    size, model = spec.data.size, spec.model
-    halvings = len(model.multipliers) - 1
-    if size % 2**halvings or size >> halvings == 0:
-        expected = (
-            f"a multiple of {2**halvings}, for {len(model.multipliers)} multipliers "
-            f"halve the image {halvings} times"
-        )
-        yield FieldError(("data", "size"), expected, str(size))
-        return
-    resolutions = model.resolutions(size)
-    for index, resolution in enumerate(model.attention):
-        if resolution not in resolutions:
-            known = ", ".join(map(str, resolutions))
-            expected = f"resolutions the network works at ({known})"
-            yield FieldError(("model", "attention", index), expected, str(resolution))
+def _network_errors(spec: Spec) -> Iterator[FieldError]:
+    for error in spec.model.errors_at(spec.data.size):
+        section = "data" if error.path == ("size",) else "model"
+        yield replace(error, path=(section, *error.path))
 
 
-def _synthesis_findings(spec: Spec) -> Iterator[FieldError]:
+def _synthesis_errors(spec: Spec) -> Iterator[FieldError]:
     synthesize, classes = spec.synthesize, len(spec.data.classes)
     if synthesize.per_class is not None and len(synthesize.per_class) != classes:
         expected = f"one count for each of the {classes} classes"
@@ -107,7 +97,7 @@ def _synthesis_findings(spec: Spec) -> Iterator[FieldError]:
         yield FieldError(("synthesize", "guidance"), expected, f"{synthesize.guidance:g}")
 
 
-def _evaluation_findings(spec: Spec) -> Iterator[FieldError]:
+def _evaluation_errors(spec: Spec) -> Iterator[FieldError]:
     evaluate, holdout = spec.evaluate, spec.data.holdout
     if evaluate is None:
         return

@@ -8,17 +8,15 @@ numbers and the arithmetic is nothing beside the network's.
 Shapes: B batch, C channels, H and W pixels.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from privacy.errors import InvalidRequest
+from synth.settings import ComponentSettings, NoiseLevels
 
 
 def karras(levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
@@ -38,44 +36,18 @@ def karras(levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[
 Denoise = Callable[[Tensor, float, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Sampler(ABC):
-    """Noise levels on Karras' schedule, and what a sampler does along them.
-
-    Attributes:
-        steps: number of levels M, at least 2.
-        sigma_max, sigma_min: first and last level.
-        rho: how much the levels crowd towards sigma_min; 7 in Karras et al. 2022.
+class Sampler(NoiseLevels, ComponentSettings, ABC):
+    """A sampler: frozen settings, and what it does along the noise levels.
 
     Raises:
-        InvalidRequest: a value makes no schedule.
+        InvalidRequest: a setting is unknown or refused.
     """
 
     name: ClassVar[str]
 
-    steps: int
-    sigma_max: float = 80.0
-    sigma_min: float = 0.002
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
-            raise InvalidRequest(
-                f"sampler {self.name!r} needs an integer of at least 2 steps, found {self.steps!r}"
-            )
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise InvalidRequest(
-                f"sampler {self.name!r} needs 0 < sigma_min < sigma_max < infinity, found "
-                f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}"
-            )
-        if not 0 < self.rho < math.inf:
-            raise InvalidRequest(
-                f"sampler {self.name!r} needs a positive, finite rho, found {self.rho}"
-            )
-
     @property
     def sigmas(self) -> list[float]:
-        """The M levels, sigma_max first."""
+        """The levels, sigma_max first."""
         return karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
     @property

@@ -1,7 +1,6 @@
 """Stochastic DDIM: Euler-Maruyama on the reverse SDE in sigma."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from synth.samplers.base import Denoise, Sampler, standard_normal
 
 
-@dataclass(frozen=True)
 class DDIM(Sampler):
     """x_{n+1} = x_n + (sigma_{n+1} - sigma_n)/sigma_n (x_n - d_n), d_n = D(x_n; sigma_n).
 
@@ -20,8 +18,6 @@ class DDIM(Sampler):
     """
 
     name: ClassVar[str] = "ddim"
-
-    steps: int = 50
 
     @property
     def nfe(self) -> int:
@@ -38,7 +34,6 @@ class DDIM(Sampler):
         return denoise(x, sigmas[-1], labels)
 
 
-@dataclass(frozen=True)
 class StochasticDDIM(Sampler):
     """Twice DDIM's drift, and sqrt(2 (sigma_n - sigma_{n+1}) sigma_n) z_n of fresh noise a step.
 
@@ -47,8 +42,6 @@ class StochasticDDIM(Sampler):
     """
 
     name: ClassVar[str] = "ddim-stochastic"
-
-    steps: int = 1000
 
     @property
     def nfe(self) -> int:

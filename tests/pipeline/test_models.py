@@ -15,7 +15,8 @@ from pipeline.models import (
 )
 from pipeline.spec import Spec
 from synth.preconditioning import EDM, VE, VP, V
-from synth.samplers import DDIM, Churn, StochasticDDIM
+from synth.samplers.churn import Churn
+from synth.samplers.ddim import DDIM, StochasticDDIM
 
 
 def _spec(**sections: dict[str, Any]) -> Spec:
@@ -65,8 +66,8 @@ def test_churn_settings_are_the_specs() -> None:
     churn = {"s_churn": 3.0, "s_min": 0.2, "s_max": 9.0, "s_noise": 1.01}
     section = {"churn": churn, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
     assert build_sampler(_spec(synthesize=section)) == Churn(
-        steps=7, sigma_max=40.0, sigma_min=0.01, rho=5.0, S_churn=3.0, S_min=0.2, S_max=9.0,
-        S_noise=1.01,
+        steps=7, sigma_max=40.0, sigma_min=0.01, rho=5.0, s_churn=3.0, s_min=0.2, s_max=9.0,
+        s_noise=1.01,
     )  # fmt: skip
 
 

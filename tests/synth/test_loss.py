@@ -71,7 +71,9 @@ def test_views_are_averaged_not_summed(images, labels):
 def test_new_network_has_the_expected_loss():
     """F = 0 leaves the target's unit variance: one for each pixel, for data of sigma_data."""
     config = EDM()
-    denoiser = Denoiser(UNet(UNetConfig(8, 1, base=8, multipliers=(1,), attention=())), config)
+    denoiser = Denoiser(
+        UNet(UNetConfig(size=8, channels=1, base=8, multipliers=(1,), attention=())), config
+    )
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((1, 1, 8, 8), generator=generator) * 2 - 1
     images = images * config.sigma_data / images.square().mean().sqrt()
@@ -83,7 +85,9 @@ def test_new_network_has_the_expected_loss():
 def test_vmap_of_grad_is_the_loop(images, labels):
     config = EDM()
     network = UNet(
-        UNetConfig(8, 1, base=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=2)
+        UNetConfig(
+            size=8, channels=1, base=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=2
+        )
     )
     with torch.no_grad():
         for parameter in network.parameters():

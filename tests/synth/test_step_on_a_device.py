@@ -35,7 +35,9 @@ def _numberless(monkeypatch):
 
 def step(engine, micro_batch, precision="float32"):
     """Draw views, clip, sum, noise and divide; return the gradients."""
-    config = UNetConfig(8, 1, 16, (1, 2), 1, (4,), CLASSES)
+    config = UNetConfig(
+        size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=CLASSES
+    )
     denoiser = Denoiser(UNet(config), EDM()).to("meta")
     images = np.zeros((N, 8, 8, 1), dtype=np.uint8)
     records = Records.from_uint8(images, np.zeros(N, dtype=np.int64), torch.device("meta"))

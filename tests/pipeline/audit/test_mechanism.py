@@ -6,7 +6,7 @@ from pipeline.audit import mechanism
 from pipeline.audit.mechanism import audit_step
 from pipeline.plan.plan import plan
 from pipeline.progress import SilentProgress
-from pipeline.spec.errors import SpecError
+from pipeline.spec.load import SpecError
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 

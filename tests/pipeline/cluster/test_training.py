@@ -15,7 +15,7 @@ from pipeline.cluster.training import TrainingJob, train
 from pipeline.cluster.workers_group import _backend
 from pipeline.models import build_denoiser, build_training
 from pipeline.runs.dataset_identity import TRAIN, ReservedContent
-from pipeline.spec.resources import Resources
+from pipeline.spec.sections import Resources
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
 

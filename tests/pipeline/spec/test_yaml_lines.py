@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.spec.errors import SpecError
-from pipeline.spec.load import read_yaml
+from pipeline.spec.load import SpecError, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_dropout_is_drawn_for_each_record_and_anew_each_time():
 
 
 def test_the_network_itself_is_traced():
-    config = UNetConfig(8, 1, 8, (1,), 1, (8,), 10)
+    config = UNetConfig(
+        size=8, channels=1, base=8, multipliers=(1,), blocks=1, attention=(8,), classes=10
+    )
     denoiser = Denoiser(UNet(config), EDM())
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -69,7 +69,14 @@ def test_a_record_that_is_not_finite_stays_by_itself():
 
 
 def test_the_layerwise_engine_gives_the_same_sums_by_shifted_products(monkeypatch):
-    denoiser = Denoiser(UNet(UNetConfig(8, 1, 16, (1, 2), 1, (), 2)), EDM())
+    denoiser = Denoiser(
+        UNet(
+            UNetConfig(
+                size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(), classes=2
+            )
+        ),
+        EDM(),
+    )
     generator = torch.Generator().manual_seed(1)
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from synth.samplers import chosen_batch
+from synth.inference import chosen_batch
 
 SIZES = [(8, 8), (8, 16), (28, 32), (32, 128), (64, 128)]
 

@@ -11,9 +11,11 @@ from synth.inference import channels_last
 from synth.unet import Attention, ResidualBlock, UNet, UNetConfig
 
 CONFIGS = [
-    UNetConfig(8, 1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=10),
-    UNetConfig(16, 3, base=6, multipliers=(1, 2, 2, 3), attention=(), classes=0),
-    UNetConfig(7, 2, base=8, multipliers=(2,), attention=(7,)),
+    UNetConfig(
+        size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=10
+    ),
+    UNetConfig(size=16, channels=3, base=6, multipliers=(1, 2, 2, 3), attention=(), classes=0),
+    UNetConfig(size=7, channels=2, base=8, multipliers=(2,), attention=(7,)),
 ]
 BITS = 2**-8  # bfloat16 rounds by half of it
 DTYPES = [torch.float32, torch.bfloat16]

@@ -5,11 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from synth.samplers import DDIM, Churn
+from synth.samplers.churn import Churn
+from synth.samplers.ddim import DDIM
 
 METHODS = {
     "ddim": lambda steps: DDIM(steps=steps),
-    "heun": lambda steps: Churn(steps=steps, S_churn=0.0),
+    "heun": lambda steps: Churn(steps=steps, s_churn=0.0),
 }
 
 
@@ -66,7 +67,7 @@ def test_ends_with_the_denoised_image(oracle, method):
 
 def test_point_mass_is_hit_exactly(oracle):
     start = 80 * torch.randn((7, 1, 2, 2), dtype=torch.float64)
-    for sampler in (DDIM(steps=2), Churn(steps=2, S_churn=0.0)):
+    for sampler in (DDIM(steps=2), Churn(steps=2, s_churn=0.0)):
         out = sampler.solve(oracle(s=0.0).denoise, start, torch.zeros(7), torch.Generator())
         torch.testing.assert_close(out, torch.full_like(out, 0.3), rtol=0, atol=1e-12)
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from privacy.errors import InvalidRequest
 from synth.preconditioning import EDM, Denoiser
-from synth.samplers import DDIM, guided
+from synth.samplers.ddim import DDIM
+from synth.samplers.guidance import guided
 from synth.unet import UNet, UNetConfig
 
 NULL = 3
@@ -72,7 +73,9 @@ def test_bad_strength_is_refused(bad):
 
 def test_network_end_to_end():
     """A float32 network under a float64 state, guided, from noise to images."""
-    config = UNetConfig(8, 1, base=8, multipliers=(1, 2), blocks=1, attention=(), classes=NULL)
+    config = UNetConfig(
+        size=8, channels=1, base=8, multipliers=(1, 2), blocks=1, attention=(), classes=NULL
+    )
     network = UNet(config)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -8,9 +8,13 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.precision import PRECISIONS
+from synth.inference import at_precision
 from synth.preconditioning import EDM, Denoiser
-from synth.samplers import DDIM, Churn, Sampler, at_precision, guided
+from synth.samplers.base import Sampler
+from synth.samplers.churn import Churn
+from synth.samplers.ddim import DDIM
+from synth.samplers.guidance import guided
+from synth.settings import PRECISIONS
 from synth.unet import UNet, UNetConfig
 
 SHAPE = (1, 8, 8)
@@ -20,7 +24,9 @@ MEAN, MOST = 0.01, 0.15
 
 @pytest.fixture
 def denoiser() -> Denoiser:
-    config = UNetConfig(8, 1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=10)
+    config = UNetConfig(
+        size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(4,), classes=10
+    )
     network = UNet(config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -29,7 +35,7 @@ def denoiser() -> Denoiser:
     return Denoiser(network, EDM())
 
 
-CHURN = Churn(steps=8, S_churn=1.6)
+CHURN = Churn(steps=8, s_churn=1.6)
 
 
 def images(denoiser: nn.Module, w: float = 0.0, sampler: Sampler = CHURN) -> torch.Tensor:

@@ -1,14 +1,16 @@
 """What every sampler in the registry promises; a new one is tested by being registered."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from privacy.errors import InvalidRequest
-from synth.samplers import DDIM, SAMPLERS, Churn, StochasticDDIM, sampler
+from synth.samplers import SAMPLERS, sampler
 from synth.samplers.base import karras
+from synth.samplers.churn import Churn
+from synth.samplers.ddim import DDIM, StochasticDDIM
 
 every = pytest.mark.parametrize("name", list(SAMPLERS))
 
@@ -27,8 +29,8 @@ def test_nfe_is_the_number_of_calls(oracle, name):
 
 def test_nfe_is_the_papers():
     assert DDIM().nfe == 50
-    assert StochasticDDIM().nfe == 1000
-    assert Churn().nfe == 1999
+    assert StochasticDDIM(steps=1000).nfe == 1000
+    assert Churn(steps=1000).nfe == 1999
 
 
 @every
@@ -96,7 +98,7 @@ def test_samplers_are_frozen_values(name):
     assert method == sampler(name)
     assert hash(method) == hash(sampler(name))
     assert method.name == name
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         method.steps = 3
 
 
@@ -108,7 +110,7 @@ def test_samplers_are_frozen_values(name):
         {"steps": True},
         {"sigma_min": 0.0},
         {"sigma_min": math.nan},
-        {"sigma_max": 0.001},
+        {"sigma_min": 90.0},
         {"sigma_max": math.inf},
         {"rho": 0.0},
         {"rho": math.nan},
@@ -116,35 +118,35 @@ def test_samplers_are_frozen_values(name):
 )
 @every
 def test_bad_schedules_are_refused(name, settings):
-    with pytest.raises(InvalidRequest, match=name):
+    with pytest.raises(InvalidRequest, match=next(iter(settings))):
         sampler(name, **settings)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"S_churn": -1.0},
-        {"S_churn": math.nan},
-        {"S_churn": math.inf},
-        {"S_min": -0.1},
-        {"S_min": 60.0},
-        {"S_max": math.nan},
-        {"S_noise": 0.0},
-        {"S_noise": math.nan},
+        {"s_churn": -1.0},
+        {"s_churn": math.nan},
+        {"s_churn": math.inf},
+        {"s_min": -0.1},
+        {"s_min": 60.0},
+        {"s_max": math.nan},
+        {"s_noise": 0.0},
+        {"s_noise": math.nan},
     ],
 )
 def test_bad_churn_is_refused(settings):
-    with pytest.raises(InvalidRequest, match="churn needs"):
+    with pytest.raises(InvalidRequest, match="Churn: "):
         Churn(**settings)
 
 
 def test_registry():
     assert list(SAMPLERS) == ["ddim", "ddim-stochastic", "churn"]
-    assert sampler("churn", steps=9, S_churn=3.0) == Churn(steps=9, S_churn=3.0)
+    assert sampler("churn", steps=9, s_churn=3.0) == Churn(steps=9, s_churn=3.0)
     with pytest.raises(InvalidRequest, match="ddim, ddim-stochastic, churn"):
         sampler("euler")
-    with pytest.raises(InvalidRequest, match=r"no setting S_churn.*steps"):
-        sampler("ddim", S_churn=3.0)
+    with pytest.raises(InvalidRequest, match="DDIM: s_churn: Extra"):
+        sampler("ddim", s_churn=3.0)
 
 
 @pytest.mark.parametrize(("count", "rho"), [(2, 7.0), (18, 7.0), (1000, 7.0), (18, 1.0), (5, 3.3)])

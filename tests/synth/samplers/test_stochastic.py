@@ -1,17 +1,17 @@
 """Stochastic samplers on Gaussian data: the law of the result is known exactly."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from scipy import stats
 
-from synth.samplers import Churn, StochasticDDIM
+from synth.samplers.churn import Churn
+from synth.samplers.ddim import StochasticDDIM
 
 SHAPE = (1, 200, 200)
-CHURN = Churn(steps=12, S_churn=4.0, S_min=0.05, S_max=50.0, S_noise=1.007)
-FIELDS = ("S_churn", "S_min", "S_max", "S_noise")
+CHURN = Churn(steps=12, s_churn=4.0, s_min=0.05, s_max=50.0, s_noise=1.007)
+FIELDS = ("s_churn", "s_min", "s_max", "s_noise")
 
 
 def draws(sampler, denoise, seed: int = 0) -> torch.Tensor:
@@ -53,15 +53,15 @@ def test_stochastic_ddim_approaches_the_data(oracle, ddim_moments):
     "changes",
     [
         {},
-        {"S_churn": 100.0},  # capped at gamma = sqrt(2) - 1
-        {"S_min": 0.5, "S_max": 5.0},
-        {"S_noise": 1.2},
-        {"S_churn": 0.0},
+        {"s_churn": 100.0},  # capped at gamma = sqrt(2) - 1
+        {"s_min": 0.5, "s_max": 5.0},
+        {"s_noise": 1.2},
+        {"s_churn": 0.0},
         {"steps": 30},
     ],
 )
 def test_churn_has_the_recursions_law(oracle, churn_moments, acceptable, changes):
-    data, sampler = oracle(), dataclasses.replace(CHURN, **changes)
+    data, sampler = oracle(), CHURN.model_copy(update=changes)
     x = draws(sampler, data.denoise)
     mean, variance = churn_moments(
         data.s, data.m, *(getattr(sampler, f) for f in ("steps", *FIELDS))
@@ -72,10 +72,10 @@ def test_churn_has_the_recursions_law(oracle, churn_moments, acceptable, changes
 
 @pytest.mark.parametrize(
     "changes",
-    [{"S_churn": 0.0}, {"S_churn": 8.0}, {"S_min": 0.5}, {"S_max": 1.0}, {"S_noise": 1.05}],
+    [{"s_churn": 0.0}, {"s_churn": 8.0}, {"s_min": 0.5}, {"s_max": 1.0}, {"s_noise": 1.05}],
 )
 def test_other_laws_are_told_apart_from_churn(oracle, churn_moments, acceptable, changes):
-    data, wrong = oracle(), dataclasses.replace(CHURN, **changes)
+    data, wrong = oracle(), CHURN.model_copy(update=changes)
     x = draws(CHURN, data.denoise)
     mean, variance = churn_moments(
         data.s, data.m, CHURN.steps, *(getattr(wrong, f) for f in FIELDS)
@@ -84,7 +84,7 @@ def test_other_laws_are_told_apart_from_churn(oracle, churn_moments, acceptable,
 
 
 def test_churn_raises_the_level_inside_its_window_only(oracle, karras_levels):
-    data, sampler = oracle(), dataclasses.replace(CHURN, S_min=0.05, S_max=10.0)
+    data, sampler = oracle(), CHURN.model_copy(update={"s_min": 0.05, "s_max": 10.0})
     draws(sampler, data.denoise)
     asked = [sigma for _, sigma, _ in data.calls[::2]]
     for level, sigma in zip(karras_levels(12), asked, strict=True):
@@ -93,12 +93,12 @@ def test_churn_raises_the_level_inside_its_window_only(oracle, karras_levels):
 
 
 def test_churn_is_capped():
-    assert Churn(steps=10, S_churn=100.0).gamma(1.0) == math.sqrt(2) - 1
-    assert Churn(steps=1000, S_churn=100.0).gamma(1.0) == pytest.approx(0.1)
+    assert Churn(steps=10, s_churn=100.0).gamma(1.0) == math.sqrt(2) - 1
+    assert Churn(steps=1000, s_churn=100.0).gamma(1.0) == pytest.approx(0.1)
 
 
 def test_churn_without_churn_draws_nothing_but_the_start(oracle):
     generator, other = (torch.Generator().manual_seed(0) for _ in "ab")
-    Churn(steps=5, S_churn=0.0).sample(oracle().denoise, torch.zeros(1), (1, 2, 2), generator)
+    Churn(steps=5, s_churn=0.0).sample(oracle().denoise, torch.zeros(1), (1, 2, 2), generator)
     torch.randn((1, 1, 2, 2), generator=other, dtype=torch.float64)
     assert torch.equal(generator.get_state(), other.get_state())

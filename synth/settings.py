@@ -1,0 +1,424 @@
+"""The settings of networks, training and sampling: each is defined here, once.
+
+A section of a spec is one of these models, and the component that uses it takes the model. This
+module imports no torch, so that a spec is read and checked at once.
+"""
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from privacy.errors import InvalidRequest
+from synth.samplers import SAMPLERS
+
+FieldPath = tuple[str | int, ...]
+
+
+class Settings(BaseModel):
+    """Frozen settings. Unknown names, NaN and values of another type are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One invalid field: `path` is relative to the section that reports it."""
+
+    path: FieldPath
+    expected: str
+    found: str
+
+
+class InvalidFieldsError(ValueError):
+    """Several invalid fields at once; validators raise it, the spec's loader adds the lines."""
+
+    def __init__(self, errors: Iterable[FieldError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(
+            "; ".join(
+                f"{format_path(e.path)}: expected {e.expected}, found {e.found}"
+                for e in self.errors
+            )
+        )
+
+
+def raise_if_any(errors: Iterable[FieldError]) -> None:
+    """Raise InvalidFieldsError if there are errors."""
+    found = tuple(errors)
+    if found:
+        raise InvalidFieldsError(found)
+
+
+def format_path(path: FieldPath) -> str:
+    """Return the field as a reader writes it.
+
+    >>> format_path(("data", "classes", 2))
+    'data.classes[2]'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "(the whole spec)"
+
+
+class ComponentSettings(Settings):
+    """Settings that a component of `synth` is built with in code, outside any spec.
+
+    Raises:
+        InvalidRequest: a value is refused (a spec's sections raise pydantic's ValidationError, to
+            which the loader adds lines).
+    """
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}"
+                if e["loc"]
+                else e["msg"]
+                for e in error.errors(include_url=False)
+            )
+            raise InvalidRequest(f"{type(self).__name__}: {problems}") from None
+
+
+def _normal(value: float) -> float:
+    # A subnormal number is never meant, and arithmetic on it loses the digits ε rests on.
+    if 0 < abs(value) < sys.float_info.min:
+        raise ValueError(f"a number of at least {sys.float_info.min:.3g}")
+    return value
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("one line of printable text")
+    return text
+
+
+Line = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Positive = Annotated[float, Field(gt=0), AfterValidator(_normal)]
+NotNegative = Annotated[float, Field(ge=0), AfterValidator(_normal)]
+Fraction = Annotated[float, Field(ge=0, lt=1), AfterValidator(_normal)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def one_of(names: Iterable[str]) -> AfterValidator:
+    """Return a validator that refuses a text which is none of `names`, a registry's keys."""
+
+    def check(value: str) -> str:
+        known = list(names)
+        if value not in known:
+            expected = ", ".join(f"'{name}'" for name in known)
+            raise PydanticKnownError("literal_error", {"expected": f"one of {expected}"})
+        return value
+
+    return AfterValidator(check)
+
+
+PRECONDITIONINGS = ("vp", "ve", "v", "edm")
+# EDM's noise levels in training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022).
+EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
+
+
+class NetworkSettings(Settings):
+    """Size of the DDPM++ U-Net; the defaults are DPDM's for MNIST.
+
+    Attributes:
+        base: channels of the first level.
+        multipliers: channels of each level over `base`, from full resolution down.
+        blocks: residual blocks per level on the way down (one more on the way up).
+        attention: resolutions, in pixels, with self-attention; the lowest always has one between
+            the way down and the way up.
+    """
+
+    base: Annotated[int, Field(ge=4, le=4096, multiple_of=2)] = 32
+    multipliers: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = (1, 2, 2)
+    blocks: Count = 2
+    attention: Annotated[tuple[Count, ...], Field(strict=False)] = (7,)
+
+    def resolutions(self, size: int) -> tuple[int, ...]:
+        """Return the edge lengths in pixels that the network works at, from `size` down.
+
+        >>> NetworkSettings(multipliers=(1, 2, 2)).resolutions(28)
+        (28, 14, 7)
+        """
+        return tuple(size >> level for level in range(len(self.multipliers)))
+
+    def errors_at(self, size: int) -> Iterable[FieldError]:
+        """Yield what prevents a network of this shape for images of `size` pixels."""
+        halvings = len(self.multipliers) - 1
+        if size % 2**halvings or size >> halvings == 0:
+            expected = (
+                f"a multiple of {2**halvings}, for {len(self.multipliers)} multipliers "
+                f"halve the image {halvings} times"
+            )
+            yield FieldError(("size",), expected, str(size))
+            return
+        resolutions = self.resolutions(size)
+        for index, resolution in enumerate(self.attention):
+            if resolution not in resolutions:
+                known = ", ".join(map(str, resolutions))
+                expected = f"resolutions the network works at ({known})"
+                yield FieldError(("attention", index), expected, str(resolution))
+
+
+class ModelSettings(NetworkSettings):
+    """A preconditioned U-Net.
+
+    Attributes:
+        config: name of the preconditioning, which fixes noise distribution and loss weighting too.
+        p_mean, p_std: EDM's noise distribution; the other preconditionings have no such constants.
+        label_dropout: probability with which a record's label is dropped in training.
+    """
+
+    config: Annotated[str, one_of(PRECONDITIONINGS)] = "edm"
+    p_mean: float | None = None
+    p_std: Positive | None = None
+    label_dropout: Fraction = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _noise_defaults(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("config", "edm") == "edm":
+            given = {key: value for key, value in raw.items() if value is not None}
+            return {**raw, "p_mean": EDM_P_MEAN, "p_std": EDM_P_STD, **given}
+        return raw
+
+    @model_validator(mode="after")
+    def _noise_fits_config(self) -> Self:
+        if self.config != "edm":
+            raise_if_any(
+                FieldError((key,), f"no value, for config {self.config} has none", f"{value:g}")
+                for key, value in self.constants().items()
+            )
+        return self
+
+    def constants(self) -> dict[str, float]:
+        """Return the preconditioning's constants that are set."""
+        noise = {"p_mean": self.p_mean, "p_std": self.p_std}
+        return {name: value for name, value in noise.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Poisson sampling: probability q of a record in a step, and number of steps T."""
+
+    sampling_probability: float
+    steps: int
+
+
+class WarmupSettings(Settings):
+    """Training on noisy class means before DP-SGD begins.
+
+    Attributes:
+        noise_multiplier: sigma of the one Gaussian mechanism that releases the class sums.
+        clip_norm: C of an image scaled to [0, 1].
+        steps: gradient steps on the class means; they touch no record and are free.
+        batch: images a step.
+        learning_rate: of Adam at the first step; falls linearly to zero.
+    """
+
+    noise_multiplier: Positive
+    clip_norm: Positive
+    steps: Count
+    batch: Count
+    learning_rate: Positive
+
+
+class TrainSettings(Settings):
+    """DP-SGD with K = `views` noised copies of a record averaged before its one clip.
+
+    The length is given either as `steps` T or as `epochs`:
+
+    * steps: q = B/N, T = steps. The expected batch is exactly B.
+    * epochs: q = 1/⌈N/B⌉, T = epochs·⌈N/B⌉. This is how the DPDM paper (Table 4.9) and
+      Opacus count; the expected batch N/⌈N/B⌉ may be a little below B.
+
+    Attributes:
+        batch: B, the expected number of records in a step.
+        steps, epochs: the length.
+        views: K, the noise multiplicity.
+        learning_rate: of Adam at the first step; falls to zero along a cosine.
+        ema: decay of the moving average that is sampled from.
+        warmup: training on noisy class means that comes first, if any.
+        charge_block: steps charged to the ledger at a time, before they run; a crash forfeits what
+            is left of a block.
+        checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
+        micro_batch: records in memory at a time; has no influence on what is computed. None
+            chooses it by sizes and memory.
+        precision: what the network computes in; clipping, sums and noise are float64 anyway.
+    """
+
+    batch: Count
+    steps: Count | None = None
+    epochs: Count | None = None
+    views: Count = 32
+    learning_rate: Positive = 3e-4
+    ema: Fraction = 0.999
+    warmup: WarmupSettings | None = None
+    charge_block: Count = 50
+    checkpoint_every: Count = 50
+    micro_batch: Count | None = None
+    precision: Precision = "float32"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is None and self.epochs is None:
+            raise_if_any([FieldError((), "either steps or epochs", "neither")])
+        if self.steps is not None and self.epochs is not None:
+            raise_if_any([FieldError(("epochs",), "either steps or epochs", "both")])
+        return self
+
+    def schedule(self, records: int) -> Schedule:
+        """Return q and T for N = `records`.
+
+        >>> TrainSettings(batch=250, steps=7).schedule(1000)
+        Schedule(sampling_probability=0.25, steps=7)
+        """
+        if self.epochs is None:
+            assert self.steps is not None  # noqa: S101 - `_one_length` checked it
+            return Schedule(self.batch / records, self.steps)
+        per_epoch = math.ceil(records / self.batch)
+        return Schedule(1 / per_epoch, self.epochs * per_epoch)
+
+
+class NoiseLevels(Settings):
+    """Karras' schedule of noise levels, on which every sampler runs.
+
+    Attributes:
+        steps: number of levels.
+        sigma_max, sigma_min: first and last level.
+        rho: how much the levels crowd towards sigma_min; 7 in Karras et al. 2022.
+    """
+
+    steps: Annotated[int, Field(ge=2)] = 50
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+    @model_validator(mode="after")
+    def _levels_fall(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            expected = f"a number below sigma_max ({self.sigma_max:g})"
+            raise_if_any([FieldError(("sigma_min",), expected, f"{self.sigma_min:g}")])
+        return self
+
+
+class ChurnSettings(Settings):
+    """EDM's stochastic Heun: noise is added while σ is within [s_min, s_max].
+
+    The defaults are the DPDM paper's best FID setting for MNIST at ε = 10.
+
+    Attributes:
+        s_churn: total amount of noise added, spread over the steps; 0 is Heun's method.
+        s_min, s_max: range of the levels that get it.
+        s_noise: its standard deviation; a little over 1 makes up for over-denoising.
+    """
+
+    s_churn: NotNegative = 50.0
+    s_min: NotNegative = 0.05
+    s_max: Positive = 50.0
+    s_noise: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.s_min > self.s_max:
+            expected = f"a number no greater than s_max ({self.s_max:g})"
+            raise_if_any([FieldError(("s_min",), expected, f"{self.s_min:g}")])
+        return self
+
+
+class SynthesizeSettings(NoiseLevels):
+    """Sampling from the trained model: post-processing, which costs no privacy.
+
+    Attributes:
+        images: number of images, spread evenly over the classes; or else
+        per_class: one count a class. Neither may be read off the private data.
+        sampler: a name in `synth.samplers.SAMPLERS`.
+        guidance: w in D^w = (1+w)·D(x; σ, y) − w·D(x; σ, ∅).
+        churn: settings of the sampler "churn", and of no other.
+        shard_rows: images in a file.
+        batch: images sampled at a time; None chooses it by the network's size.
+        precision: what convolutions and attention run in. bfloat16 is faster on GPUs and on
+            processors made for it (AVX512-BF16, AMX) and slower on others.
+        seed: public; makes the shards reproducible. It is not the seed of section privacy.
+    """
+
+    # `batch` and `precision` change bits of the images, so a spec has them and no machine chooses.
+    images: Count | None = None
+    per_class: Annotated[tuple[int, ...], Field(strict=False)] | None = None
+    sampler: Annotated[str, one_of(SAMPLERS)] = "churn"
+    guidance: NotNegative = 0.0
+    churn: ChurnSettings | None = None
+    shard_rows: Count = 1000
+    batch: Count | None = None
+    precision: Precision = "float32"
+    seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _churn_defaults(cls, raw: Any) -> Any:
+        uses_churn = isinstance(raw, dict) and raw.get("sampler", "churn") == "churn"
+        if uses_churn and raw.get("churn") is None:
+            return {**raw, "churn": {}}
+        return raw
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        raise_if_any(self._errors())
+        return self
+
+    def _errors(self) -> Iterable[FieldError]:
+        if self.images is None and self.per_class is None:
+            yield FieldError((), "either images or per_class", "neither")
+        if self.images is not None and self.per_class is not None:
+            yield FieldError(("per_class",), "either images or per_class", "both")
+        if self.per_class is not None:
+            for index, count in enumerate(self.per_class):
+                if count < 0:
+                    yield FieldError(("per_class", index), "0 or more", str(count))
+            if sum(self.per_class) < 1:
+                yield FieldError(("per_class",), "at least one image", "none")
+        if self.sampler != "churn" and self.churn is not None:
+            yield FieldError(
+                ("churn",), f"no section churn, for the sampler is {self.sampler}", "one"
+            )
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """Return what the sampler is built with: its noise levels and its own settings."""
+        levels = {name: getattr(self, name) for name in NoiseLevels.model_fields}
+        return levels | (self.churn.model_dump() if self.churn else {})
+
+    def class_counts(self, classes: int) -> tuple[int, ...]:
+        """Return the images of each class; the first classes get what is left over.
+
+        >>> SynthesizeSettings(images=5).class_counts(3)
+        (2, 2, 1)
+        """
+        if self.per_class is not None:
+            return self.per_class
+        assert self.images is not None  # noqa: S101 - `_errors` checked it
+        share, rest = divmod(self.images, classes)
+        return tuple(share + (label < rest) for label in range(classes))
+
+    @property
+    def total(self) -> int:
+        """Images over all classes."""
+        return self.images if self.images is not None else sum(self.per_class or ())
