@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
-from privacy.accounting import accountant
-from privacy.accounting.base import round_up
+from privacy.accounting.bounds import epsilon_bounds
 from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.budget import RELATION, Budget, Reservation
-from privacy.errors import InvalidRequest
 from privacy.mechanisms import Mechanism
 
 
@@ -23,27 +20,7 @@ def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Me
     }
 
 
-def epsilons(mechanisms: Iterable[Mechanism], delta: float) -> dict[str, float]:
-    """Return upper bounds on ε of the composition by RDP, PRV and PLD, rounded up.
-
-    An accountant that cannot resolve the request is left out; RDP always can.
-    """
-    return dict(_epsilons(tuple(mechanisms), delta))
-
-
-@lru_cache(maxsize=64)
-def _epsilons(mechanisms: tuple[Mechanism, ...], delta: float) -> dict[str, float]:
-    bounds = {}
-    for name in ("rdp", "prv", "pld"):
-        try:
-            bounds[name] = round_up(accountant(name).epsilon(mechanisms, delta))
-        except InvalidRequest:
-            if name == "rdp":
-                raise
-    return bounds
-
-
-def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
+def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
     """Return what may be said of everything made under a reservation (`synth.export.statement`).
 
     Every number is computed from raw rows now, none is read back.
@@ -51,7 +28,7 @@ def promise(budget: Budget, reservation_id: str) -> dict[str, Any]:
     reservation = budget.reservation(reservation_id)
     delta = budget.odometer(reservation.dataset).delta
     mechanisms = charged_mechanisms(budget, reservation)
-    bounds = epsilons(mechanisms.values(), delta) if mechanisms else {}
+    bounds = epsilon_bounds(mechanisms.values(), delta).stated() if mechanisms else {}
     k = reservation.records_per_unit
     beside = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
     return {

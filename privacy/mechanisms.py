@@ -10,7 +10,7 @@ from privacy.validation import positive_int, positive_number, probability
 
 
 @dataclass(frozen=True)
-class Repeatable:
+class MechanismBase:
     """A mechanism that is run `steps` times with equal parameters.
 
     Attributes:
@@ -29,7 +29,7 @@ class Repeatable:
 
 
 @dataclass(frozen=True)
-class SubsampledGaussian(Repeatable):
+class SubsampledGaussian(MechanismBase):
     """`steps` Gaussian releases, each over a fresh Poisson sample of the records.
 
     Each step takes every record independently with probability q, sums contributions of norm at
@@ -59,7 +59,7 @@ class SubsampledGaussian(Repeatable):
 
 
 @dataclass(frozen=True)
-class Gaussian(Repeatable):
+class Gaussian(MechanismBase):
     """`steps` Gaussian releases over all records.
 
     Attributes:
@@ -82,7 +82,7 @@ class Gaussian(Repeatable):
 
 
 @dataclass(frozen=True)
-class DiscreteLaplace(Repeatable):
+class DiscreteLaplace(MechanismBase):
     """`steps` releases of whole numbers, each with two-sided geometric noise.
 
     Each step adds an independent k with P[k] proportional to exp(-|k| / (noise_multiplier * s))

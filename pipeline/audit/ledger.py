@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.home import Home
-from pipeline.privacy_statement import promise
+from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.ancestry import recorded_heads
 from pipeline.runs.directory import RunDirectory
 from privacy.audit import LedgerAudit, audit_ledger
@@ -25,10 +25,10 @@ from synth.export.statement import PRIVACY, read_promise
 _EPSILON_TOLERANCE = 1e-3  # relative; versions of the accountants differ by less
 
 
-def misstated(said: dict[str, Any], ledger: Ledger) -> list[str]:
+def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
     """Return a sentence for everything that `privacy.json` states and the rows do not give."""
     try:
-        due = promise(Budget(ledger), said["reservation"])
+        due = privacy_statement(Budget(ledger), said["reservation"])
     except IntegrityBroken as error:
         return [str(error)]
     if due["void"]:
@@ -205,7 +205,7 @@ def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit
     if not missing:
         if not any(digest in reservation.exports for reservation in checked.reservations):
             files.append("the ledger records no export of this manifest under the reservation")
-        files += misstated(said, ledger)
+        files += verify_privacy_statement(said, ledger)
     return Audit(subject, checked, tuple(files), _signed_by(ledger))
 
 

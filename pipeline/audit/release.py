@@ -15,7 +15,7 @@ import numpy as np
 from eval.features import extractor
 from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.progress import Progress
-from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, ReservedContent
+from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.sources import ImageSet
 from pipeline.spec import Spec
@@ -104,10 +104,10 @@ def _private(run: RunDirectory, spec: Spec) -> tuple[ImageSet, ImageSet]:
     data = spec.data
     assert data.holdout is not None  # noqa: S101 - require_release
     sizes = (data.size, data.channels, data.classes)
-    train = ReservedContent.of(run, data.name, TRAIN).checked(data.source.load(*sizes))
+    train = DatasetIdentity.of(run, data.name, TRAIN).verify(data.source.load(*sizes))
     holdout = data.holdout.source.load(*sizes)
     if run.state().holdout_reservation_id is not None:
-        holdout = ReservedContent.of(run, data.name, HOLDOUT).checked(holdout)
+        holdout = DatasetIdentity.of(run, data.name, HOLDOUT).verify(holdout)
     return train, holdout
 
 

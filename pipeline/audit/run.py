@@ -24,10 +24,10 @@ from torch import Tensor
 
 from pipeline.home import Home
 from pipeline.models import build_denoiser, build_training
-from pipeline.privacy_statement import epsilons
 from pipeline.progress import Progress, Stage
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
+from privacy.accounting.bounds import epsilon_bounds
 from privacy.audit import one_run
 from privacy.budget import Budget, Reservation
 from privacy.collective import SingleProcess
@@ -366,5 +366,5 @@ def _device(spec: Spec) -> torch.device:
 
 
 def _claimed(spent: list[Mechanism], delta: float) -> dict[str, float]:
-    bounds = epsilons(spent, delta)
+    bounds = epsilon_bounds(spent, delta).stated()
     return {name: bounds[name] for name in ("rdp", "pld") if name in bounds}

@@ -52,14 +52,16 @@ def show(as_json: bool) -> None:
 @json_option
 def history(name: str, as_json: bool) -> None:
     """Show everything that was ever done with the budget of NAME: when, by whom, what."""
-    from pipeline.runs.ledger_access import told
+    from pipeline.runs.ledger_access import describe_row
     from privacy.budget import Budget
     from privacy.ledger import Ledger
 
     rows = list(Budget(Ledger.open(Home.locate().ledger_url)).history(name))
 
     def show_table(console: Console) -> None:
-        cells = [(r.seq, r.created_at[:19], printable(r.author or "–"), told(r)) for r in rows]
+        cells = [
+            (r.seq, r.created_at[:19], printable(r.author or "–"), describe_row(r)) for r in rows
+        ]
         console.print(table(f"History of {name}", ["row", "time (UTC)", "who", "what"], cells, [0]))
 
     emit([row.to_record() for row in rows], as_json, show_table)

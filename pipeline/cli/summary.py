@@ -14,7 +14,7 @@ from pipeline.metrics import (
     paid_metrics,
     released,
 )
-from pipeline.privacy_statement import promise
+from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
 from privacy.budget import Budget
 
@@ -86,7 +86,7 @@ def _metrics(
 def _privacy(run: RunDirectory, budget: Budget) -> dict[str, Any]:
     reserved = run.state().reservation_id
     assert reserved is not None  # noqa: S101 - a finished run has reserved
-    said = promise(budget, reserved)
+    said = privacy_statement(budget, reserved)
     meter = budget.odometer(said["dataset"])
     audit = audit_run(budget.ledger, run)
     bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in said["epsilon"].items())

@@ -14,7 +14,7 @@ from eval.prdc import precision_recall
 from eval.utility import train_and_test
 from pipeline.cluster.calls import answer, contained
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
-from pipeline.runs.dataset_identity import ReservedContent
+from pipeline.runs.dataset_identity import DatasetIdentity
 from pipeline.sources.base import ImageSet, SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.sections import Evaluate
@@ -29,7 +29,7 @@ def evaluate(
     release: StoragePath,
     traces: Path,
     on_task: Callable[[], None],
-    holdout: ReservedContent | None = None,
+    holdout: DatasetIdentity | None = None,
 ) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
 
@@ -81,7 +81,7 @@ def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -
 
 
 def _classify(
-    spec: Spec, release: StoragePath, holdout: ReservedContent | None, kind: str, name: str
+    spec: Spec, release: StoragePath, holdout: DatasetIdentity | None, kind: str, name: str
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     evaluate = _wanted(spec)
@@ -102,7 +102,7 @@ def _classify(
 
 
 def _compare_features(
-    spec: Spec, release: StoragePath, holdout: ReservedContent | None
+    spec: Spec, release: StoragePath, holdout: DatasetIdentity | None
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     wanted = _wanted(spec)
@@ -130,10 +130,10 @@ def _wanted(spec: Spec) -> Evaluate:
     return spec.evaluate
 
 
-def _holdout(spec: Spec, reserved: ReservedContent | None) -> ImageSet:
+def _holdout(spec: Spec, reserved: DatasetIdentity | None) -> ImageSet:
     assert spec.data.holdout is not None  # noqa: S101 - a spec with `evaluate` has one
     loaded = _load(spec, spec.data.holdout.source)
-    return loaded if reserved is None else reserved.checked(loaded)
+    return loaded if reserved is None else reserved.verify(loaded)
 
 
 def _synthetic(release: StoragePath) -> ImageSet:

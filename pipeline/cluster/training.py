@@ -27,7 +27,7 @@ from pipeline.cluster.messages import ProgressBoard, Refusal
 from pipeline.cluster.workers_group import NoGroup, workers_group
 from pipeline.models import build_denoiser
 from pipeline.progress import run_periodically
-from pipeline.runs.dataset_identity import ReservedContent
+from pipeline.runs.dataset_identity import DatasetIdentity
 from pipeline.spec import Spec
 from pipeline.spec.sections import Resources
 from privacy.collective import Collective
@@ -60,7 +60,7 @@ class TrainingJob:
     spec: Spec
     training: Training
     reservation_id: str
-    content: ReservedContent
+    content: DatasetIdentity
     checkpoints: StoragePath
     traces: Path
     weights: StoragePath
@@ -230,5 +230,5 @@ def _ignore(phase: str, done: int, total: int) -> None:
 def _load(job: TrainingJob, device: torch.device) -> Records:
     """Load the records again where they are used, and hold them against what was reserved."""
     data = job.spec.data
-    loaded = job.content.checked(data.source.load(data.size, data.channels, data.classes))
+    loaded = job.content.verify(data.source.load(data.size, data.channels, data.classes))
     return Records.from_uint8(loaded.images, loaded.labels, device)

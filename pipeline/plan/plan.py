@@ -4,8 +4,6 @@
 executes the very same Plan, so what was shown is what is reserved, charged and trained.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from pipeline.plan.cost import Cost, estimate
 from pipeline.spec import Spec
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
+from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
 from privacy.accounting.calibrate import noise_multiplier
 from privacy.budget import Component
 from privacy.errors import InvalidRequest
@@ -20,24 +19,6 @@ from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledG
 
 WARMUP, DP_SGD = "warmup", "dp-sgd"
 ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
-
-
-@dataclass(frozen=True)
-class Epsilons:
-    """Upper bounds on ε of all components together, by three accountants.
-
-    PRV and PLD are None where they can state no number (ε in the hundreds, or a δ that double
-    precision cannot resolve); RDP, which admits, always can.
-    """
-
-    rdp: float
-    prv: float | None
-    pld: float | None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """The bounds, rounded up."""
-        bounds = {"rdp": self.rdp, "prv": self.prv, "pld": self.pld}
-        return {n: None if bound is None else round_up(bound) for n, bound in bounds.items()}
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,7 @@ class Plan:
         components: what is charged, in order: "warmup" where there is one, then "dp-sgd".
         holdout_components: what is charged to the holdout's part for figures against it:
             "accuracy" and "class-counts"; empty where none are released by a mechanism.
-        epsilon: what that comes to.
+        epsilon: upper bounds on ε of all components together.
         void: whether a seed makes the guarantee void.
         cost: operations, memory and time.
         notes: what a reader has to know before submitting.
@@ -80,7 +61,7 @@ class Plan:
     clip_norm: float
     components: tuple[Component, ...]
     holdout_components: tuple[Component, ...]
-    epsilon: Epsilons
+    epsilon: EpsilonBounds
     void: bool
     cost: Cost
     notes: tuple[str, ...]
@@ -100,8 +81,7 @@ class Plan:
 
     def costs(self) -> dict[str, float]:
         """The numbers a tracker keeps; a bound that could not be stated is left out."""
-        bounds = self.epsilon.to_dict()
-        numbers = {f"epsilon_{name}": bound for name, bound in bounds.items() if bound is not None}
+        numbers = {f"epsilon_{name}": bound for name, bound in self.epsilon.stated().items()}
         warmup = {f"{c.name}_steps": c.mechanism.steps for c in self.components if c.name == WARMUP}
         return {
             **numbers,
@@ -130,7 +110,7 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
     schedule = spec.train.schedule(spec.data.records)
     sigma, components = _components(spec)
     mechanisms = [component.mechanism for component in components]
-    epsilon = _epsilons(mechanisms, spec.privacy.delta)
+    epsilon = epsilon_bounds(mechanisms, spec.privacy.delta)
     expected_batch = schedule.sampling_probability * spec.data.records
     return Plan(
         name=spec.name,
@@ -196,30 +176,13 @@ def _refuse_costly_warmup(spec: Spec, release: Mechanism) -> None:
         )
 
 
-def _epsilons(mechanisms: Sequence[Mechanism], delta: float) -> Epsilons:
-    return Epsilons(
-        rdp=accountant("rdp").epsilon(mechanisms, delta),
-        prv=_beside("prv", mechanisms, delta),
-        pld=_beside("pld", mechanisms, delta),
-    )
-
-
-def _beside(name: str, mechanisms: Sequence[Mechanism], delta: float) -> float | None:
-    """ε by an accountant that only informs: where it fails, the plan stands all the same."""
-    try:
-        epsilon = accountant(name).epsilon(mechanisms, delta)
-    except InvalidRequest:
-        return None
-    return epsilon if math.isfinite(epsilon) else None
-
-
-def _notes(spec: Spec, epsilon: Epsilons) -> tuple[str, ...]:
+def _notes(spec: Spec, epsilon: EpsilonBounds) -> tuple[str, ...]:
     notes = []
     privacy = spec.privacy
     if privacy.calibration != "rdp":
         notes.append(
             f"σ was calibrated under {privacy.calibration.upper()}, but the ledger admits by "
-            f"RDP: the budget of {spec.data.name} needs room for ε = {round_up(epsilon.rdp)}."
+            f"RDP: the budget of {spec.data.name} needs room for ε = {epsilon.rdp}."
         )
     if spec.evaluate is not None and spec.evaluate.release is not None:
         notes.append(

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.audit import Audit as RunAudit
 from pipeline.metrics import CEILING, FEATURES, METRICS, SYNTHETIC, paid_metrics
-from pipeline.privacy_statement import charged_mechanisms, epsilons, guarantees
+from pipeline.privacy_statement import charged_mechanisms, guarantees
 from pipeline.report.facts import (
     Audit,
     Check,
@@ -33,6 +33,7 @@ from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
+from privacy.accounting.bounds import epsilon_bounds
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.ledger import Kind
 from privacy.mechanisms import Mechanism
@@ -122,7 +123,7 @@ def _budget(budget: Budget, reservation: Reservation) -> DatasetBudget:
 def _spending(budget: Budget, reservation: Reservation) -> Spending:
     delta = budget.odometer(reservation.dataset).delta
     mechanisms = list(charged_mechanisms(budget, reservation).values())
-    bounds = epsilons(mechanisms, delta)
+    bounds = epsilon_bounds(mechanisms, delta)
     steps, curve = _curve(budget, reservation, delta)
     plan = [part.mechanism for part in reservation.plan]
     rdp = accountant("rdp")
@@ -131,9 +132,9 @@ def _spending(budget: Budget, reservation: Reservation) -> Spending:
         curve=tuple(curve),
         planned_steps=sum(mechanism.steps for mechanism in plan),
         planned_epsilon=round_up(rdp.epsilon(plan, delta)),
-        epsilon_rdp=bounds["rdp"],
-        epsilon_prv=bounds.get("prv"),
-        epsilon_pld=bounds.get("pld"),
+        epsilon_rdp=bounds.rdp,
+        epsilon_prv=bounds.prv,
+        epsilon_pld=bounds.pld,
         delta=delta,
     )
 

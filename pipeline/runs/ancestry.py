@@ -40,7 +40,7 @@ def recorded_heads(run: RunDirectory) -> list[Head]:
     return [*heads, Head.parse(found.ledger_head)] if found and found.ledger_head else heads
 
 
-def require_history(run: RunDirectory, ledger: Ledger) -> None:
+def verify_ledger_ancestry(run: RunDirectory, ledger: Ledger) -> None:
     """Refuse to go on where the ledger no longer holds a row that this run has seen.
 
     An older copy put in the ledger's place would not know what was charged since, and the same

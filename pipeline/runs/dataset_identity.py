@@ -14,7 +14,7 @@ TRAIN, HOLDOUT = "train", "holdout"
 
 
 @dataclass(frozen=True)
-class ReservedContent:
+class DatasetIdentity:
     """A fingerprint under the run's own key, so that workers need not be trusted with the home's.
 
     Attributes:
@@ -35,12 +35,12 @@ class ReservedContent:
         write_bytes(run.internal / f"{partition}-content", content.encode())
 
     @classmethod
-    def of(cls, run: RunDirectory, dataset: str, partition: str) -> "ReservedContent":
+    def of(cls, run: RunDirectory, dataset: str, partition: str) -> "DatasetIdentity":
         """Read back what `keep` wrote down."""
         content = (run.internal / f"{partition}-content").read_text()
         return cls(dataset, load_or_create_key(run.internal / RUN_KEY), content)
 
-    def checked(self, loaded: ImageSet) -> ImageSet:
+    def verify(self, loaded: ImageSet) -> ImageSet:
         """Return the images if they are those that the budget was reserved for.
 
         Raises:

@@ -17,7 +17,7 @@ from pipeline.cluster.connection import cluster
 from pipeline.home import Home
 from pipeline.plan.plan import Plan, plan
 from pipeline.progress import Progress
-from pipeline.runs.ancestry import record_head, require_history
+from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
 from pipeline.runs.cancel import CANCELLED
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import INGEST, give_back, ingest
@@ -119,7 +119,7 @@ def execute(
         with _terminable(), _told(run):
             run.begin()
             run.update(job=_own_job(run), waiting="")
-            require_history(run, budget.ledger)
+            verify_ledger_ancestry(run, budget.ledger)
             if not run.state().is_done(INGEST):
                 ingest(run, spec, planned, access.key, budget)
             resources = _for_this_start(spec, workers).resources

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.metrics import flat, paid_metrics, released
-from pipeline.privacy_statement import promise
+from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.ancestry import record_head
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
@@ -37,7 +37,7 @@ def export_run(
             f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
             f"it, or go on with `umbra resume {run.run_id}`."
         )
-    said = promise(budget, state.reservation_id)
+    said = privacy_statement(budget, state.reservation_id)
     card = _card(run, spec, said["void"])
     with new_folder(target) as folder:
         made = export(run.release, folder, card, said, allow_void=allow_void)

@@ -8,7 +8,7 @@ from time import monotonic
 
 from pipeline.plan.plan import Plan
 from pipeline.runs.ancestry import record_head
-from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, ReservedContent
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.sources import ImageSet
 from pipeline.spec import Spec
@@ -43,10 +43,10 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
             f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
             "The declared number enters the accounting: correct it in the spec."
         )
-    ReservedContent.keep(run, TRAIN, loaded)
+    DatasetIdentity.keep(run, TRAIN, loaded)
     holdout = _paying_holdout(spec, loaded, key)
     if holdout is not None:
-        ReservedContent.keep(run, HOLDOUT, holdout)
+        DatasetIdentity.keep(run, HOLDOUT, holdout)
     reservation = budget.reserve(
         run.run_id,
         data.name,

@@ -132,7 +132,7 @@ def start_signing(home: Home) -> tuple[str, Path]:
 _Body = Mapping[str, Any]
 
 
-def told(row: Row) -> str:
+def describe_row(row: Row) -> str:
     """Return what happened by this row; a kind that is not known is named as it is."""
     tell = _TELLERS.get(row.kind)
     return row.kind if tell is None else tell(row.content)

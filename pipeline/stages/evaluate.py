@@ -9,7 +9,7 @@ from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import answer
 from pipeline.cluster.evaluation import evaluate
 from pipeline.metrics import DP_METRICS, METRICS, PaidMetrics, flat, releasable, release
-from pipeline.runs.dataset_identity import HOLDOUT, ReservedContent
+from pipeline.runs.dataset_identity import HOLDOUT, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
@@ -32,7 +32,7 @@ class Evaluate:
         if spec.evaluate is None:
             return
         paying = run.state().holdout_reservation_id
-        holdout = ReservedContent.of(run, spec.data.name, HOLDOUT) if paying else None
+        holdout = DatasetIdentity.of(run, spec.data.name, HOLDOUT) if paying else None
         tasks = 2 * len(spec.evaluate.classifiers) + 1
         with context.progress.stage("evaluate", tasks) as stage:
             internal = run.internal / TRACES

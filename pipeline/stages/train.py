@@ -5,12 +5,13 @@ from pathlib import Path
 from pipeline.cluster.calls import answer
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.models import build_training
-from pipeline.privacy_statement import charged_mechanisms, epsilons
-from pipeline.runs.dataset_identity import TRAIN, ReservedContent
+from pipeline.privacy_statement import charged_mechanisms
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
+from privacy.accounting.bounds import epsilon_bounds
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import newest
 from synth.storage import StoragePath
@@ -36,7 +37,7 @@ class Train:
             spec=spec,
             training=training,
             reservation_id=context.reservation_id,
-            content=ReservedContent.of(run, spec.data.name, TRAIN),
+            content=DatasetIdentity.of(run, spec.data.name, TRAIN),
             checkpoints=run.checkpoints,
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
@@ -77,7 +78,7 @@ def _spent(context: Context) -> dict[str, float]:
     reservation = context.budget.reservation(context.reservation_id)
     charged = charged_mechanisms(context.budget, reservation)
     delta = context.plan.delta
-    bounds = epsilons(list(charged.values()), delta)
+    bounds = epsilon_bounds(charged.values(), delta).stated()
     return {
         **{f"epsilon_{name}": bound for name, bound in bounds.items()},
         "delta": delta,

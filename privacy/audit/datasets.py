@@ -9,20 +9,21 @@ import numpy as np
 
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
+from privacy.accounting.bounds import EpsilonBounds
 from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.accounting.opacus_rdp import step_rdp
 from privacy.accounting.rdp import ORDERS
 from privacy.audit.replay import UNBOUND, DatasetReplay, PartReplay, ReservationReplay
-from privacy.audit.results import DatasetAudit, Epsilons, PartitionAudit
+from privacy.audit.results import DatasetAudit, PartitionAudit
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import Mechanism
 
 
-def epsilons(mechanisms: Sequence[Mechanism], delta: float) -> Epsilons:
+def epsilons(mechanisms: Sequence[Mechanism], delta: float) -> EpsilonBounds:
     """Return ε of the composition of `mechanisms` at `delta` by three other codes, rounded up."""
     if not mechanisms:
-        return Epsilons(0.0, 0.0, 0.0)
-    return Epsilons(
+        return EpsilonBounds(0.0, 0.0, 0.0)
+    return EpsilonBounds(
         rdp=round_up(opacus_epsilon(mechanisms, delta)),
         pld=_by("pld", mechanisms, delta),
         prv=_by("prv", mechanisms, delta),
@@ -125,14 +126,14 @@ def _partition(
     return PartitionAudit(name, records, spent=now, committed=at_most)
 
 
-def _without_prv(mechanisms: Sequence[Mechanism], delta: float) -> Epsilons:
+def _without_prv(mechanisms: Sequence[Mechanism], delta: float) -> EpsilonBounds:
     if not mechanisms:
-        return Epsilons(0.0, 0.0, 0.0)
+        return EpsilonBounds(0.0, 0.0, 0.0)
     try:
         pld = round_up(accountant("pld").epsilon(mechanisms, delta))
     except InvalidRequest:
         pld = None
-    return Epsilons(rdp=round_up(opacus_epsilon(mechanisms, delta)), pld=pld, prv=None)
+    return EpsilonBounds(rdp=round_up(opacus_epsilon(mechanisms, delta)), pld=pld, prv=None)
 
 
 def _mechanisms(drawing: Iterable[ReservationReplay], in_full: bool) -> list[Mechanism]:
@@ -153,11 +154,11 @@ def _guarantees(
     return replaced, group(everything, delta, records_per_unit)
 
 
-def _largest(parts: Sequence[Epsilons]) -> Epsilons:
+def _largest(parts: Sequence[EpsilonBounds]) -> EpsilonBounds:
     """Return the largest of every accountant, None where it could not resolve one of the parts."""
     pld = [part.pld for part in parts]
     prv = [part.prv for part in parts]
-    return Epsilons(
+    return EpsilonBounds(
         rdp=max((part.rdp for part in parts), default=0.0),
         pld=None if None in pld else max(filter(None, pld), default=0.0),
         prv=None if None in prv else max(filter(None, prv), default=0.0),

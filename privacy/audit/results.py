@@ -3,26 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from privacy.accounting.bounds import EpsilonBounds
 from privacy.accounting.guarantee import Guarantee
 from privacy.ledger import Finding, Head
-
-
-@dataclass(frozen=True)
-class Epsilons:
-    """ε of one composition at one δ, by code that shares nothing with the one that admitted.
-
-    All three are upper bounds, rounded up.
-
-    Attributes:
-        rdp: Rényi DP computed by Opacus.
-        pld: privacy loss distributions of dp-accounting; None where it could not resolve them.
-        prv: upper bound of prv-accountant; None where it could not resolve δ, or where so many
-            different mechanisms are audited at once that it would take minutes.
-    """
-
-    rdp: float
-    pld: float | None
-    prv: float | None
 
 
 @dataclass(frozen=True)
@@ -38,8 +21,8 @@ class PartitionAudit:
 
     name: str
     records: int | None
-    spent: Epsilons
-    committed: Epsilons
+    spent: EpsilonBounds
+    committed: EpsilonBounds
 
 
 @dataclass(frozen=True)
@@ -69,8 +52,8 @@ class DatasetAudit:
     closed: bool
     unit: str
     records_per_unit: int
-    spent: Epsilons
-    committed: Epsilons
+    spent: EpsilonBounds
+    committed: EpsilonBounds
     partitions: tuple[PartitionAudit, ...]
     guarantees: tuple[Guarantee, ...]
 

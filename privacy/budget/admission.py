@@ -209,7 +209,7 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
     return row
 
 
-def weigh(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
+def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
     """Return what a plan costs beside what one part of a data set spent and promised before."""
     limits = declaration.content
     budget = RDPFilter(limits["epsilon"], limits["delta"])
@@ -238,7 +238,7 @@ def admit(t: Transaction, declaration: Row, before: Spending, plan: Sequence[Com
             f"The budget of {dataset!r} was closed: nothing more is admitted. What was reserved "
             "before may still be charged."
         )
-    quote = weigh(t, declaration, before, plan)
+    quote = quote_plan(t, declaration, before, plan)
     if quote.admitted:
         return
     runs = ", ".join(before.open_runs)

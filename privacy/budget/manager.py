@@ -45,7 +45,7 @@ class BudgetReader:
         with self.ledger.reading() as view:
             declaration = rules.declared(view, dataset)
             before = spending(view, dataset).get(partition, Spending((), (), ()))
-            return rules.weigh(view, declaration, before, parts)
+            return rules.quote_plan(view, declaration, before, parts)
 
     def reservation(self, reservation_id: str) -> Reservation:
         """Return a reservation. Raises InvalidRequest where it is unknown."""

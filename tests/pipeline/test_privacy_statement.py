@@ -1,18 +1,16 @@
 import pytest
 
-from pipeline.privacy_statement import charged_mechanisms, epsilons, promise
-from privacy.accounting import accountant
+from pipeline.privacy_statement import charged_mechanisms, privacy_statement
 from privacy.audit.datasets import opacus_epsilon
-from privacy.mechanisms import Gaussian, SubsampledGaussian
 
 
 def test_it_counts_what_was_charged_not_what_was_planned(house, blots_spec):
     run = house.reserve(blots_spec())
     budget, reserved = house.budget, run.state().reservation_id
-    nothing = promise(budget, reserved)
+    nothing = privacy_statement(budget, reserved)
     assert nothing["epsilon"] == {} and nothing["mechanisms"] == []
     house.charge(run, "dp-sgd", 3)
-    said = promise(budget, reserved)
+    said = privacy_statement(budget, reserved)
     (mechanism,) = charged_mechanisms(budget, budget.reservation(reserved)).values()
     assert mechanism.steps == 3
     assert said["mechanisms"] == [{"component": "dp-sgd", **mechanism.to_record()}]
@@ -24,7 +22,7 @@ def test_it_names_the_rows_it_rests_on(house, blots_spec):
     run = house.reserve(blots_spec())
     budget, reserved = house.budget, run.state().reservation_id
     house.charge(run, "dp-sgd", 3)
-    said = promise(budget, reserved)
+    said = privacy_statement(budget, reserved)
     assert said["head_hash"] == str(budget.ledger.head())
     assert said["ledger_id"] == budget.ledger.ledger_id
     assert said["reservation"] == reserved
@@ -42,7 +40,7 @@ def test_a_unit_of_several_records_is_not_promised_what_one_record_is(house, blo
     run = house.reserve(blots_spec(("  delta: 1e-3", unit)))
     budget, reserved = house.budget, run.state().reservation_id
     house.charge(run, "dp-sgd", 1)
-    said = promise(budget, reserved)
+    said = privacy_statement(budget, reserved)
     assert said["records_per_unit"] == 2
     assert said["unit"] == "one record (one patient has up to 2)"
     replaced, owned = said["guarantees"]
@@ -56,24 +54,4 @@ def test_a_unit_of_several_records_is_not_promised_what_one_record_is(house, blo
 def test_a_void_run_promises_nothing_beside(house, blots_spec):
     run = house.reserve(blots_spec(("  delta: 1e-3", "  delta: 1e-3\n  seed: 3")))
     house.charge(run, "dp-sgd", 1)
-    assert promise(house.budget, run.state().reservation_id)["guarantees"] == []
-
-
-def test_bounds_are_rounded_up():
-    plan = [SubsampledGaussian(0.1, 1.5, 40), Gaussian(3.0)]
-    for name, bound in epsilons(plan, 1e-4).items():
-        exact = accountant(name).epsilon(plan, 1e-4)
-        assert exact <= bound <= exact + 1.1e-4
-
-
-def test_an_accountant_that_gives_up_is_left_out(monkeypatch):
-    from privacy.errors import InvalidRequest
-
-    def give_up(self, mechanisms, delta):
-        raise InvalidRequest("no")
-
-    monkeypatch.setattr(type(accountant("prv")), "epsilon", give_up)
-    assert set(epsilons([Gaussian(3.25)], 1e-4)) == {"rdp", "pld"}
-    monkeypatch.setattr(type(accountant("rdp")), "epsilon", give_up)
-    with pytest.raises(InvalidRequest):
-        epsilons([Gaussian(3.125)], 1e-4)
+    assert privacy_statement(house.budget, run.state().reservation_id)["guarantees"] == []

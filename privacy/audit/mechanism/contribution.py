@@ -48,7 +48,7 @@ def sensitivity(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> 
     has to move by all of its bound: one that moves by less is weighed by what else is in the
     batch, and among few batches none need have weighed it up.
     """
-    again = _Repeatable.of(path, toy)
+    again = _FixedSeed.of(path, toy)
     runs = [(again.run(size), again.run(size, canary=False)) for size in workers]
     moved = again.toy.in_units(np.stack([here.gradients - away.gradients for here, away in runs]))
     lengths = np.sqrt(np.square(moved).sum(axis=(-1, -2)) / LAYERS)
@@ -68,7 +68,7 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
     But for rounding: sums over batches of other sizes are added up in another order. A step that
     stops tells of the record as well.
     """
-    again = _Repeatable.of(path, toy)
+    again = _FixedSeed.of(path, toy)
     tainted = []
     for size in workers:
         expected = again.run(size, canary=False)
@@ -88,7 +88,7 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
 
 
 @dataclass(frozen=True)
-class _Repeatable:
+class _FixedSeed:
     """Runs that can be made again: one key, one seed, and most of a few records in every batch."""
 
     path: StepPath

@@ -18,7 +18,7 @@ from pipeline.cluster.connection import cluster
 from pipeline.home import Home
 from pipeline.models import build_training
 from pipeline.plan.plan import plan
-from pipeline.runs.dataset_identity import TRAIN, ReservedContent
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import ingest
 from pipeline.runs.ledger_access import LedgerAccess
@@ -106,7 +106,7 @@ def _job(run: RunDirectory, budget: Budget):
         spec=spec,
         training=build_training(spec, budget.reservation(reserved)),
         reservation_id=reserved,
-        content=ReservedContent.of(run, spec.data.name, TRAIN),
+        content=DatasetIdentity.of(run, spec.data.name, TRAIN),
         checkpoints=run.internal / "checkpoints",
         traces=run.internal / "traces",
         weights=run.release / "model" / "weights.safetensors",

@@ -14,7 +14,7 @@ from pipeline.cluster.budget_actor import budget_manager
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.cluster.workers_group import _backend
 from pipeline.models import build_denoiser, build_training
-from pipeline.runs.dataset_identity import TRAIN, ReservedContent
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.spec.sections import Resources
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
@@ -33,7 +33,7 @@ def prepare(house, blots_spec):
             spec=spec,
             training=build_training(spec, house.budget.reservation(reserved)),
             reservation_id=reserved,
-            content=ReservedContent.of(run, "blots", TRAIN),
+            content=DatasetIdentity.of(run, "blots", TRAIN),
             checkpoints=run.internal / "checkpoints",
             traces=run.internal / "traces",
             weights=run.release / "model" / "weights.safetensors",

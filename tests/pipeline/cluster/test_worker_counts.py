@@ -17,7 +17,8 @@ import pytest
 from scipy import stats
 
 from pipeline.home import Home
-from pipeline.privacy_statement import charged_mechanisms, epsilons
+from pipeline.privacy_statement import charged_mechanisms
+from privacy.accounting.bounds import epsilon_bounds
 from privacy.audit.ledger import audit_ledger
 from privacy.budget import Budget
 from privacy.ledger import Kind, Ledger
@@ -156,7 +157,7 @@ def test_epsilon_is_the_same(trained, ledger):
     budget, spent = Budget(ledger), []
     for run in trained.values():
         charged = charged_mechanisms(budget, budget.reservation(run.job.reservation_id))
-        spent.append((charged, epsilons(list(charged.values()), 1e-4)))
+        spent.append((charged, epsilon_bounds(charged.values(), 1e-4)))
     assert spent[0] == spent[1] == spent[2]
     assert audit_ledger(ledger, []).findings == ()
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from pipeline.privacy_statement import promise
+from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.ancestry import recorded_heads
 from pipeline.runs.export import export_run
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
@@ -39,7 +39,7 @@ def test_privacy_json_is_what_the_rows_give(finished, tmp_path):
     house, run = finished
     folder = house.export(run, tmp_path / "out")
     said = json.loads((folder / "privacy.json").read_text())
-    due = promise(house.budget, run.state().reservation_id)
+    due = privacy_statement(house.budget, run.state().reservation_id)
     assert said.pop("manifest_sha256") == manifest_sha256(folder)
     # The head is that of the moment before the export's own row.
     assert said.pop("head_hash") == str(_head_before_last(house))

@@ -1,14 +1,14 @@
 from dataclasses import replace
 
-from pipeline.runs.ledger_access import told
+from pipeline.runs.ledger_access import describe_row
 from privacy.ledger import Kind, Row
 
 
-def test_every_row_is_told_in_words(finished, tmp_path):
+def test_every_row_is_describe_row_in_words(finished, tmp_path):
     house, run = finished
     house.export(run, tmp_path / "out")
     house.budget.close("blots")
-    lines = [told(row) for row in house.budget.history("blots")]
+    lines = [describe_row(row) for row in house.budget.history("blots")]
     assert lines[0] == "declared ε = 8.5 at δ = 0.001"
     assert lines[1] == "train: bound to 40 records"
     assert lines[2] == f"reserved for run {run.run_id}: dp-sgd × 4"
@@ -25,7 +25,7 @@ def test_every_row_is_told_in_words(finished, tmp_path):
 def test_a_kind_that_is_not_known_is_named(finished):
     house, _ = finished
     row: Row = next(house.budget.ledger.rows(kind=Kind.DECLARE))
-    assert told(replace(row, kind="dreamt")) == "dreamt"
+    assert describe_row(replace(row, kind="dreamt")) == "dreamt"
 
 
 def test_every_kind_about_a_data_set_has_words():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pipeline.home import Home
-from pipeline.runs.ancestry import record_head, require_history
+from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
 from pipeline.runs.ledger_access import LedgerAccess, open_budget, start_signing
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Ledger
@@ -53,11 +53,11 @@ def test_a_run_does_not_go_on_under_an_older_ledger(house, blots_spec, tmp_path)
     copy = copied(house, tmp_path / "copy")
     house.charge(run, "dp-sgd", 2)
     record_head(run, house.budget.ledger.head())
-    require_history(run, house.budget.ledger)
+    verify_ledger_ancestry(run, house.budget.ledger)
     rolled_back(house, copy)
     house.home.witness_path.unlink()  # gone with the machine, say: the run still knows
     with pytest.raises(IntegrityBroken, match="rolled back or replaced"):
-        require_history(run, house.budget.ledger)
+        verify_ledger_ancestry(run, house.budget.ledger)
 
 
 class TestSigning:
