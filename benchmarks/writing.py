@@ -29,7 +29,9 @@ def writing_cases(workload: Workload, folder: Path) -> tuple[list[Case], list[st
         Case("pyarrow, raw bytes", raw),
         Case(
             "write_shard (PNG, hash, sync)",
-            lambda: write_shard(folder, shard, 1, images, labels, class_names=names),
+            lambda: write_shard(
+                folder, shard, 1, [encode_png(image) for image in images], class_names=names
+            ),
         ),
         Case("PNG encoding alone", lambda: [encode_png(image) for image in images]),
     ]

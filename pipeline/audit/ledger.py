@@ -19,8 +19,7 @@ from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger import Head, Kind, Ledger
 from synth.data.manifest import MANIFEST, manifest_sha256, verify
-from synth.export import verify_export
-from synth.export.statement import PRIVACY, read_promise
+from synth.export.statement import PRIVACY, read_statement, verify_export
 
 _EPSILON_TOLERANCE = 1e-3  # relative; versions of the accountants differ by less
 
@@ -188,7 +187,7 @@ def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit
         )
     subject, files = f"export {folder.resolve().name}", verify_export(folder)
     try:
-        said = read_promise(folder)
+        said = read_statement(folder)
         digest = manifest_sha256(folder)
         head = _head(said["head_hash"])
     except IntegrityBroken as error:

@@ -18,7 +18,7 @@ from pipeline.cluster.shard_schedule import ShardSchedule
 from pipeline.models import ImageSampler
 from pipeline.spec import Spec
 from synth.data.manifest import ShardEntry
-from synth.data.shards import PngEncoder, Shard, shard_generator, write_pngs
+from synth.data.shards import PngEncoder, Shard, shard_generator, write_shard
 from synth.storage import StoragePath
 
 _SECONDS = 0.5  # between two looks at the cluster
@@ -69,7 +69,7 @@ class ShardSampler:
             for images in self._images.draw(torch.tensor(shard.labels), generator, on_images):
                 encoder.add(images)
             pngs = encoder.pngs()
-        entry = write_pngs(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
+        entry = write_shard(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
         if self._progress:
             self._progress.forget(str(shard.number))
         return entry

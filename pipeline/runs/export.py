@@ -11,7 +11,8 @@ from pipeline.spec import Spec
 from privacy.budget import Budget
 from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
-from synth.export import CardFacts, Exported, exporter
+from synth.export.card import CardFacts
+from synth.export.formats import Exported, export_dataset
 
 _NEEDED = "synthesize"
 
@@ -30,7 +31,6 @@ def export_run(
         IntegrityBroken: the run's images are not what their manifest says.
         BudgetRefused: the ledger has no charge that covers the images.
     """
-    export = exporter(form)
     state, spec = run.state(), run.spec()
     if not state.is_done(_NEEDED) or state.reservation_id is None:
         raise InvalidRequest(
@@ -40,7 +40,7 @@ def export_run(
     said = privacy_statement(budget, state.reservation_id)
     card = _card(run, spec, said["void"])
     with new_folder(target) as folder:
-        made = export(run.release, folder, card, said, allow_void=allow_void)
+        made = export_dataset(form, run.release, folder, card, said, allow_void=allow_void)
         head = budget.record_export(
             state.reservation_id,
             made.manifest_sha256,

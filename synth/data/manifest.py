@@ -1,4 +1,4 @@
-"""What a synthetic data set consists of: `manifest.json` with rows, bytes and sha256 of every file.
+"""The manifest of a synthetic data set: `manifest.json` with rows, bytes and sha256 of every file.
 
 A data set folder holds `manifest.json` and, below `data/`, its shards. An export has the same
 manifest, which then lists its documents too.
@@ -7,10 +7,10 @@ manifest, which then lists its documents too.
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,43 +20,6 @@ import pyarrow.parquet as pq
 from privacy.durable import is_leftover
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.storage import StoragePath, json_bytes, relative, remove_leftovers, write_json
-
-
-def count_rows(path: StoragePath) -> int | None:
-    """Return the records in a file; None where it is so damaged that they cannot be counted.
-
-    A file of a format that is not listed here is one record: an image.
-    """
-    count = _COUNTERS.get(path.suffix)
-    try:
-        if count is None:
-            return 1
-        with path.open("rb") as file:
-            return count(file)
-    except (OSError, ValueError, KeyError, pa.ArrowException, tarfile.TarError, BadZipFile):
-        return None
-
-
-def _in_parquet(file: BinaryIO) -> int:
-    return int(pq.read_metadata(file).num_rows)
-
-
-def _in_tar(file: BinaryIO) -> int:
-    with tarfile.open(fileobj=file) as tar:
-        return sum(member.name.endswith(".cls") for member in tar)
-
-
-def _in_npz(file: BinaryIO) -> int:
-    with np.load(file, allow_pickle=False) as arrays:
-        return len(arrays["labels"])
-
-
-_COUNTERS: dict[str, Callable[[BinaryIO], int]] = {
-    ".parquet": _in_parquet,
-    ".tar": _in_tar,
-    ".npz": _in_npz,
-}
-
 
 MANIFEST = "manifest.json"
 DATA = "data"
@@ -87,7 +50,7 @@ class ShardEntry(FileEntry):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set consists of.
+    """The files of a data set and what they contain.
 
     Attributes:
         image_shape: (H, W, C) of every image.
@@ -118,21 +81,21 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Records in all shards together."""
+        """Number of records in all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        """Length of all shards together."""
+        """Total length of all shards."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file that is listed."""
+        """All listed files."""
         return (*self.shards, *self.documents)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the JSON form, with totals for readers who do not want to add up."""
+        """Return the JSON form, with totals."""
         return {
             "format": _FORMAT,
             "rows": self.rows,
@@ -149,6 +112,26 @@ class Manifest:
         remove_leftovers(folder / DATA)
         write_json(folder / MANIFEST, self.to_record())
         return hashlib.sha256(json_bytes(self.to_record())).hexdigest()
+
+
+def count_rows(path: StoragePath) -> int | None:
+    """Return the number of records in a file; None if it is too damaged to count them.
+
+    Parquet, tar and npz files are counted; a file of any other format is one record, an image.
+    """
+    if path.suffix not in (".parquet", ".tar", ".npz"):
+        return 1
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".parquet":
+                return int(pq.read_metadata(file).num_rows)
+            if path.suffix == ".npz":
+                with np.load(file, allow_pickle=False) as arrays:
+                    return len(arrays["labels"])
+            with tarfile.open(fileobj=file) as tar:
+                return sum(member.name.endswith(".cls") for member in tar)
+    except (OSError, ValueError, KeyError, pa.ArrowException, tarfile.TarError, BadZipFile):
+        return None
 
 
 def load_manifest(folder: StoragePath) -> Manifest:
@@ -173,7 +156,7 @@ def load_manifest(folder: StoragePath) -> Manifest:
 
 
 def manifest_sha256(folder: StoragePath) -> str:
-    """Return the sha256 in hex of `folder/manifest.json`, raising IntegrityBroken without one."""
+    """Return the sha256 in hex of `folder/manifest.json`; raise IntegrityBroken without one."""
     path = folder / MANIFEST
     if not path.is_file():
         raise IntegrityBroken(f"{path} is missing")
@@ -187,13 +170,13 @@ def file_sha256(path: StoragePath) -> str:
 
 
 def file_entry(folder: StoragePath, file: str) -> FileEntry:
-    """Measure `folder/file`."""
+    """Return the entry of `folder/file`, measured."""
     path = folder / file
     return FileEntry(file, path.stat().st_size, file_sha256(path))
 
 
 def shard_entry(folder: StoragePath, file: str) -> ShardEntry:
-    """Measure the shard `folder/file`, rows included.
+    """Return the entry of the shard `folder/file`, measured, with its number of rows.
 
     Raises:
         IntegrityBroken: it is missing or its footer is damaged.
@@ -231,7 +214,7 @@ def unlisted(
 ) -> list[str]:
     """Return one sentence for every file under `below` that the manifest of `folder` lacks.
 
-    Temporary files of a killed writer are no part of a data set and are passed over.
+    Temporary files of a killed writer are not part of a data set and are ignored.
     """
     known = {entry.file for entry in manifest.files} | {MANIFEST, *ignore}
     found = (path for path in below.rglob("*") if path.is_symlink() or not path.is_dir())
@@ -254,7 +237,7 @@ def _compare(folder: StoragePath, entry: FileEntry) -> Iterable[str]:
 
 
 def _compare_counts(folder: StoragePath, manifest: Manifest) -> Iterable[str]:
-    """Count the labels again: the hashes of the shards say nothing about the counts beside them."""
+    # The hashes of the shards say nothing about the class counts beside them, so count again.
     shards = [folder / shard.file for shard in manifest.shards]
     if not shards or any(path.suffix != ".parquet" for path in shards):
         return

@@ -2,7 +2,7 @@
 
 A shard is a function of (weights, spec, shard number): its labels come from `plan_shards`, its
 randomness from `shard_generator`, and `write_shard` turns equal rows into equal bytes. So a shard
-can be made by any worker, in any order, again.
+can be made by any worker, in any order, again. torch is imported where a function needs it.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -13,56 +13,19 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.data.manifest import DATA, MANIFEST, ShardEntry, load_manifest
 from synth.storage import StoragePath, write_bytes
 
-
-def encode_png(image_HWC: np.ndarray) -> bytes:
-    """Encode one uint8 image [H,W,1 or 3] as PNG, without a time or any other metadata."""
-    pixels = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
-
-
-class PngEncoder:
-    """Encodes batches in their order while the caller makes the next (zlib releases the GIL).
-
-    One thread, so that a sampling actor takes one processor and a little; a context manager, which
-    waits for its thread.
-    """
-
-    def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._batches: list[Future[list[bytes]]] = []
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def add(self, images_NHWC: np.ndarray) -> None:
-        """Have the uint8 images [N,H,W,C] encoded after those that were added before."""
-        self._batches.append(self._thread.submit(lambda: [encode_png(i) for i in images_NHWC]))
-
-    def pngs(self) -> list[bytes]:
-        """Wait for all that was added and return it in order."""
-        return [png for batch in self._batches for png in batch.result()]
-
+if TYPE_CHECKING:
+    import torch
 
 _WEYL = 0x9E3779B1  # odd, so number · _WEYL mod 2³² never repeats for 2³² shards
 _PATTERN = "train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
@@ -83,6 +46,9 @@ def plan_shards(class_counts: Sequence[int], rows_per_shard: int) -> list[Shard]
 
     Raises:
         InvalidRequest: a count is negative, all are zero, or `rows_per_shard` < 1.
+
+    >>> [shard.labels for shard in plan_shards([3, 2], rows_per_shard=2)]
+    [(0, 0), (0, 1), (1,)]
     """
     if rows_per_shard < 1:
         raise InvalidRequest(f"rows per shard: at least 1 was expected, found {rows_per_shard}")
@@ -93,44 +59,91 @@ def plan_shards(class_counts: Sequence[int], rows_per_shard: int) -> list[Shard]
     return [Shard(number, tuple(piece.tolist())) for number, piece in enumerate(pieces)]
 
 
-def shard_generator(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+def shard_generator(
+    seed: int, number: int, device: "torch.device | str" = "cpu"
+) -> "torch.Generator":
     """Return the generator of shard `number`, independent of every other shard's.
 
-    The seed of the generator is a hash of (seed, number). Torch's CPU generator uses its low 32
-    bits only, where hashes of many shards would collide; those bits walk through all 2³² values
-    from a hashed start instead.
+    >>> shard_generator(3, 7).initial_seed() == shard_generator(3, 7).initial_seed()
+    True
     """
+    import torch
+
     start = int.from_bytes(hashlib.sha256(f"umbra shards {seed}".encode()).digest()[:4])
     high = int.from_bytes(hashlib.sha256(f"umbra shard {seed} {number}".encode()).digest()[:4])
+    # Torch's CPU generator uses the low 32 bits only, where hashes of many shards would collide;
+    # these walk through all 2³² values from a hashed start instead.
     low = (start + number * _WEYL) % 2**32
     return torch.Generator(device).manual_seed(high << 32 | low)
 
 
-def to_uint8(x_NCHW: torch.Tensor) -> np.ndarray:
-    """Turn images in [−1, 1] into bytes [N,H,W,C]: clip, scale by 127.5, round.
+def to_uint8(x_NCHW: "torch.Tensor") -> np.ndarray:
+    """Convert images in [−1, 1] to bytes [N,H,W,C]: clip, scale by 127.5, round.
 
     Raises:
         UmbraError: a pixel is not finite.
+
+    >>> import torch
+    >>> to_uint8(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 1, 1, 3)).tolist()
+    [[[[0], [128], [255]]]]
     """
-    if not bool(torch.isfinite(x_NCHW).all()):
+    if not bool(x_NCHW.isfinite().all()):
         raise UmbraError(
             "the sampler made pixels that are not finite: the weights have diverged; "
             "train with a lower learning rate or sample from an earlier checkpoint"
         )
-    bytes_NCHW = ((x_NCHW.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    bytes_NCHW = ((x_NCHW.double().clamp(-1, 1) + 1) * 127.5).round().byte()
     return bytes_NCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def from_uint8(images_NHWC: np.ndarray) -> torch.Tensor:
-    """Turn bytes into float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; undone by `to_uint8`.
+def from_uint8(images_NHWC: np.ndarray) -> "torch.Tensor":
+    """Convert bytes to float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; `to_uint8` undoes it.
 
     The scale is that of the type, never one measured on the data.
     """
+    import torch
+
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
+def encode_png(image_HWC: np.ndarray) -> bytes:
+    """Encode one uint8 image [H,W,1 or 3] as PNG, without a time or any other metadata."""
+    pixels = image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+class PngEncoder:
+    """Encodes batches in order in one thread, while the caller makes the next (zlib frees the GIL).
+
+    A context manager, which waits for its thread.
+    """
+
+    def __enter__(self) -> Self:
+        # One thread, so that a sampling actor occupies little more than one core.
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._batches: list[Future[list[bytes]]] = []
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, images_NHWC: np.ndarray) -> None:
+        """Queue the uint8 images [N,H,W,C] behind those that were added before."""
+        self._batches.append(self._thread.submit(lambda: [encode_png(i) for i in images_NHWC]))
+
+    def pngs(self) -> list[bytes]:
+        """Wait for all that was added and return it in order."""
+        return [png for batch in self._batches for png in batch.result()]
+
+
 def shard_name(number: int, of: int) -> str:
-    """Return the path of shard `number` of `of` below the data set folder."""
+    """Return the path of shard `number` of `of` below the data set folder.
+
+    >>> shard_name(3, of=12)
+    'data/train-00003-of-00012.parquet'
+    """
     return f"{DATA}/train-{number:05d}-of-{of:05d}.parquet"
 
 
@@ -138,46 +151,23 @@ def write_shard(
     folder: StoragePath,
     shard: Shard,
     of: int,
-    images: np.ndarray,
-    labels: np.ndarray,
+    pngs: Sequence[bytes],
     *,
     class_names: Sequence[str],
 ) -> ShardEntry:
-    """Write shard `shard.number` of `of` below the data set folder, atomically.
+    """Write shard `shard.number` of `of` below the data set `folder`, atomically.
 
-    Equal arguments give equal bytes (under one version of pyarrow and Pillow).
+    Equal arguments give equal bytes (under one version of pyarrow).
 
     Args:
         folder: the data set folder; the file goes to its `data/`.
         shard: the plan of this shard.
-        of: how many shards there are.
-        images: uint8 [N,H,W,C], C = 1 or 3.
-        labels: int64 [N], as planned.
+        of: number of shards.
+        pngs: an encoded image for each label of the shard.
         class_names: the name of label 0, 1, …
 
     Raises:
-        InvalidRequest: images or labels are not what the plan says.
-        UmbraError: the disk is full.
-    """
-    if tuple(labels.tolist()) != shard.labels:
-        raise InvalidRequest(f"shard {shard.number}: the labels are not the planned ones")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InvalidRequest(
-            f"shard {shard.number}: uint8 images [N,H,W,1 or 3] were expected, "
-            f"found {images.dtype} {list(images.shape)}"
-        )
-    return write_pngs(
-        folder, shard, of, [encode_png(image) for image in images], class_names=class_names
-    )
-
-
-def write_pngs(
-    folder: StoragePath, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
-) -> ShardEntry:
-    """Do what `write_shard` does with images that are encoded already.
-
-    Raises:
-        InvalidRequest: there is no such shard, or number of images and labels are not its.
+        InvalidRequest: there is no such shard, or images, labels and class names do not agree.
         UmbraError: the disk is full.
     """
     if not 0 <= shard.number < of:
@@ -213,11 +203,9 @@ def _table(shard: Shard, pngs: Sequence[bytes], class_names: Sequence[str]) -> p
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     schema = pa.schema(
-        {
-            "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-            "label": pa.int64(),
-        },
+        {"image": image, "label": pa.int64()},
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     rows = [
@@ -227,8 +215,8 @@ def _table(shard: Shard, pngs: Sequence[bytes], class_names: Sequence[str]) -> p
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """Serialise with every choice of the writer pinned: its defaults change between versions."""
     buffer = io.BytesIO()
+    # Every choice of the writer is fixed here: its defaults change between versions.
     pq.write_table(
         table,
         buffer,

@@ -19,9 +19,9 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says that neither the manifest nor `privacy.json` knows.
+    """The public facts on the card that neither the manifest nor `privacy.json` has.
 
-    Every word of it is public: nothing here may come from looking at private data.
+    None of it may come from looking at private data.
 
     Attributes:
         name: title of the synthetic data set.
@@ -30,7 +30,7 @@ class CardFacts:
         source: the declared name of the private data set.
         method: how it was made: training, denoiser, sampler.
         version: version of Umbra.
-        measures: (what was measured, value) pairs, of measures that may be released.
+        measures: (name, value) of measures that may be released.
         tags: further tags for the hub.
     """
 
@@ -51,12 +51,12 @@ def render_card(
     class_folders: Sequence[str] | None = None,
     reading: str | None = None,
 ) -> str:
-    """Return the text of `README.md` for a data set with this manifest and this promise.
+    """Return the text of `README.md` for a data set with this manifest and this privacy statement.
 
     Args:
-        facts: what neither of the other two knows.
+        facts: what the other two do not say.
         manifest: of the export.
-        privacy: its promise.
+        privacy: its privacy statement.
         class_folders: folders of label 0, 1, … where the images are files in such folders.
         reading: a Python program that opens the data, with FOLDER for the export; None where
             `datasets.load_dataset` does by the front matter alone.
@@ -100,7 +100,7 @@ def _front_matter(facts: CardFacts, manifest: Manifest) -> dict[str, Any]:
 
 
 def _features(manifest: Manifest, class_folders: Sequence[str] | None) -> dict[str, Any]:
-    """Return what `datasets` needs to know to open the folder by itself."""
+    """Return the front matter by which `datasets` opens the folder."""
     names = dict(enumerate(class_folders or manifest.class_names))
     features = [
         {"name": "image", "dtype": "image"},

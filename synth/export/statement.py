@@ -1,4 +1,8 @@
-"""Checking an export that came from anywhere: every byte against its own seals."""
+"""The privacy statement of an export, `privacy.json`, and the verification of an export by it.
+
+`privacy.json` has the sha256 of `manifest.json`, which has that of every other file. The ledger has
+recorded the sha256 of the manifest too: comparing the two is the ledger audit's task.
+"""
 
 import json
 import math
@@ -12,7 +16,7 @@ from synth.storage import json_bytes
 
 PRIVACY = "privacy.json"
 
-#: Field of `privacy.json` and the type of its value.
+#: Fields of `privacy.json` and the types of their values.
 FIELDS: dict[str, type] = {
     "unit": str,  # what one unit of privacy is, for example "one image"
     "neighbouring_relation": str,  # for example "add/remove with zero-out"
@@ -26,15 +30,15 @@ FIELDS: dict[str, type] = {
 }
 
 
-def checked_promise(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, Any]:
-    """Return a copy of `privacy` that is complete, finite and JSON.
+def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, Any]:
+    """Return a copy of the statement `privacy` if it is complete, finite and JSON.
 
-    Further fields are passed on as they are. A void promise loses its epsilons: a number under
-    which nothing is promised would be quoted all the same.
+    Unknown fields are kept. A void statement has its epsilons replaced by None: a number that
+    guarantees nothing would be quoted all the same.
 
     Raises:
         InvalidRequest: a field is missing or of a wrong type, a number is not finite, or the
-            promise is void and `allow_void` was not given.
+            statement is void and `allow_void` was not given.
     """
     for name, kind in FIELDS.items():
         if name not in privacy:
@@ -42,45 +46,55 @@ def checked_promise(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, A
         if not isinstance(privacy[name], kind):
             found = type(privacy[name]).__name__
             raise InvalidRequest(f"{PRIVACY}: {name!r} must be {kind.__name__}, found {found}")
-    promise = dict(privacy)
-    if promise["void"]:
-        if not allow_void:
-            raise InvalidRequest(
-                "the run is void of privacy: a seed made its noise reproducible, so the images may "
-                "give the private records away; run it without a seed, or allow a void export"
-            )
-        promise["epsilon"] = dict.fromkeys(promise["epsilon"])
+    statement = dict(privacy)
+    if not statement["void"]:
+        _check_guarantee(statement)
+    elif not allow_void:
+        raise InvalidRequest(
+            "the run is void of privacy: a seed made its noise reproducible, so the images may "
+            "give the private records away; run it without a seed, or allow a void export"
+        )
     else:
-        _check_guarantee(promise)
+        statement["epsilon"] = dict.fromkeys(statement["epsilon"])
     try:
-        json.dumps(promise, allow_nan=False)
+        json.dumps(statement, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{PRIVACY} must be JSON with finite numbers: {error}") from error
-    return promise
+    return statement
 
 
-def _check_guarantee(promise: Mapping[str, Any]) -> None:
-    if not 0 < promise["delta"] < 1:
-        raise InvalidRequest(f"{PRIVACY}: delta must lie between 0 and 1")
-    epsilons = promise["epsilon"]
-    if not epsilons or not promise["mechanisms"]:
-        raise InvalidRequest(f"{PRIVACY} needs an epsilon and the mechanisms it follows from")
-    for name, epsilon in epsilons.items():
-        number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-        if not number or not (math.isfinite(epsilon) and epsilon >= 0):
-            raise InvalidRequest(f"{PRIVACY}: epsilon by {name!r} must be a finite number >= 0")
+def read_statement(folder: Path) -> dict[str, Any]:
+    """Return the privacy statement of the export in `folder`.
+
+    Raises:
+        IntegrityBroken: it is missing, not as it was written, or incomplete.
+    """
+    try:
+        data = (folder / PRIVACY).read_bytes()
+        statement = json.loads(data)
+        canonical = json_bytes(statement) == data
+        checked_statement(statement, allow_void=True)
+    except FileNotFoundError:
+        raise IntegrityBroken(f"missing: {PRIVACY}") from None
+    except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
+        raise IntegrityBroken(f"changed: {PRIVACY} cannot be understood: {error}") from error
+    if not canonical:
+        raise IntegrityBroken(f"changed: {PRIVACY} is not as it was written")
+    return dict(statement)
 
 
 def verify_export(folder: Path) -> list[str]:
-    """Recompute the hash of every file in an export.
-
-    `privacy.json` seals `manifest.json`, which seals every other file. What seals `privacy.json`
-    is the ledger, which recorded the hash of the manifest: that comparison is the ledger audit's.
+    """Recompute the hash of every file of the export in `folder`.
 
     Returns one sentence a finding: missing, extra or changed files, wrong numbers of rows, an
-    incomplete promise; none if all is well.
+    incomplete statement; none if all is well.
     """
-    findings = _check_promise(folder)
+    findings = []
+    try:
+        if read_statement(folder).get("manifest_sha256") != manifest_sha256(folder):
+            findings.append(f"changed: {MANIFEST} does not have the sha256 that {PRIVACY} states")
+    except IntegrityBroken as error:
+        findings.append(str(error))
     try:
         manifest = load_manifest(folder)
     except IntegrityBroken as error:
@@ -89,33 +103,13 @@ def verify_export(folder: Path) -> list[str]:
     return [*findings, *differences(folder, manifest), *extra]
 
 
-def read_promise(folder: Path) -> dict[str, Any]:
-    """Read `privacy.json` of an export.
-
-    Raises:
-        IntegrityBroken: it is missing, not as it was written, or incomplete.
-    """
-    path = folder / PRIVACY
-    try:
-        data = path.read_bytes()
-        promise = json.loads(data)
-        canonical = json_bytes(promise) == data
-        checked_promise(promise, allow_void=True)
-    except FileNotFoundError:
-        raise IntegrityBroken(f"missing: {PRIVACY}") from None
-    except (ValueError, TypeError, AttributeError, InvalidRequest) as error:
-        raise IntegrityBroken(f"changed: {PRIVACY} cannot be understood: {error}") from error
-    if not canonical:
-        raise IntegrityBroken(f"changed: {PRIVACY} is not as it was written")
-    return dict(promise)
-
-
-def _check_promise(folder: Path) -> list[str]:
-    try:
-        promise = read_promise(folder)
-        digest = manifest_sha256(folder)
-    except IntegrityBroken as error:
-        return [str(error)]
-    if promise.get("manifest_sha256") != digest:
-        return [f"changed: {MANIFEST} does not have the sha256 that {PRIVACY} states"]
-    return []
+def _check_guarantee(statement: Mapping[str, Any]) -> None:
+    if not 0 < statement["delta"] < 1:
+        raise InvalidRequest(f"{PRIVACY}: delta must lie between 0 and 1")
+    epsilons = statement["epsilon"]
+    if not epsilons or not statement["mechanisms"]:
+        raise InvalidRequest(f"{PRIVACY} needs an epsilon and the mechanisms it follows from")
+    for name, epsilon in epsilons.items():
+        number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+        if not number or not (math.isfinite(epsilon) and epsilon >= 0):
+            raise InvalidRequest(f"{PRIVACY}: epsilon by {name!r} must be a finite number >= 0")

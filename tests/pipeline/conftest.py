@@ -22,7 +22,7 @@ from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget
 from privacy.ledger import Ledger
 from synth.data.manifest import Manifest
-from synth.data.shards import plan_shards, write_shard
+from synth.data.shards import encode_png, plan_shards, write_shard
 from synth.storage import write_json
 
 BLOTS = """\
@@ -126,10 +126,8 @@ def _write_images(run, spec):
     for shard in shards:
         shape = (len(shard.labels), data.size, data.size, data.channels)
         images = rng.integers(0, 256, shape, dtype=np.uint8)
-        labels = np.array(shard.labels)
-        entries.append(
-            write_shard(run.release, shard, len(shards), images, labels, class_names=data.classes)
-        )
+        pngs = [encode_png(image) for image in images]
+        entries.append(write_shard(run.release, shard, len(shards), pngs, class_names=data.classes))
     shape = (data.size, data.size, data.channels)
     Manifest(shape, data.classes, counts, tuple(entries)).write(run.release)
 

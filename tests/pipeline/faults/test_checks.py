@@ -13,7 +13,7 @@ from privacy.budget.identity import Content
 from privacy.ledger import Ledger
 from privacy.mechanisms import Gaussian
 from synth.data.manifest import Manifest, load_manifest
-from synth.data.shards import plan_shards, write_shard
+from synth.data.shards import encode_png, plan_shards, write_shard
 from tests.pipeline.faults.checks import wrong_in_ledger, wrong_in_release, wrong_words
 from tests.pipeline.faults.small_runs import SHARD_ROWS, SHARDS
 
@@ -29,7 +29,7 @@ def release(tmp_path):
         0, 256, (SHARDS, SHARD_ROWS, 8, 8, 1), dtype=np.uint8
     )
     entries = [
-        write_shard(tmp_path, shard, SHARDS, images[i], np.array(shard.labels), class_names=CLASSES)
+        write_shard(tmp_path, shard, SHARDS, list(map(encode_png, images[i])), class_names=CLASSES)
         for i, shard in enumerate(shards)
     ]
     Manifest((8, 8, 1), CLASSES, counts, tuple(entries)).write(tmp_path)

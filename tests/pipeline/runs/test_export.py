@@ -111,7 +111,7 @@ def test_a_void_run_goes_out_as_void_only(house, blots_spec, tmp_path):
     assert said["void"] is True
     assert set(said["epsilon"].values()) == {None}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "No privacy is promised" in card
+    assert "no privacy guarantee" in card
     assert "under differential privacy" not in card
 
 

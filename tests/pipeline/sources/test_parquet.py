@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.sources import ParquetSource
 from privacy.errors import DataError
-from synth.data.shards import plan_shards, write_shard
+from synth.data.shards import encode_png, plan_shards, write_shard
 
 
 def load(path, toy, **change):
@@ -36,8 +36,8 @@ def shards(toy, tmp_path):
     plan = plan_shards(np.bincount(toy.labels, minlength=3).tolist(), 4)
     for shard in plan:
         rows = slice(4 * shard.number, 4 * shard.number + 4)
-        labels = np.array(shard.labels)
-        write_shard(tmp_path, shard, len(plan), toy.images[rows], labels, class_names=toy.classes)
+        pngs = [encode_png(image) for image in toy.images[rows]]
+        write_shard(tmp_path, shard, len(plan), pngs, class_names=toy.classes)
     return tmp_path
 
 

@@ -1,11 +1,11 @@
-"""A small release, the facts of its card and its promise."""
+"""A small release, the facts of its card and its privacy statement."""
 
 import numpy as np
 import pytest
 
 from synth.data.manifest import Manifest
-from synth.data.shards import plan_shards, write_shard
-from synth.export import CardFacts
+from synth.data.shards import encode_png, plan_shards, write_shard
+from synth.export.card import CardFacts
 
 NAMES = ("zero", "T-shirt/top", "apple")
 COUNTS = (5, 3, 4)
@@ -20,8 +20,8 @@ def make_release(tmp_path):
         entries = []
         for shard in plan:
             images = rng.integers(0, 256, (len(shard.labels), 8, 8, channels), dtype=np.uint8)
-            labels = np.array(shard.labels)
-            entries.append(write_shard(folder, shard, len(plan), images, labels, class_names=names))
+            pngs = [encode_png(image) for image in images]
+            entries.append(write_shard(folder, shard, len(plan), pngs, class_names=names))
         Manifest((8, 8, channels), names, counts, tuple(entries)).write(folder)
         return folder
 

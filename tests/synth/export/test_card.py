@@ -58,7 +58,7 @@ def test_size_categories(release, card, privacy, rows, category):
     assert front_matter(render_card(card, large, privacy))["size_categories"] == [category]
 
 
-def test_the_promise_is_spelled_out(release, card, privacy):
+def test_the_privacy_statement_is_spelled_out(release, card, privacy):
     text = render_card(card, load_manifest(release), privacy)
     for part in (
         "| rdp | 9.9959 |",

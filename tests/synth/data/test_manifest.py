@@ -7,7 +7,7 @@ import pytest
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data import manifest as manifests
 from synth.data.manifest import FileEntry, Manifest, ShardEntry, load_manifest, verify
-from synth.data.shards import plan_shards, write_shard
+from synth.data.shards import encode_png, plan_shards, write_shard
 
 NAMES = ("a", "b")
 
@@ -20,8 +20,7 @@ def folder(tmp_path):
             tmp_path,
             shard,
             len(plan),
-            np.full((len(shard.labels), 4, 4, 1), shard.number, dtype=np.uint8),
-            np.array(shard.labels),
+            [encode_png(np.full((4, 4, 1), shard.number, dtype=np.uint8))] * len(shard.labels),
             class_names=NAMES,
         )
         for shard in plan

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from synth import export
 from synth.data.shards import read_shards
-from synth.export import EXPORTERS, exporter, verify_export
-from synth.export.images import class_folders
+from synth.export.formats import FORMATS, class_folders, export_dataset
+from synth.export.statement import verify_export
 
-every_format = pytest.mark.parametrize("name", list(EXPORTERS))
+every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
 def rows_of(release):
@@ -31,13 +30,13 @@ def rows_of(release):
 @every_format
 def test_a_fresh_export_verifies_and_seals_itself(name, release, card, privacy, tmp_path):
     target = tmp_path / "out" / name
-    exported = exporter(name)(release, target, card, privacy)
+    exported = export_dataset(name, release, target, card, privacy)
     assert exported.folder == target
     assert verify_export(target) == []
     digest = hashlib.sha256((target / "manifest.json").read_bytes()).hexdigest()
-    promise = json.loads((target / "privacy.json").read_bytes())
-    assert exported.manifest_sha256 == digest == promise.pop("manifest_sha256")
-    assert promise == privacy
+    statement = json.loads((target / "privacy.json").read_bytes())
+    assert exported.manifest_sha256 == digest == statement.pop("manifest_sha256")
+    assert statement == privacy
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
@@ -47,7 +46,7 @@ def test_hugging_face_opens_it_with_labels_and_names(
 ):
     release = make_release(channels=3)
     images, labels = rows_of(release)
-    exporter(name)(release, tmp_path / "out", card, privacy)
+    export_dataset(name, release, tmp_path / "out", card, privacy)
     data = load_dataset(tmp_path / "out")
     assert list(data) == ["train"]
     feature = data["train"].features["label"]
@@ -63,8 +62,8 @@ def test_hugging_face_opens_it_with_labels_and_names(
 
 @every_format
 def test_equal_releases_give_equal_exports(name, release, card, privacy, tmp_path):
-    first = exporter(name)(release, tmp_path / "a", card, privacy)
-    second = exporter(name)(release, tmp_path / "b", card, privacy)
+    first = export_dataset(name, release, tmp_path / "a", card, privacy)
+    second = export_dataset(name, release, tmp_path / "b", card, privacy)
     assert first.manifest_sha256 == second.manifest_sha256
 
 
@@ -74,7 +73,7 @@ def test_an_occupied_target_is_refused_and_untouched(name, release, card, privac
     target.mkdir()
     (target / "mine").write_text("x")
     with pytest.raises(InvalidRequest, match="not empty"):
-        exporter(name)(release, target, card, privacy)
+        export_dataset(name, release, target, card, privacy)
     assert [path.name for path in target.iterdir()] == ["mine"]
 
 
@@ -96,7 +95,7 @@ def test_damaged_input_is_refused(name, damage, release, card, privacy, tmp_path
     else:
         (release / "manifest.json").unlink()
     with pytest.raises(IntegrityBroken):
-        exporter(name)(release, tmp_path / "out", card, privacy)
+        export_dataset(name, release, tmp_path / "out", card, privacy)
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
@@ -107,7 +106,7 @@ def test_a_full_disk_leaves_nothing(name, release, card, privacy, tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UmbraError, match="the disk is full"):
-        exporter(name)(release, tmp_path / "out", card, privacy)
+        export_dataset(name, release, tmp_path / "out", card, privacy)
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
@@ -115,21 +114,21 @@ def test_a_full_disk_leaves_nothing(name, release, card, privacy, tmp_path, monk
 def test_a_void_run_is_exported_on_demand_only_and_says_so(name, release, card, privacy, tmp_path):
     void = privacy | {"void": True}
     with pytest.raises(InvalidRequest, match="void of privacy"):
-        exporter(name)(release, tmp_path / "out", card, void)
-    exporter(name)(release, tmp_path / "out", card, void, allow_void=True)
+        export_dataset(name, release, tmp_path / "out", card, void)
+    export_dataset(name, release, tmp_path / "out", card, void, allow_void=True)
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "No privacy is promised" in text
+    assert "no privacy guarantee" in text
     assert "9.99" not in text
-    promise = json.loads((tmp_path / "out" / "privacy.json").read_bytes())
-    assert promise["void"]
-    assert set(promise["epsilon"].values()) == {None}
+    statement = json.loads((tmp_path / "out" / "privacy.json").read_bytes())
+    assert statement["void"]
+    assert set(statement["epsilon"].values()) == {None}
     assert verify_export(tmp_path / "out") == []
 
 
 @every_format
 def test_every_file_of_an_export_is_sealed(name, release, card, privacy, tmp_path):
     out = tmp_path / "out"
-    exporter(name)(release, out, card, privacy)
+    export_dataset(name, release, out, card, privacy)
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         data = path.read_bytes()
         for position in (0, len(data) // 2, len(data) - 1):
@@ -148,7 +147,7 @@ def test_every_file_of_an_export_is_sealed(name, release, card, privacy, tmp_pat
 @every_format
 def test_a_resealed_file_shows_in_the_next_seal(name, release, card, privacy, tmp_path):
     out = tmp_path / "out"
-    exporter(name)(release, out, card, privacy)
+    export_dataset(name, release, out, card, privacy)
     manifest = json.loads((out / "manifest.json").read_bytes())
     text = (out / "README.md").read_text().replace("9.9959", "0.0001").encode()
     (out / "README.md").write_bytes(text)
@@ -160,7 +159,7 @@ def test_a_resealed_file_shows_in_the_next_seal(name, release, card, privacy, tm
 
 
 def test_parquet_shards_are_the_release_byte_for_byte(release, card, privacy, tmp_path):
-    export.export_parquet(release, tmp_path / "out", card, privacy)
+    export_dataset("parquet", release, tmp_path / "out", card, privacy)
     for shard in (release / "data").iterdir():
         assert (tmp_path / "out" / "data" / shard.name).read_bytes() == shard.read_bytes()
     assert pq.read_table(tmp_path / "out" / "data").num_rows == 12
@@ -178,13 +177,13 @@ def test_a_shard_that_changes_while_it_is_copied_is_refused(
 
     monkeypatch.setattr(shutil, "copyfileobj", copy_badly)
     with pytest.raises(IntegrityBroken, match="changed while it was copied"):
-        export.export_parquet(release, tmp_path / "out", card, privacy)
+        export_dataset("parquet", release, tmp_path / "out", card, privacy)
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
 def test_image_files_and_the_label_table_agree_with_the_shards(release, card, privacy, tmp_path):
     out = tmp_path / "out"
-    export.export_images(release, out, card, privacy)
+    export_dataset("images", release, out, card, privacy)
     images, labels = rows_of(release)
     with (out / "labels.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
@@ -200,7 +199,7 @@ def test_arrays_are_those_of_the_shards_and_a_source_reads_them(
 ):
     release = make_release(channels=3)
     out = tmp_path / "out"
-    export.export_npz(release, out, card, privacy)
+    export_dataset("npz", release, out, card, privacy)
     images, labels = rows_of(release)
     with np.load(out / "data" / "train.npz") as data:
         assert set(data.files) == {"images", "labels"}
@@ -211,7 +210,7 @@ def test_arrays_are_those_of_the_shards_and_a_source_reads_them(
 def test_tar_files_are_samples_of_image_and_class(make_release, card, privacy, tmp_path):
     release = make_release(channels=3)
     out = tmp_path / "out"
-    export.export_webdataset(release, out, card, privacy)
+    export_dataset("webdataset", release, out, card, privacy)
     images, labels = rows_of(release)
     found = []
     for path in sorted((out / "data").iterdir()):
@@ -231,7 +230,7 @@ def test_hugging_face_opens_the_tar_files_as_the_card_says(
     release, card, privacy, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    export.export_webdataset(release, out, card, privacy)
+    export_dataset("webdataset", release, out, card, privacy)
     text = (out / "README.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -245,7 +244,7 @@ def test_hugging_face_opens_the_tar_files_as_the_card_says(
 
 def test_the_card_of_arrays_shows_how_to_open_them(release, card, privacy, tmp_path):
     out = tmp_path / "out"
-    export.export_npz(release, out, card, privacy)
+    export_dataset("npz", release, out, card, privacy)
     (program,) = re.findall(r"```python\n(.*?)\n```", (out / "README.md").read_text(), re.DOTALL)
     scope = {}
     exec(program.replace("FOLDER", str(out)), scope)
@@ -267,6 +266,6 @@ def test_class_folders_are_safe_and_distinct(names, folders):
     assert class_folders(names) == folders
 
 
-def test_unknown_formats_are_refused_by_name():
+def test_unknown_formats_are_refused_by_name(release, card, privacy, tmp_path):
     with pytest.raises(InvalidRequest, match="images, webdataset, npz was expected, found 'zip'"):
-        exporter("zip")
+        export_dataset("zip", release, tmp_path / "out", card, privacy)

@@ -3,20 +3,20 @@ import math
 import pytest
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.export.statement import FIELDS, checked_promise, read_promise
+from synth.export.statement import FIELDS, checked_statement, read_statement
 
 
-def test_a_complete_promise_passes_with_what_else_it_says(privacy):
+def test_a_complete_statement_passes_with_what_else_it_says(privacy):
     more = privacy | {"records_per_unit": 3, "run": "r-1"}
-    assert checked_promise(more, allow_void=False) == more
+    assert checked_statement(more, allow_void=False) == more
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_needed_and_typed(privacy, name):
     with pytest.raises(InvalidRequest, match=name):
-        checked_promise({key: privacy[key] for key in privacy if key != name}, allow_void=True)
+        checked_statement({key: privacy[key] for key in privacy if key != name}, allow_void=True)
     with pytest.raises(InvalidRequest, match=name):
-        checked_promise(privacy | {name: None}, allow_void=True)
+        checked_statement(privacy | {name: None}, allow_void=True)
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,17 @@ def test_every_field_is_needed_and_typed(privacy, name):
 )
 def test_what_is_no_guarantee_is_refused(privacy, change):
     with pytest.raises(InvalidRequest):
-        checked_promise(privacy | change, allow_void=False)
+        checked_statement(privacy | change, allow_void=False)
 
 
-def test_a_void_promise_keeps_no_epsilon(privacy):
-    promise = checked_promise(privacy | {"void": True}, allow_void=True)
-    assert promise["epsilon"] == {"rdp": None, "prv": None, "pld": None}
+def test_a_void_statement_keeps_no_epsilon(privacy):
+    statement = checked_statement(privacy | {"void": True}, allow_void=True)
+    assert statement["epsilon"] == {"rdp": None, "prv": None, "pld": None}
     assert privacy["epsilon"]["rdp"] == 9.9959
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"{}", b'{"unit": 1}'])
-def test_a_garbled_file_is_a_breach(tmp_path, text):
+def test_a_garbled_file_breaks_integrity(tmp_path, text):
     (tmp_path / "privacy.json").write_bytes(text)
     with pytest.raises(IntegrityBroken, match=r"privacy\.json"):
-        read_promise(tmp_path)
+        read_statement(tmp_path)

@@ -27,9 +27,9 @@ def images_of(count: int, channels: int = 1, size: int = 8, seed: int = 0) -> np
 def write(folder, labels=(0, 0, 1, 2), number=0, of=1, channels=1, images=None):
     if images is None:
         images = images_of(len(labels), channels)
+    pngs = [shards.encode_png(image) for image in images]
     shard = Shard(number, tuple(labels))
-    array = np.array(labels, dtype=np.int64)
-    return images, shards.write_shard(folder, shard, of, images, array, class_names=NAMES)
+    return images, shards.write_shard(folder, shard, of, pngs, class_names=NAMES)
 
 
 @given(
@@ -144,16 +144,12 @@ def test_equal_rows_are_equal_bytes(tmp_path):
 
 
 def test_what_is_not_planned_is_refused(tmp_path):
-    shard, labels, images = Shard(0, (0, 1)), np.array([0, 1]), images_of(2)
+    shard, pngs = Shard(0, (0, 1)), [shards.encode_png(image) for image in images_of(2)]
     cases = [
-        (shard, 0, images, labels),
-        (dataclasses.replace(shard, number=3), 3, images, labels),
-        (shard, 1, images, np.array([1, 0])),
-        (shard, 1, images[:1], labels),
-        (shard, 1, images.astype(np.float32), labels),
-        (shard, 1, images[..., 0], labels),
-        (shard, 1, np.repeat(images, 2, axis=3), labels),
-        (Shard(0, (0, 3)), 1, images, np.array([0, 3])),
+        (shard, 0, pngs),
+        (dataclasses.replace(shard, number=3), 3, pngs),
+        (shard, 1, pngs[:1]),
+        (Shard(0, (0, 3)), 1, pngs),
     ]
     for case in cases:
         with pytest.raises(InvalidRequest):
