@@ -34,26 +34,31 @@ from torch import nn
 
 # --- The adapter: what today's modules call these things; the only part that a move changes. ------
 from pipeline.spec import parse_spec
-from privacy.bottom_k import sketch
 from privacy.budget import Budget, Component
+from privacy.budget.identity import content_of, fingerprint, sketch
 from privacy.clipping import clip_factors
-from privacy.collective import Alone
-from privacy.fingerprint import content_of, fingerprint
-from privacy.gradients import engine
+from privacy.collective import SingleProcess
+from privacy.gradients import ENGINES
 from privacy.keys import key_id
 from privacy.keystream import KeyStream, derive, words_at
 from privacy.ledger import Kind, Ledger, Row
-from privacy.ledger.canonical import canonical, parse
 from privacy.ledger.chain import replay, row_hash
-from privacy.mechanism import MECHANISMS, DiscreteLaplace, Gaussian, SubsampledGaussian
+from privacy.ledger.rows import canonical, parse
+from privacy.mechanisms import MECHANISMS, DiscreteLaplace, Gaussian, SubsampledGaussian
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.counter_based import _words as counter_words
 from synth.counter_based import normal, uniform
-from synth.denoisers import CONFIGS
-from synth.records import Records, ViewDrawer
-from synth.shards import Shard, shard_generator, write_pngs, write_shard
+from synth.data.shards import Shard, shard_generator, write_pngs, write_shard
+from synth.preconditioning import PRECONDITIONINGS
+from synth.records import NoisedViews, Records
+
+
+def clipped_sums(name, model, loss, records, clip_norm, micro_batch):
+    total = ENGINES[name].sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+    return getattr(total, "sums", total)
+
 
 LABEL, SIGMA, NOISE = range(3)  # streams of a record's seed
 # --------------------------------------------------------------------------------------------------
@@ -146,8 +151,8 @@ def views():
     for channels in (1, 3):
         images, labels = fixed_images(40, 4, channels)
         records = Records.from_uint8(images, labels, torch.device("cpu"))
-        for name, config in CONFIGS.items():
-            drawer = ViewDrawer(config(), 3, 0.25, 3, HOME_KEY, attempt=2)
+        for name, config in PRECONDITIONINGS.items():
+            drawer = NoisedViews(config(), 3, 0.25, 3, HOME_KEY, attempt=2)
             for step in (0, 10_000):
                 ids = np.arange(1, 40, 2, dtype=np.int64)
                 gather = drawer.for_step(step, records, ids)
@@ -175,13 +180,13 @@ def noise():
     return found
 
 
-class Fresh(Alone):
+class Fresh(SingleProcess):
     """Alone, with a fixed number in place of the one drawn afresh."""
 
     def __init__(self):
         self.asked = 0
 
-    def from_first(self, value):
+    def broadcast_from_rank0(self, value):
         self.asked += 1
         return value if self.asked == 1 else 123_456_789
 
@@ -281,11 +286,11 @@ def counted_records():
     return images, labels, scales, views
 
 
-ENGINES = ("record", "layerwise", "two-pass")
+NAMES = ("record", "layerwise", "two-pass")
 
 
 def sums():
-    """Return norms and sums of clipped gradients, exact on every processor.
+    """Return sums of clipped gradients, exact on every processor.
 
     The norms of the three clipped records are one number times a power of two, and C is chosen so
     that their factors, of which C is divided by the norm enlarged by 2**-40, are powers of two:
@@ -294,23 +299,21 @@ def sums():
     """
     model, records = Counted(), counted_records()
     first = tuple(part[:1] for part in records)
-    norm = engine("record").sum_of_clipped(model, counted_loss, first, 1.0, 1).norms.item()
+    counted_loss(model, *(part[0] for part in records)).backward()
+    norm = float(sum(p.grad.double().square().sum() for p in model.parameters())) ** 0.5
+    model.zero_grad(set_to_none=True)
     clip_norm = norm * (1 + 2.0**-40) / 2
     found = {"clip norm": clip_norm.hex(), "engines": {}, "alone": {}}
-    for name in ENGINES:
+    for name in NAMES:
         for micro_batch in (2, 4):
-            total = engine(name).sum_of_clipped(
-                model, counted_loss, records, clip_norm, micro_batch
-            )
+            total = clipped_sums(name, model, counted_loss, records, clip_norm, micro_batch)
             found["engines"][f"{name} {micro_batch}"] = {
-                "norms": hexes(total.norms),
-                "losses": hexes(total.losses),
-                "sums": {key: hexes(value) for key, value in sorted(total.sums.items())},
+                "sums": {key: hexes(value) for key, value in sorted(total.items())},
             }
         # One record alone, at a clip norm of no meaning: a product is rounded, and nothing added.
-        alone = engine(name).sum_of_clipped(model, counted_loss, first, 0.3, 1)
+        alone = clipped_sums(name, model, counted_loss, first, 0.3, 1)
         found["alone"][name] = {
-            key: hexes(value) for key, value in sorted(alone.sums.items()) if value.ndim == 1
+            key: hexes(value) for key, value in sorted(alone.items()) if value.ndim == 1
         }
     norms = torch.tensor([0.0, 0.1, 1.0, 1.5, 3.0, 1e300, torch.inf, torch.nan]).double()
     found["factors"] = [hexes(clip_factors(norms, C)) for C in (1.0, 0.3, 1e-12)]
