@@ -50,7 +50,7 @@ from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.counter_based import _words as counter_words
 from synth.counter_based import normal, uniform
-from synth.data.shards import Shard, shard_generator, write_pngs, write_shard
+from synth.data.shards import Shard, encode_png, shard_generator, write_shard
 from synth.preconditioning import PRECONDITIONINGS
 from synth.records import NoisedViews, Records
 
@@ -417,10 +417,12 @@ def shards():
         images, labels = fixed_images(5, 6, channels)
         shard, names = Shard(1, tuple(labels.tolist())), ("a", "b", "c")
         with tempfile.TemporaryDirectory() as folder:
-            entry = write_shard(Path(folder), shard, 3, images, labels, class_names=names)
+            entry = write_shard(
+                Path(folder), shard, 3, list(map(encode_png, images)), class_names=names
+            )
             data = (Path(folder) / entry.file).read_bytes()
             # With PNGs of no meaning: the bytes are pyarrow's alone.
-            given = write_pngs(
+            given = write_shard(
                 Path(folder), shard, 3, [bytes([i]) * 9 for i in range(5)], class_names=names
             )
         table = pq.read_table(io.BytesIO(data))
