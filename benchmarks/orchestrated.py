@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from pipeline.cluster import connection
-from pipeline.cluster.freed_memory import keep_freed_memory
+from pipeline.cluster.actor_group import tune_malloc
 from pipeline.home import Home
 from pipeline.models import build_denoiser, build_training
 from pipeline.plan.plan import plan
@@ -114,9 +114,9 @@ def run(spec: Spec, folder: Path) -> Timed:
     Budget(LedgerAccess.of(home).open()).declare(spec.data.name, 10.0, spec.privacy.delta)
     watch = _Watch(folder / _TIMES)
     # To reach these Ray is imported earlier than the engine does; this must be set before.
-    os.environ.update(connection._QUIET | connection._ALONE)
+    os.environ.update(connection._EVERYWHERE | connection._LOOPBACK | connection._TOKEN)
     with (
-        patch("pipeline.cluster.training.ProgressBoard", partial(_timed_board, watch.file)),
+        patch("pipeline.cluster.training.TrainingWorker", _timed_worker(watch.file)),
         patch("pipeline.cluster.budget_actor.budget_manager", partial(_manager_in_turns, folder)),
     ):
         state = execute(submit(spec, home, embedded=True), home, watch)
@@ -139,7 +139,7 @@ def trial(spec: Spec, folder: Path) -> Timed:
 def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     data, T = spec.data, spec.train.steps
     torch.set_num_threads(spec.resources.cpus_per_worker)
-    keep_freed_memory()  # as a worker does
+    tune_malloc()  # as a worker does
     loaded = data.source.load(data.size, data.channels, data.classes)
     components = plan(spec, trial=False).components
     reserved = Reservation(
@@ -207,17 +207,17 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
     return ray.remote(InTurns).options(num_cpus=0, max_concurrency=2).remote(access)
 
 
-def _timed_board(file: Path) -> Any:
-    """Return a progress board that notes in a file when it is told of each step."""
-    from pipeline.cluster.messages import ProgressBoard
+def _timed_worker(file: Path) -> type:
+    """Return a training worker that notes in a file when each step is done."""
+    from pipeline.cluster.training import TrainingWorker
 
-    class Timed(ProgressBoard):
-        def tell(self, part: str, done: int, total: int) -> None:
+    class TimedWorker(TrainingWorker):
+        def _count_steps(self, phase: str, done: int, total: int) -> None:
             with file.open("a") as times:
                 times.write(f"{monotonic()}\n")
-            super().tell(part, done, total)
+            super()._count_steps(phase, done, total)
 
-    return Timed()
+    return TimedWorker
 
 
 @dataclass

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pipeline.cluster.freed_memory import keep_freed_memory
+from pipeline.cluster.actor_group import tune_malloc
 from synth.inference import at_precision, chosen_batch
 from synth.preconditioning import Denoiser
 from synth.samplers.base import Denoise
@@ -125,7 +125,7 @@ def _shipped_case(
 def _as_an_actor() -> None:
     """Make this process what `ShardSampler` makes of an actor's."""
     torch.set_num_threads(1)
-    keep_freed_memory()
+    tune_malloc()
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.cluster.freed_memory import keep_freed_memory
+from pipeline.cluster.actor_group import tune_malloc
 
 T = TypeVar("T")
 
@@ -76,4 +76,4 @@ def set_up() -> None:
 def _as_a_worker(threads: int) -> None:
     set_up()
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    tune_malloc()

@@ -6,6 +6,9 @@ from urllib.request import Request, urlopen
 import pytest
 from hypothesis import settings
 
+# Ray reads these when it is imported, which tests do before they start an embedded cluster: it
+# stays on the loopback and asks for a token.
+os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_AUTH_MODE="token")
 # No test asserts a time: hypothesis would fail an example for taking 200 ms on a busy machine.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")

@@ -101,13 +101,18 @@ def _target(address: str) -> tuple[str, str]:
         host = address.removeprefix("ray://").split("/")[0]
         return host if ":" in host else f"{host}:{_CLIENT_PORT}", _CLIENT_QUESTION
     if address in {"auto", "local"}:
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
-        try:
-            return str(canonicalize_bootstrap_address_or_die("auto")), _GCS_QUESTION
-        except ConnectionError:
-            raise _nothing(address, "no Ray cluster runs on this machine") from None
+        address = _address_here(address)
     return address if ":" in address else f"{address}:{_GCS_PORT}", _GCS_QUESTION
+
+
+def _address_here(address: str) -> str:
+    """Return the cluster that Ray would take by itself, by the rules that `ray.init` documents."""
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    try:
+        return Path("/tmp/ray/ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own
+    except OSError:
+        raise _nothing(address, "no Ray cluster runs on this machine") from None
 
 
 def _grpc_refuses(address: str, target: str, question: str, token: str | None) -> bool:

@@ -1,7 +1,7 @@
-"""The budget manager as a named, detached actor: one door to the ledger for a whole cluster.
+"""The budget manager: a named, detached actor through which a whole cluster uses one ledger.
 
-The actor is only a front: the authority is the database transaction behind it, so two actors, on
-two clusters even, cannot grant more than there is.
+The authority is the database transaction behind the actor, so two actors, even on two clusters,
+cannot grant more than there is.
 """
 
 from functools import cached_property
@@ -10,8 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster.calls import answer
-from pipeline.cluster.placement import beside_driver
+from pipeline.cluster.calls import get_result
 from pipeline.runs.ledger_access import LedgerAccess
 from privacy.budget import Budget, Receipt, Settlement
 from privacy.keystream import os_key
@@ -21,16 +20,16 @@ _NAME = "umbra-budget"
 
 
 class BudgetManager:
-    """Answers every process of the cluster from one ledger."""
+    """Charges and settles in one ledger for every process of the cluster."""
 
     def __init__(self, access: LedgerAccess) -> None:
         self._access = access
 
     @cached_property
     def _budget(self) -> Budget:
-        # Opened by the first call and not with the actor, or what is wrong with the ledger would
-        # arrive as the death of a process; and first without the key, which alone would make a new
-        # ledger where another machine has a file of that name.
+        # Opened by the first call and not by the constructor, whose errors Ray reports as the death
+        # of a process; and first without the key, with which a new ledger would be created where
+        # another machine has a file of that name.
         Ledger.open(self._access.url).close()
         return Budget(self._access.open())
 
@@ -55,19 +54,17 @@ class BudgetManager:
 
 
 def budget_manager(access: LedgerAccess) -> Any:
-    """Return the cluster's budget manager, starting it if there is none.
-
-    Clusters may serve several ledgers and people, and signing keys change: the actor's name holds
-    a digest of its access. Calls are made again if the manager dies: reading may be repeated, and
-    whatever appends has a key of its own.
-    """
+    """Return the cluster's budget manager, and start it if there is none."""
     access = access.anywhere()
     actor = ray.remote(BudgetManager)
     return actor.options(
+        # A cluster may serve several ledgers and people, and signing keys change.
         name=f"{_NAME}-{access.digest()}",
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
+        # Ray repeats calls if the manager dies: reading may be repeated, and each call that appends
+        # has an idempotency key of its own.
         max_restarts=-1,
         max_task_retries=-1,
         scheduling_strategy=_where(access),
@@ -75,17 +72,21 @@ def budget_manager(access: LedgerAccess) -> Any:
 
 
 def _where(access: LedgerAccess) -> NodeAffinitySchedulingStrategy | None:
-    """Keep the door to a ledger that is a file on the machine that has the file: this one."""
-    return beside_driver() if access.is_file else None
+    """Return where the actor has to be: a ledger in a file is opened on the driver's machine."""
+    if not access.is_file:
+        return None
+    # No other machine that is lost takes the actor along, and if this one is lost, the run has to
+    # be resumed anyway.
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def begin_attempt(manager: Any, reservation_id: str) -> int:
     """Begin a new attempt at a reservation and return its number."""
-    return int(answer(manager.begin_attempt.remote(reservation_id, os_key().hex())))
+    return int(get_result(manager.begin_attempt.remote(reservation_id, os_key().hex())))
 
 
 class ActorMeter:
-    """A reservation's meter (`synth.meter.Meter`) that asks the budget manager."""
+    """A reservation's meter (`synth.meter.Meter`) that charges through the budget manager."""
 
     def __init__(self, manager: Any, reservation_id: str, attempt: int) -> None:
         self._manager = manager
@@ -94,9 +95,9 @@ class ActorMeter:
 
     def charge(self, component: str, steps: int) -> str:
         """Charge durably and return the ledger's head as `seq:hash`."""
-        # A fresh key a call: if the manager dies after the commit and is asked again by Ray, the
-        # charge is made once; a new call is a new charge.
-        receipt = answer(
+        # A fresh key for each call: if the manager dies after the commit and Ray repeats the call,
+        # the charge is made once; a new call is a new charge.
+        receipt = get_result(
             self._manager.charge.remote(
                 self._reservation, component, steps, self._attempt, os_key().hex()
             )
@@ -105,4 +106,4 @@ class ActorMeter:
 
     def remaining(self, component: str) -> int:
         """Return how many reserved steps were never charged."""
-        return int(answer(self._manager.remaining.remote(self._reservation, component)))
+        return int(get_result(self._manager.remaining.remote(self._reservation, component)))

@@ -7,65 +7,43 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.abort import raised_if
+from pipeline.cluster.authentication import require_token
+from pipeline.cluster.calls import abort_when, lost_node_condition
 from pipeline.cluster.reaper import reaped
+from pipeline.progress import run_periodically
+from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"
 
-# Read by Ray and by the workers it starts, so they are set before Ray is imported.
-_QUIET = {
-    # Starting takes 5 s, but a busy machine has been seen to need a minute. No signal breaks this
-    # wait off, so that it is also how long a full disk goes untold that Ray met in starting.
-    "RAY_raylet_start_wait_time_s": "90",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    # It would take the controller's logger, which is silenced, for its own.
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+# Ray and the workers that it starts read these, so they are set before Ray is imported.
+_EVERYWHERE = {
+    # Ray would report the use of this machine to its makers.
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
+    # Starting takes 5 s, but a busy machine was seen to need a minute: with Ray's own limit, 30 s,
+    # runs fail there.
+    "RAY_raylet_start_wait_time_s": "90",
+    # Without it Ray warns on standard error, among our own lines, of how it will treat GPUs.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
 }
 # On Linux Ray turns 127.0.0.1 into the machine's outward address and listens on all of its
 # interfaces; only with this switch does it stay on the loopback.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_ALONE = {
-    **_LOOPBACK,
-    # Watches for a cloud that takes machines back.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Processes are started when they are wanted: of those in stock one would stay idle.
-    "RAY_prestart_worker_first_driver": "0",
-    # Statistics that nobody reads here, and timers (ms) for other machines and for an autoscaler:
-    # each wakes every process of the cluster up to twenty times a second.
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_io_context_monitor_probe_interval_ms": "10000",
-    "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
-    "RAY_object_manager_timer_freq_ms": "1000",
-    "RAY_report_worker_backlog_interval_ms": "10000",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
-    # Looks for workers that take too much memory or are idle, for garbage and for a full disk: soon
-    # enough, where Ray would do it up to ten times a second.
-    "RAY_memory_monitor_refresh_ms": "1000",
-    "RAY_kill_idle_workers_interval_ms": "1000",
-    "RAY_raylet_check_gc_period_milliseconds": "1000",
-    "RAY_local_fs_monitor_interval_ms": "1000",
-    # Nobody brings a dead GCS back here: waiting a minute for it would only delay the word of it.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-}
+# Ray up to 2.59 asks for no token by default, and other users of this machine could run code here.
+_TOKEN = {"RAY_AUTH_MODE": "token"}
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchange their sums
 _FOLDERS = "umbra-ray-"
 _OBJECT_STORE_BYTES = 200 * 1024**2
+_GIB = 1024**3
+_SECONDS = 3.0  # between two looks at what a run waits for
+_LIMIT = 1000
 
 
 @contextmanager
@@ -75,9 +53,10 @@ def cluster(
     """Be connected to Ray for the block; an embedded cluster starts and ends with it.
 
     Worker output never reaches this terminal (`log_to_driver=False`): what workers print may come
-    from private data. The embedded cluster listens on the loopback interface only, keeps its
-    sockets and logs in a folder of its own with mode 0700, and removes it at the end. Its processes
-    end with this one, even if this one is killed. The caller's handler of SIGTERM stays in force.
+    from private data. The embedded cluster listens on the loopback interface only, requires a
+    token, keeps its sockets and logs in a folder of its own with mode 0700, and removes it at the
+    end. Its processes end with this one, even if this one is killed. The caller's handler of
+    SIGTERM stays in force.
 
     Yields:
         What the cluster has in all, in Ray's names and units: "CPU", "GPU", "memory" (bytes), ...
@@ -89,21 +68,21 @@ def cluster(
     Raises:
         UmbraError: the cluster cannot be reached or started, or this machine was lost to it.
     """
-    os.environ.update(_QUIET)
+    os.environ.update(_EVERYWHERE)
     if address is None:
-        os.environ.update(_ALONE | dict.fromkeys(_SOCKETS, _loopback_name()))
+        os.environ.update(_LOOPBACK | dict.fromkeys(_SOCKETS, _loopback_name()))
+        if "ray" not in sys.modules:  # which reads it when it is imported, and only then
+            os.environ.update(_TOKEN)
     elif _is_loopback(address):
         os.environ.update(_LOOPBACK)
     import ray
-
-    from pipeline.cluster.lost_node import lost_node
 
     on_terminate = signal.getsignal(signal.SIGTERM)
     with nullcontext() if address else _own_folder() as folder:
         try:
             _join(_arguments(address, folder, object_store_gib), address)
             signal.signal(signal.SIGTERM, on_terminate)
-            with raised_if(lost_node(), patience=0):
+            with abort_when(lost_node_condition(), grace_period=0):
                 yield {"GPU": 0.0, **ray.cluster_resources()}
         finally:
             ray.shutdown()
@@ -111,7 +90,7 @@ def cluster(
 
 @contextmanager
 def _own_folder() -> Iterator[str]:
-    """Make a private folder for the block, and let no process outlive it."""
+    """Make a private folder for the block, and let no process of the cluster outlive it."""
     with _private_folder() as folder, reaped(folder):
         yield folder
 
@@ -136,7 +115,7 @@ def _private_folder() -> Iterator[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; the system lets go of it when this process ends, however it ends."""
+    """Lock a folder; the system releases it when this process ends, however it ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,17 +127,10 @@ def _locked(folder: Path) -> Iterator[None]:
 def _join(arguments: dict[str, Any], address: str | None) -> None:
     import ray
 
-    from pipeline.cluster.lean_node import lean_node, name_no_dashboard
-
     try:
-        if address:
-            ray.init(**arguments)
-        else:
-            with lean_node():
-                ray.init(**arguments)
-            name_no_dashboard()
+        ray.init(**arguments)
     except Exception as error:
-        where, advice = "an embedded Ray cluster", "Look whether memory and disk are free"
+        where, advice = "an embedded Ray cluster", "Check that memory and disk are free"
         if address:
             where = f"the Ray cluster at {address}"
             advice = "Check the address and that `ray status` answers there"
@@ -168,6 +140,7 @@ def _join(arguments: dict[str, Any], address: str | None) -> None:
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
+        require_token(ray.get_runtime_context().gcs_address)
 
 
 def _loopback_name() -> str:
@@ -207,6 +180,8 @@ def _arguments(
         "address": "local",
         "include_dashboard": False,
         "object_store_memory": store,
+        # Ray's docstring lists it among the options that may change; there is no other way to keep
+        # logs and sockets out of /tmp/ray, which others may read.
         "_temp_dir": folder,
     }
 
@@ -214,3 +189,110 @@ def _arguments(
 def _first_line(error: Exception) -> str:
     line = (str(error).strip().splitlines() or ["no reason given"])[0]
     return line.rstrip(".") + "."
+
+
+def require_room(resources: Resources, available: Mapping[str, float]) -> None:
+    """Refuse training workers for which this machine has no room; "auto" needs room for one.
+
+    Args:
+        resources: what the spec asks for.
+        available: of "CPU", "GPU" and "memory" (bytes), as Ray counts; a kind that is missing is
+            not checked.
+
+    Raises:
+        UmbraError: there is too little of something: Ray would wait for it without end.
+    """
+    each = per_worker(resources)
+    workers = 1 if resources.workers == "auto" else resources.workers
+    for kind in each.keys() & available.keys():
+        requested = workers * each[kind]
+        if requested > available[kind]:
+            unit, scale = ("GiB of memory", _GIB) if kind == "memory" else (f"{kind}s", 1)
+            raise UmbraError(
+                f"resources asks for {workers} training workers with "
+                f"{each[kind] / scale:g} {unit} each, {requested / scale:g} in all, and this "
+                f"machine has {available[kind] / scale:.3g}. Ask for less, or run on a Ray cluster "
+                "that has as much, with --address"
+            )
+
+
+def per_worker(resources: Resources) -> dict[str, float]:
+    """Return what one training worker holds, in Ray's names and units."""
+    each: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        each["GPU"] = resources.gpus_per_worker
+    if resources.memory_gib_per_worker:
+        each["memory"] = resources.memory_gib_per_worker * _GIB
+    return each
+
+
+def this_machine() -> dict[str, float]:
+    """Return how many processors and GPUs an embedded cluster could have, without starting one."""
+    import torch
+
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+
+
+@contextmanager
+def report_waiting(report: Callable[[str], Any]) -> Iterator[None]:
+    """Report what this process's job waits for whenever that changes; "" while it has its room."""
+    reported = ""
+
+    def look() -> None:
+        nonlocal reported
+        # A cluster without a dashboard, or a busy one, does not answer; the run continues.
+        with suppress(Exception):
+            now = waiting_for()
+            if now != reported:
+                report(now)
+                reported = now
+
+    try:
+        with run_periodically(look, _SECONDS):
+            yield
+    finally:
+        if reported:
+            report("")
+
+
+def waiting_for() -> str:
+    """Return what the job whose driver this process is waits for, or an empty string."""
+    import ray
+    from ray.util.state import list_actors, list_placement_groups, list_tasks
+
+    job = ray.get_runtime_context().get_job_id()
+    options: dict[str, Any] = {"limit": _LIMIT, "detail": True, "raise_on_missing_output": False}
+    pending = [("creator_job_id", "=", job), ("state", "=", "PENDING")]
+    for group in list_placement_groups(filters=pending, **options):
+        bundles = [bundle["unit_resources"] for bundle in group.bundles]
+        return _describe_wait(f"{len(bundles)} training workers", bundles[0])
+    mine = ("job_id", "=", job)
+    actors = [a for a in list_actors(filters=[mine], **options) if _sizes(a.required_resources)]
+    if stuck := _blocked(actors, "PENDING_CREATION", "ALIVE"):
+        return _describe_wait("workers", stuck.required_resources)
+    tasks = [t for t in list_tasks(filters=[mine], **options) if t.type == "NORMAL_TASK"]
+    if stuck := _blocked(tasks, "PENDING_NODE_ASSIGNMENT", "RUNNING"):
+        return _describe_wait("tasks", stuck.required_resources)
+    return ""
+
+
+def _blocked(members: list[Any], waits: str, works: str) -> Any:
+    """Return one that waits where none is at work, else None."""
+    if any(member.state == works for member in members):
+        return None
+    return next((member for member in members if member.state == waits), None)
+
+
+def _describe_wait(what: str, each: Mapping[str, float]) -> str:
+    import ray
+
+    free, total = ray.available_resources(), ray.cluster_resources()
+    kinds = _sizes(each)
+    asked = " and ".join(f"{size:g} {kind}" for kind, size in kinds.items())
+    room = ", ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}" for k in kinds)
+    return f"it waits for room for {what} with {asked} each; {room} free on the cluster"
+
+
+def _sizes(resources: Mapping[str, float] | None) -> dict[str, float]:
+    """Return processors and GPUs alone: memory is in bytes, and the rest is Ray's own."""
+    return {k: v for k, v in (resources or {}).items() if k in {"CPU", "GPU"} and v > 0}

@@ -12,7 +12,7 @@ from eval.features import extractor
 from eval.frechet import feature_moments, frechet
 from eval.prdc import precision_recall
 from eval.utility import train_and_test
-from pipeline.cluster.calls import answer, contained
+from pipeline.cluster.calls import get_result, sanitize_errors, wait
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.runs.dataset_identity import DatasetIdentity
 from pipeline.sources.base import ImageSet, SourceOptions
@@ -49,7 +49,7 @@ def evaluate(
         UmbraError: as a task raised it.
     """
     # A task whose worker or machine died is done again elsewhere; one that raised is not.
-    task = ray.remote(_contained).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
+    task = ray.remote(_measure).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
     kinds = (SYNTHETIC, CEILING)
     names = _wanted(spec).classifiers
     tasks = {
@@ -61,12 +61,12 @@ def evaluate(
     results: dict[str, Any] = {kind: {} for kind in kinds}
     waiting = [features, *tasks]
     while waiting:
-        (done,), waiting = ray.wait(waiting, num_returns=1)
+        (done,), waiting = wait(waiting)
         if done is features:
-            results[FEATURES] = answer(done)
+            results[FEATURES] = get_result(done)
         else:
             kind, name = tasks[done]
-            results[kind][name] = answer(done)
+            results[kind][name] = get_result(done)
         on_task()
     return {kind: _in_order(results[kind], names) for kind in kinds} | {FEATURES: results[FEATURES]}
 
@@ -75,9 +75,9 @@ def _in_order(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: results[name] for name in names}
 
 
-def _contained(traces: Path, measure: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
-    with contained(traces):
-        return measure(*of)
+def _measure(traces: Path, metric: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
+    with sanitize_errors(traces):
+        return metric(*of)
 
 
 def _classify(

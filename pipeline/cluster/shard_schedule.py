@@ -12,9 +12,9 @@ from privacy.errors import UmbraError
 from synth.data.shards import Shard
 
 # A shard whose actor died so often kills them, by its size or by what it is.
-MOST_DEATHS = 4
+MAX_DEATHS_PER_SHARD = 4
 # Actors in a row that died before they made anything: the next would, too.
-MOST_STILLBORN = 8
+MAX_STARTUP_FAILURES = 8
 # A copy is begun of what takes this many times as long as shards of its size did.
 SLOW = 1.5
 
@@ -40,7 +40,7 @@ class ShardSchedule:
         self._open = {shard.number for shard in self._waiting}
         self._working: dict[int, _Work] = {}
         self._deaths: Counter[int] = Counter()
-        self._stillborn = 0
+        self._startup_failures = 0
         self._seconds_per_row: list[float] = []
 
     @property
@@ -56,7 +56,7 @@ class ShardSchedule:
     def take(self, actor: int, now: float) -> Shard | None:
         """Give an idle actor a shard to begin now; None where there is nothing for it yet."""
         assert actor not in self._working  # noqa: S101
-        shard = self._waiting.popleft() if self._waiting else self._laggard(now)
+        shard = self._waiting.popleft() if self._waiting else self._straggler(now)
         if shard is not None:
             self._working[actor] = _Work(shard, now)
         return shard
@@ -64,7 +64,7 @@ class ShardSchedule:
     def done(self, actor: int, now: float) -> bool:
         """Note that an actor made its shard; False if another had made the same before."""
         work = self._working.pop(actor)
-        self._stillborn = 0
+        self._startup_failures = 0
         self._seconds_per_row.append((now - work.begun) / len(work.shard.labels))
         if work.shard.number not in self._open:
             return False
@@ -79,23 +79,23 @@ class ShardSchedule:
         """
         work = self._working.pop(actor, None)
         if work is None:
-            self._stillborn += 1
-            if self._stillborn >= MOST_STILLBORN:
+            self._startup_failures += 1
+            if self._startup_failures >= MAX_STARTUP_FAILURES:
                 raise UmbraError(
-                    f"{self._stillborn} sampling workers died before they could begin; look into "
-                    "Ray's logs on their machines (memory, image, installed packages), then "
-                    "`umbra resume` goes on from the shards that are made"
+                    f"{self._startup_failures} sampling workers died before they could begin; look "
+                    "into Ray's logs on their machines (memory, image, installed packages), then "
+                    "`umbra resume` continues with the shards that are missing"
                 )
             return
         number = work.shard.number
         self._deaths[number] += 1
         if number not in self._open:
             return
-        if self._deaths[number] >= MOST_DEATHS:
+        if self._deaths[number] >= MAX_DEATHS_PER_SHARD:
             raise UmbraError(
-                f"{MOST_DEATHS} sampling workers died over shard {number}, out of memory or "
-                "killed; give them more memory or set a smaller synthesize.batch, or wait until "
-                "the machines are stable; `umbra resume` goes on from the shards that are made"
+                f"{MAX_DEATHS_PER_SHARD} sampling workers died over shard {number}, out of memory "
+                "or killed; give them more memory or set a smaller synthesize.batch, or wait until "
+                "the machines are stable; `umbra resume` continues with the shards that are missing"
             )
         if number not in self._numbers_at_work():
             # In front: the oldest work first, so that the end does not wait for it.
@@ -111,7 +111,7 @@ class ShardSchedule:
     def _numbers_at_work(self) -> Counter[int]:
         return Counter(work.shard.number for work in self._working.values())
 
-    def _laggard(self, now: float) -> Shard | None:
+    def _straggler(self, now: float) -> Shard | None:
         """Return the shard that is the longest at work, if it is slow and has no second copy."""
         if not self._seconds_per_row:
             return None

@@ -10,10 +10,9 @@ from functools import partial
 from threading import Thread
 from time import monotonic
 
-from pipeline.cluster.abort import disk_write_error, raised_if
 from pipeline.cluster.authentication import require_token
-from pipeline.cluster.capacity import require_room, this_machine
-from pipeline.cluster.connection import cluster
+from pipeline.cluster.calls import abort_when, disk_write_error
+from pipeline.cluster.connection import cluster, require_room, this_machine
 from pipeline.home import Home
 from pipeline.plan.plan import Plan, plan
 from pipeline.progress import Progress
@@ -127,7 +126,7 @@ def execute(
                 require_token(address)
             with (
                 heartbeat(run),
-                raised_if(partial(disk_write_error, run.internal)),
+                abort_when(partial(disk_write_error, run.internal)),
                 _tracked(partial(_track, run, home, spec, planned, budget)) as tracked,
                 cluster(address, resources.object_store_gib) as there,
             ):
@@ -246,9 +245,9 @@ def _waiting_told(run: RunDirectory, address: str | None) -> Iterator[None]:
     if address is None:
         yield
         return
-    from pipeline.cluster.waiting import told_waiting
+    from pipeline.cluster.connection import report_waiting
 
-    with told_waiting(lambda words: run.update(waiting=words)):
+    with report_waiting(lambda words: run.update(waiting=words)):
         yield
 
 

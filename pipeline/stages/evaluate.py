@@ -6,7 +6,7 @@ Against a private reference noisy counts are released where the spec pays for th
 """
 
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
-from pipeline.cluster.calls import answer
+from pipeline.cluster.calls import get_result
 from pipeline.cluster.evaluation import evaluate
 from pipeline.metrics import DP_METRICS, METRICS, PaidMetrics, flat, releasable, release
 from pipeline.runs.dataset_identity import HOLDOUT, DatasetIdentity
@@ -60,5 +60,5 @@ def _pay(context: Context, reservation_id: str, results: dict[str, object]) -> P
         meter = ActorMeter(context.manager, reservation_id, attempt)
         for part in reservation.plan:
             meter.charge(part.name, part.mechanism.steps)
-    answer(context.manager.settle.remote(reservation_id))
+    get_result(context.manager.settle.remote(reservation_id))
     return None if lost else release(results, reservation)

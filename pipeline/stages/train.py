@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.cluster.calls import answer
+from pipeline.cluster.calls import get_result
 from pipeline.cluster.training import TrainingJob, train
 from pipeline.models import build_training
 from pipeline.privacy_statement import charged_mechanisms
@@ -43,16 +43,12 @@ class Train:
             weights=run.release / WEIGHTS,
         )
         total = training.steps + (training.warmup.steps if training.warmup else 0)
-        # A name of its own for every attempt: Ray Train goes on with a run whose name it knows, and
-        # what there is to go on from is in the checkpoints and the ledger.
-        name = f"{run.run_id}-{spec.sha256()[:12]}-{run.state().attempt}"
         # The weights are written at the very end. With them there the training is over, though the
         # run may have died before it noted that; its reservation may be settled by now.
         if not job.weights.exists():
-            folder = (run.storage or run.internal) / "ray-train"
             with context.progress.stage("train", total) as stage:
-                train(job, name, folder, context.manager, stage.reach)
-        answer(context.manager.settle.remote(context.reservation_id))
+                train(job, context.manager, stage.reach)
+        get_result(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))
 

@@ -34,7 +34,7 @@ def test_a_training_has_a_worker_for_each_thread_or_one_for_a_gpu(worker, monkey
 
 def test_a_worker_is_set_up(worker, monkeypatch):
     kept = []
-    monkeypatch.setattr(worker, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(worker, "tune_malloc", lambda: kept.append(True))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)

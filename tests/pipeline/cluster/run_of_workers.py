@@ -4,6 +4,7 @@ As a program it leaves what every worker did in every step in the folder that it
 own process may be connected to another cluster already.
 """
 
+import os
 import pickle
 import sys
 import tempfile
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+# As an embedded cluster does; read when Ray is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from pipeline.cluster.connection import cluster
 from pipeline.home import Home
@@ -60,13 +64,10 @@ def main(folder: Path) -> None:
 @contextmanager
 def _nodes():
     """Be a cluster of several nodes on the loopback; yields its address and what takes one away."""
-    import ray._private.ray_constants
     from ray.cluster_utils import Cluster
 
-    # As an embedded cluster does, which sets this before Ray is imported.
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Where a cluster's address is noted, though its own folder is elsewhere.
-    Path(ray._common.utils.get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
+    Path("/tmp/ray").mkdir(exist_ok=True)
     nodes = Cluster()
     with tempfile.TemporaryDirectory(prefix="umbra-nodes-") as folder:
         try:
@@ -87,14 +88,14 @@ def _train(home, workers, notes, step_seconds=0.0, take_node=None):
     budget = Budget(access.open())
     ingest(run, spec, plan(spec, trial=False), access.key, budget)
     job = _job(run, budget)
-    work = subject._worker
-    subject._worker = lambda *told: watched(work(*told), notes, step_seconds)
+    worker = subject.TrainingWorker
+    subject.TrainingWorker = watched(notes, step_seconds)
     if take_node is not None:
         threading.Thread(target=_take, args=(take_node, job.checkpoints), daemon=True).start()
     try:
-        subject.train(job, run.run_id, notes / "ray", budget_manager(access), lambda done: None)
+        subject.train(job, budget_manager(access), lambda done: None)
     finally:
-        subject._worker = work
+        subject.TrainingWorker = worker
     (notes / "job.pickle").write_bytes(pickle.dumps(job))
 
 
@@ -120,55 +121,49 @@ def _take(take_node, checkpoints):
     take_node()
 
 
-def watched(work, notes, step_seconds):
-    """Let each worker write down what it drew, summed and got in every step."""
+def watched(notes, step_seconds):
+    """Return a training worker that writes down what it drew, summed and got in every step."""
+    from pipeline.cluster.training import TrainingWorker
 
-    def told():
-        import os
-        import time
+    class WatchedWorker(TrainingWorker):
+        def work(self, *arguments):
+            import os
+            import time
 
-        from privacy.dp_sgd import PrivateGradient
-        from privacy.poisson import PoissonSampler
+            from privacy.dp_sgd import PrivateGradient
+            from privacy.poisson import PoissonSampler
 
-        mask, sums, call = (
-            PoissonSampler.mask,
-            PrivateGradient._sum_of_clipped,
-            PrivateGradient.__call__,
-        )
-        note = {}
+            mask = PoissonSampler.mask
+            sums, call = PrivateGradient._sum_of_clipped, PrivateGradient.__call__
+            note = {}
 
-        def told_mask(self, step, ids):
-            chosen = mask(self, step, ids)
-            note.update(attempt=self.attempt, step=step, ids=ids[chosen])
-            return chosen
+            def watched_mask(self, step, ids):
+                chosen = mask(self, step, ids)
+                note.update(attempt=self.attempt, step=step, ids=ids[chosen])
+                return chosen
 
-        def told_sums(self, *arguments):
-            local = sums(self, *arguments)
-            note["local"] = np.concatenate([part.numpy().ravel() for part in local.values()])
-            return local
+            def watched_sums(self, *arguments):
+                local = sums(self, *arguments)
+                note["local"] = np.concatenate([part.numpy().ravel() for part in local.values()])
+                return local
 
-        def told_call(self, *arguments):
-            gradient = call(self, *arguments)
-            flat = np.concatenate([part.numpy().ravel() for part in gradient.values()])
-            here = {"rank": self._collective.rank, "size": self._collective.size}
-            part = notes / f"{os.getpid()}.part"
-            with part.open("wb") as file:
-                np.savez(file, gradient=flat, **here, **note)
-            name = "attempt-{attempt}-step-{step:03d}-rank-{rank}.npz"
-            part.rename(notes / name.format(**note, **here))
-            time.sleep(step_seconds)
-            return gradient
+            def watched_call(self, *arguments):
+                gradient = call(self, *arguments)
+                flat = np.concatenate([part.numpy().ravel() for part in gradient.values()])
+                here = {"rank": self._collective.rank, "size": self._collective.size}
+                part = notes / f"{os.getpid()}.part"
+                with part.open("wb") as file:
+                    np.savez(file, gradient=flat, **here, **note)
+                name = "attempt-{attempt}-step-{step:03d}-rank-{rank}.npz"
+                part.rename(notes / name.format(**note, **here))
+                time.sleep(step_seconds)
+                return gradient
 
-        PoissonSampler.mask, PrivateGradient._sum_of_clipped = told_mask, told_sums
-        PrivateGradient.__call__ = told_call
-        try:
-            work()
-        finally:
-            # Ray may use the process again.
-            PoissonSampler.mask, PrivateGradient._sum_of_clipped = mask, sums
-            PrivateGradient.__call__ = call
+            PoissonSampler.mask, PrivateGradient._sum_of_clipped = watched_mask, watched_sums
+            PrivateGradient.__call__ = watched_call
+            super().work(*arguments)
 
-    return told
+    return WatchedWorker
 
 
 if __name__ == "__main__":

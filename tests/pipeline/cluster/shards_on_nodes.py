@@ -12,6 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+# As an embedded cluster does; read when Ray is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
 import pipeline.cluster.sampling as subject
 from pipeline.cluster.connection import cluster
 from pipeline.spec import Spec, parse_spec
@@ -67,6 +70,9 @@ def sampler_that_tells(folder: Path, together: int):
             at_work.unlink()
             return entry
 
+        def progress(self):
+            return self.sampler.progress()
+
     return Told
 
 
@@ -118,11 +124,8 @@ def kill_two(notes: Path) -> list[int]:
 
 def main(folder: Path) -> None:
     """Make the shards twice: two actors are killed; then one is stopped and a node taken away."""
-    import ray._private.ray_constants
     from ray.cluster_utils import Cluster
 
-    # As an embedded cluster does, which sets this before Ray is imported.
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     nodes = Cluster()
     nodes.add_node(num_cpus=CPUS)
     removable = nodes.add_node(num_cpus=CPUS)

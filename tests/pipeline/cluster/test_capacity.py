@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.cluster.capacity import require_room, this_machine
+from pipeline.cluster.connection import require_room, this_machine
 from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
 

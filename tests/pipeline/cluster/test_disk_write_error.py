@@ -4,7 +4,7 @@ import tempfile
 
 import pytest
 
-from pipeline.cluster.abort import disk_write_error
+from pipeline.cluster.calls import disk_write_error
 from privacy.errors import UmbraError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cluster.evaluation import evaluate
 
-TASK = re.compile(rb"^ray::_contained")
+TASK = re.compile(rb"^ray::_measure")
 
 
 @pytest.fixture

@@ -1,27 +1,28 @@
-"""A driver hears of it when its own machine is lost to the cluster."""
+"""A driver stops waiting when its own machine is lost to the cluster."""
 
 import pytest
+import ray
+from ray.exceptions import RayError
 
-from pipeline.cluster import lost_node as subject
-from pipeline.cluster.lost_node import lost_node
+from pipeline.cluster.calls import lost_node_condition
 
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """What the cluster tells of its machines; this one is "here"."""
-    told = [{"NodeID": "there", "Alive": True}, {"NodeID": "here", "Alive": True}]
+    """What the cluster reports of its machines; this one is "here"."""
+    nodes_reported = [{"NodeID": "there", "Alive": True}, {"NodeID": "here", "Alive": True}]
 
     class Context:
         def get_node_id(self):
             return "here"
 
-    monkeypatch.setattr(subject.ray, "get_runtime_context", Context)
-    monkeypatch.setattr(subject.ray, "nodes", lambda: told)
-    return told
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes_reported)
+    return nodes_reported
 
 
-def test_this_machine_is_told_and_no_other(nodes):
-    lost = lost_node()
+def test_only_the_loss_of_this_machine_counts(nodes):
+    lost = lost_node_condition()
     nodes[0]["Alive"] = False
     assert lost() is None
     nodes[1]["Alive"] = False
@@ -30,15 +31,15 @@ def test_this_machine_is_told_and_no_other(nodes):
     assert lost() is not None
 
 
-def test_a_cluster_that_cannot_be_asked_tells_nothing(nodes, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_no_lost_machine(nodes, monkeypatch):
     def silent():
-        raise subject.RayError
+        raise RayError
 
-    lost = lost_node()
-    monkeypatch.setattr(subject.ray, "nodes", silent)
+    lost = lost_node_condition()
+    monkeypatch.setattr(ray, "nodes", silent)
     assert lost() is None
 
 
 @pytest.mark.slow
-def test_a_machine_of_a_real_cluster_is_there(embedded):
-    assert lost_node()() is None
+def test_the_machine_of_a_running_cluster_is_not_lost(embedded):
+    assert lost_node_condition()() is None

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.shard_schedule import MOST_DEATHS, MOST_STILLBORN, SLOW, ShardSchedule
+from pipeline.cluster.shard_schedule import (
+    MAX_DEATHS_PER_SHARD,
+    MAX_STARTUP_FAILURES,
+    SLOW,
+    ShardSchedule,
+)
 from privacy.errors import UmbraError
 from synth.data.shards import plan_shards
 
@@ -41,9 +46,9 @@ def test_whoever_dies_or_dawdles_every_shard_is_noted_once(data, shards, most):
             try:
                 schedule.lost(actor)
             except UmbraError as error:
-                assert deaths[number] == MOST_DEATHS and f"shard {number}," in str(error)
+                assert deaths[number] == MAX_DEATHS_PER_SHARD and f"shard {number}," in str(error)
                 return
-        assert max(deaths.values()) < MOST_DEATHS
+        assert max(deaths.values()) < MAX_DEATHS_PER_SHARD
         for overtaken in schedule.take_back():
             assert working.pop(overtaken) in noted
             actors.remove(overtaken)
@@ -117,7 +122,7 @@ def test_death_of_one_copy_leaves_the_other_at_work():
 
 def test_a_shard_that_kills_again_and_again_ends_the_run():
     schedule = ShardSchedule(_shards(2))
-    for name in range(MOST_DEATHS - 1):
+    for name in range(MAX_DEATHS_PER_SHARD - 1):
         assert schedule.take(name, 0).number == 0
         schedule.lost(name)
     schedule.take("last", 0)
@@ -127,11 +132,11 @@ def test_a_shard_that_kills_again_and_again_ends_the_run():
 
 def test_workers_that_never_begin_end_the_run_unless_shards_are_made_between():
     schedule = ShardSchedule(_shards(1))
-    for name in range(MOST_STILLBORN - 1):
+    for name in range(MAX_STARTUP_FAILURES - 1):
         schedule.lost(name)
     schedule.take("good", 0)
     schedule.done("good", 1)
-    for name in range(MOST_STILLBORN - 1):
+    for name in range(MAX_STARTUP_FAILURES - 1):
         schedule.lost(name)
     with pytest.raises(UmbraError, match="died before they could begin"):
         schedule.lost("last")

@@ -1,8 +1,10 @@
-"""Training on real Ray Train; what becomes of refusals, failures and changed data."""
+"""Training on real Ray actors; what becomes of refusals, failures and changed data."""
 
+import os
 import pickle
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import pipeline.cluster.training as subject
+from pipeline.cluster.actor_group import MAX_RESTARTS
 from pipeline.cluster.budget_actor import budget_manager
-from pipeline.cluster.training import TrainingJob, train
-from pipeline.cluster.workers_group import _backend
+from pipeline.cluster.training import TrainingJob, TrainingWorker, _backend, load_records, train
 from pipeline.models import build_denoiser, build_training
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
-from pipeline.spec.sections import Resources
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
 
@@ -43,10 +44,10 @@ def prepare(house, blots_spec):
 
 
 @pytest.fixture
-def start(embedded, house, tmp_path):
+def start(embedded, house):
     def run(job, on_steps=lambda done: None):
         manager = budget_manager(house.access)
-        train(job, job.reservation_id, tmp_path / "ray-train", manager, on_steps)
+        train(job, manager, on_steps)
 
     return run
 
@@ -65,7 +66,7 @@ def test_two_workers_train_one_model_and_charge_every_step(two, start, prepare, 
     job, on_interrupt, told = prepare(TWO), signal.getsignal(signal.SIGINT), []
     start(job, told.append)
     assert told[-1] == STEPS
-    assert signal.getsignal(signal.SIGINT) is on_interrupt  # Ray's would exit with 0
+    assert signal.getsignal(signal.SIGINT) is on_interrupt
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
     last = newest(job.checkpoints).checkpoint
     assert last.step == STEPS
@@ -86,27 +87,84 @@ def test_a_refusal_reaches_the_driver_though_another_worker_waits(two, start, pr
     assert not job.weights.exists()
 
 
+@pytest.fixture
+def starts(tmp_path, monkeypatch):
+    """Have training workers fail `harm(number of the start)` first; return how many started."""
+
+    def set_up(harm):
+        class Harmed(TrainingWorker):
+            def work(self, *arguments):
+                number = len(list(tmp_path.glob("start-*")))
+                (tmp_path / f"start-{os.getpid()}").touch()
+                harm(number)
+                super().work(*arguments)
+
+        monkeypatch.setattr(subject, "TrainingWorker", Harmed)
+        return lambda: len(list(tmp_path.glob("start-*")))
+
+    return set_up
+
+
+def _die_twice(number):
+    if number < MAX_RESTARTS:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _refuse(number):
+    raise BudgetRefused("no budget is left")
+
+
 @pytest.mark.slow
-def test_the_text_of_an_unforeseen_error_stays_inside(start, prepare, secret, monkeypatch, capfd):
+def test_a_worker_that_is_killed_is_started_again(start, prepare, house, starts):
+    job, count = prepare(), starts(_die_twice)
+    start(job)
+    assert count() == MAX_RESTARTS + 1 and job.weights.exists()
+    assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
+
+
+@pytest.mark.slow
+def test_a_group_is_restarted_at_most_twice(start, prepare, starts):
+    job, count = prepare(), starts(_die)
+    with pytest.raises(UmbraError, match=r"training: a worker process died"):
+        start(job)
+    assert count() == MAX_RESTARTS + 1
+
+
+@pytest.mark.slow
+def test_a_refusal_ends_the_group_at_once(start, prepare, starts):
+    job, count = prepare(), starts(_refuse)
+    with pytest.raises(BudgetRefused, match=r"^no budget is left$"):
+        start(job)
+    assert count() == 1
+
+
+@pytest.mark.slow
+def test_the_text_of_an_unforeseen_error_stays_inside(start, prepare, secret, capfd):
     class Bomb:
+        expected_batch = 20
+
         @property
-        def dpsgd(self):
+        def records(self):
             raise ArithmeticError(secret)
 
-    monkeypatch.setattr(subject, "_RESTARTS", 0)
-    job = replace(prepare(), training=Bomb())
-    with pytest.raises(UmbraError) as told:
+    job = replace(prepare(), training=SimpleNamespace(dpsgd=Bomb()))
+    with pytest.raises(UmbraError) as raised:
         start(job)
-    (trace,) = job.traces.iterdir()
-    assert secret in trace.read_text()
-    assert "ArithmeticError" in str(told.value) and str(trace) in str(told.value)
-    assert secret not in str(told.value) + "".join(capfd.readouterr())
-    assert told.value.__cause__ is None and told.value.__suppress_context__
+    traces = list(job.traces.iterdir())
+    assert traces and all(secret in trace.read_text() for trace in traces)
+    assert "ArithmeticError" in str(raised.value)
+    assert any(str(trace) in str(raised.value) for trace in traces)
+    assert secret not in str(raised.value) + "".join(capfd.readouterr())
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
 
 
 def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp_path, house):
     job = prepare()
-    assert len(subject._load(job, torch.device("cpu"))) == 40
+    assert len(load_records(job, torch.device("cpu"))) == 40
     archive = dict(np.load(blots / "train.npz"))
     archive["images"][7, 0, 0, 0] ^= 1
     np.savez(tmp_path / "train.npz", **archive)
@@ -114,7 +172,7 @@ def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp
     data = job.spec.data.model_copy(update={"source": source})
     changed = replace(job, spec=job.spec.model_copy(update={"data": data}))
     with pytest.raises(DataError, match="changed since this run was submitted"):
-        subject._load(changed, torch.device("cpu"))
+        load_records(changed, torch.device("cpu"))
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": 0}
 
 
@@ -127,43 +185,6 @@ def test_what_travels_to_workers_holds_no_image(prepare, blots):
     assert job.content.key not in repr(job).encode()
 
 
-def test_a_share_of_a_gpu_is_what_a_worker_holds(prepare):
-    training = prepare().training
-    asked = Resources(workers=2, gpus_per_worker=0.5, cpus_per_worker=3, memory_gib_per_worker=1)
-    scaling = subject._scaling(asked, training)
-    assert (scaling.num_workers, scaling.use_gpu) == (2, True)
-    assert scaling.resources_per_worker == {"CPU": 3, "GPU": 0.5, "memory": 1024**3}
-    assert scaling.total_resources["GPU"] == 1
-    assert not subject._scaling(Resources(), training).use_gpu
-
-
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (0.5, "gloo"), (1, "nccl")])
 def test_workers_that_share_a_gpu_do_not_meet_by_nccl(gpus, backend):
     assert _backend(gpus) == backend
-
-
-def test_auto_takes_as_many_workers_as_there_is_room_for(prepare, monkeypatch):
-    monkeypatch.setenv(subject._START_TIMEOUT, "300")
-    scaling = subject._scaling(Resources(workers="auto"), prepare().training)
-    assert (scaling.min_workers, scaling.max_workers) == (1, 20)  # the expected batch
-    assert scaling.elastic_resize_monitor_interval_s == float("inf")
-
-
-class _Dead(Exception):
-    pass
-
-
-def test_a_failure_of_all_restarts_is_told_by_its_types(secret):
-    failed = subject._in_words(_group(_Dead(secret), ValueError(secret)))
-    assert "ValueError, _Dead" in failed and secret not in failed
-
-
-def test_a_worker_that_could_tell_is_quoted(secret):
-    words = subject._in_words(_group(_Dead(secret), subject.WorkerFailed("failed with KeyError")))
-    assert words == "training: failed with KeyError"
-
-
-def _group(*failures):
-    error = RuntimeError("a group failed")
-    error.worker_failures = dict(enumerate(failures))
-    return error

@@ -36,7 +36,7 @@ resources: {{workers: {workers}}}
 _KINDS = {
     "gcs": re.compile(rb"gcs_server"),
     "raylet": re.compile(rb"raylet/raylet"),
-    "worker": re.compile(rb"ray::RayTrainWorker|ray::_RayTrainWorker"),
+    "worker": re.compile(rb"ray::TrainingWorker"),
     "sampler": re.compile(rb"ray::ShardSampler"),
 }
 

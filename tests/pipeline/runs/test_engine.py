@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from threading import Barrier
 from time import sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pipeline.cluster import abort as watchdog
+from pipeline.cluster.calls import check_abort_conditions
 from pipeline.cluster.jobs import JobReport
 from pipeline.progress import SilentProgress
 from pipeline.runs import cancel as cancelling
@@ -150,17 +151,22 @@ def test_sigterm_is_an_interrupt_while_a_run_is_executed_and_only_then(run, exec
 
 
 def test_a_disk_that_stays_full_ends_a_run_that_waits(run, execute, monkeypatch):
-    monkeypatch.setattr(watchdog, "_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "_PATIENCE", 0.05)
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("pipeline.cluster.calls.monotonic", lambda: now.seconds)
     looked = []
 
     def full(folder):
         looked.append(folder)
         return UmbraError("nothing can be written")
 
+    def wait_for_ray(*_):
+        for _ in range(2):
+            check_abort_conditions()
+            now.seconds += 60
+
     monkeypatch.setattr(engine, "disk_write_error", full)
     with pytest.raises(UmbraError, match="nothing can be written"):
-        execute(run, lambda *_: threading.Event().wait(60))
+        execute(run, wait_for_ray)
     assert (run.state().status, run.state().message) == ("failed", "nothing can be written")
     assert set(looked) == {run.internal}
 

@@ -67,7 +67,11 @@ class Umbra:
     def __init__(self, home):
         self.home = home
         dropped = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "UMBRA_LEDGER_URL")
-        kept = {name: value for name, value in os.environ.items() if name not in dropped}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in dropped and not name.startswith("RAY_")
+        }
         self.env = {**kept, "UMBRA_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments):

@@ -100,7 +100,7 @@ def test_killed_resumed_exported_and_audited_with_all_files_in_a_store(s3, tmp_p
 
     # In the store: what may leave, and apart from it what may not. On this machine: the rest.
     names = {relative(path, storage / run.run_id) for path in storage.rglob("*")}
-    assert {name.split("/")[0] for name in names} <= {"release", "checkpoints", "ray-train"}
+    assert {name.split("/")[0] for name in names} <= {"release", "checkpoints"}
     assert {"release/manifest.json", "release/report.html"} <= names
     assert "release/model/weights.safetensors" in names
     assert not (run.path / "release").exists()

@@ -47,8 +47,8 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
     run = house.reserve(blots_spec())
     budget, ran = house.budget, []
 
-    def train(job, name, storage, manager, on_steps):
-        ran.append(name)
+    def train(job, manager, on_steps):
+        ran.append(job)
         attempt = budget.begin_attempt(job.reservation_id, f"start-{len(ran)}")
         budget.charge(job.reservation_id, "dp-sgd", 4, attempt, f"all-{len(ran)}")
         job.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
 
     settle = SimpleNamespace(remote=budget.settle)
     monkeypatch.setattr(subject, "train", train)
-    monkeypatch.setattr(subject, "answer", lambda value: value)
+    monkeypatch.setattr(subject, "get_result", lambda value: value)
     monkeypatch.setattr(subject, "log_sampling_model", lambda *_: None)
     given = context(run)
     given.manager, given.tracked = SimpleNamespace(settle=settle), tracked

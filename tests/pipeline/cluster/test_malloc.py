@@ -8,11 +8,11 @@ import pytest
 # Takes, fills and frees 6 MiB over and over; prints how many new pages the system had to clear.
 _CHURNS = """
 import ctypes, resource, sys
-from pipeline.cluster.freed_memory import keep_freed_memory
+from pipeline.cluster.actor_group import tune_malloc
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    tune_malloc()
 def work():
     blocks = [libc.malloc(100_000) for _ in range(64)]
     for block in blocks:
@@ -40,7 +40,7 @@ def test_freed_memory_is_used_again():
 
 
 def test_without_glibc_nothing_happens(monkeypatch):
-    from pipeline.cluster import freed_memory
+    from pipeline.cluster import actor_group
 
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda name: object())
-    freed_memory.keep_freed_memory()
+    monkeypatch.setattr(actor_group.ctypes, "CDLL", lambda name: object())
+    actor_group.tune_malloc()
