@@ -20,11 +20,11 @@ class MechanismBase:
     record_type: ClassVar[str]
 
     def with_steps(self, steps: int) -> Self:
-        """Returns the same mechanism run for `steps` steps; raises InvalidRequest below 1."""
+        """Return the same mechanism run for `steps` steps; raises InvalidRequest below 1."""
         return dataclasses.replace(self, steps=steps)  # type: ignore[call-arg]  # all have steps
 
     def to_record(self) -> dict[str, str | float | int]:
-        """Returns the type's name and the raw parameters, ready for canonical JSON."""
+        """Return the type's name and the raw parameters, ready for canonical JSON."""
         return {"type": self.record_type, **dataclasses.asdict(self)}
 
 

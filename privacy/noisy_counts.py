@@ -13,7 +13,7 @@ from privacy.validation import open_probability, positive_int
 
 
 def discrete_laplace(scale: Fraction) -> int:
-    """Returns k with P[k] = (1 - a) / (1 + a) a^|k|, where a = exp(-1 / scale).
+    """Return k with P[k] = (1 - a) / (1 + a) a^|k|, where a = exp(-1 / scale).
 
     Canonne, Kamath, Steinke 2020, "The discrete Gaussian for differential privacy", Algorithm 2,
     with t / s = scale. Every call draws anew; nothing can be seeded.
@@ -42,7 +42,7 @@ def discrete_laplace(scale: Fraction) -> int:
 
 
 def bernoulli_exp(gamma: Fraction) -> bool:
-    """Returns True with probability exp(-gamma), exactly, for gamma in [0, 1].
+    """Return True with probability exp(-gamma), exactly, for gamma in [0, 1].
 
     Canonne, Kamath, Steinke 2020, Algorithm 1: draws Bernoulli(gamma / 1), Bernoulli(gamma / 2),
     ... until one is false. That this happens at the k-th has probability gamma^(k-1) / (k-1)! -
@@ -132,7 +132,7 @@ def noisy_counts(
 def accuracy_interval(
     noisy_correct: int, total: int, mechanism: DiscreteLaplace, confidence: float = 0.95
 ) -> NoisyAccuracy:
-    """Returns the accuracy that a released count of correct answers stands for.
+    """Return the accuracy that a released count of correct answers stands for.
 
     Nothing private is used, so nothing is spent. The population's interval gives half of the
     error to the noise and half to Clopper and Pearson's interval, taken at the ends of what the
@@ -174,7 +174,7 @@ def accuracy_interval(
 
 
 def noise_quantile(scale: Fraction | float, confidence: float) -> int:
-    """Returns the least w with P[|noise| <= w] >= confidence for discrete Laplace noise.
+    """Return the least w with P[|noise| <= w] >= confidence for discrete Laplace noise.
 
     P[|noise| > w] = 2 a^(w+1) / (1 + a) with a = exp(-1 / scale).
 
@@ -189,7 +189,7 @@ def noise_quantile(scale: Fraction | float, confidence: float) -> int:
 
 
 def _scale(mechanism: DiscreteLaplace, sensitivity: int) -> Fraction:
-    """Returns the noise's scale: a product of exact factors, so it is what is accounted."""
+    """Return the noise's scale: a product of exact factors, so it is what is accounted."""
     if not isinstance(mechanism, DiscreteLaplace):
         raise InvalidRequest(
             f"noisy counts: expected a DiscreteLaplace mechanism, found {type(mechanism).__name__}."

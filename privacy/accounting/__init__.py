@@ -17,7 +17,7 @@ ACCOUNTANTS: dict[str, type[Accountant]] = {
 
 
 def accountant(name: str) -> Accountant:
-    """Returns the accountant called `name`; raises InvalidRequest if there is none."""
+    """Return the accountant called `name`; raises InvalidRequest if there is none."""
     if name not in ACCOUNTANTS:
         raise InvalidRequest(f"accountant: expected one of {sorted(ACCOUNTANTS)}, found {name!r}.")
     return ACCOUNTANTS[name]()

@@ -15,7 +15,7 @@ _EXACT = Context(prec=1100)
 
 
 def round_up(epsilon: float, digits: int = 4) -> float:
-    """Returns the least number with `digits` decimals that is not below `epsilon`.
+    """Return the least number with `digits` decimals that is not below `epsilon`.
 
     Works on the exact decimal expansion of the double, so 0.1 (which lies above one tenth) rounds
     up to 0.1001 at four digits. Infinity stays infinite.
@@ -35,7 +35,11 @@ def round_up(epsilon: float, digits: int = 4) -> float:
 
 # More noise than this counts as this much: it keeps squares within the range of a double, and
 # counting less noise than there is errs on the safe side.
-MOST_NOISE = 1e8
+MAX_NOISE = 1e8
+
+# An ε past this protects nobody. exp() of it leaves the range of a double, and the array that
+# holds the losses could fill the memory.
+MAX_EPSILON = 500.0
 
 
 class Accountant(Protocol):
@@ -48,7 +52,7 @@ class Accountant(Protocol):
     name: ClassVar[str]
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
-        """Returns an upper bound on epsilon for the composition of `mechanisms` at `delta`.
+        """Return an upper bound on epsilon for the composition of `mechanisms` at `delta`.
 
         No mechanism at all costs 0. Where the accountant can state nothing, the bound is inf.
 
@@ -71,9 +75,9 @@ class Steps(NamedTuple):
 
 
 def collapse(mechanisms: Sequence[Mechanism]) -> list[Steps]:
-    """Returns `mechanisms` with equal steps counted together, in a canonical order.
+    """Return `mechanisms` with equal steps counted together, in a canonical order.
 
-    A sampled Gaussian with q = 1 is the plain one, and noise above MOST_NOISE counts as that
+    A sampled Gaussian with q = 1 is the plain one, and noise above MAX_NOISE counts as that
     much. The order is that of MECHANISMS, then of the parameters: it makes an epsilon independent
     of the order of composition to the last bit, so that an audit reproduces the number that was
     printed.
@@ -93,7 +97,7 @@ def _one_step(mechanism: Mechanism) -> Mechanism:
             f"accounting: expected mechanisms of the types {list(MECHANISMS)}, found "
             f"{type(mechanism).__name__}."
         )
-    noise = min(mechanism.noise_multiplier, MOST_NOISE)
+    noise = min(mechanism.noise_multiplier, MAX_NOISE)
     if isinstance(mechanism, SubsampledGaussian):
         q = mechanism.sampling_probability
         return SubsampledGaussian(q, noise, 1) if q < 1.0 else Gaussian(noise)
@@ -105,7 +109,7 @@ def _rank(step: Mechanism) -> tuple[int, tuple[float, ...]]:
 
 
 def merge_gaussians(steps: Sequence[Steps]) -> list[Steps]:
-    """Returns `steps` with all plain Gaussian ones replaced by a single equivalent one.
+    """Return `steps` with all plain Gaussian ones replaced by a single equivalent one.
 
     Exact: Gaussian releases at sigma_1, sigma_2, ... have the privacy loss of one release at
     (sum 1/sigma_i^2)^(-1/2), as their joint output has a Gaussian sufficient statistic.

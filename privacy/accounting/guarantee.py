@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from privacy.accounting.base import Steps, collapse, merge_gaussians, round_up
-from privacy.accounting.pld import MOST_EPSILON, PLDAccountant, composed_epsilon, step_loss
+from privacy.accounting.base import MAX_EPSILON, Steps, collapse, merge_gaussians, round_up
+from privacy.accounting.pld import PLDAccountant, composed_epsilon, step_loss
 from privacy.accounting.rdp import ORDERS, curve, epsilon_of
 from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 from privacy.validation import open_probability, positive_int
 
 # A mixture with more parts than this takes long; its epsilon would be past use as well.
-_MOST_PARTS = 64
+_MAX_PARTS = 64
 
 # The grid's width for epsilon = 1. It costs under 1 % of epsilon; a mixture on a finer one, whose
 # losses have no inverse in closed form, takes long.
@@ -50,7 +50,7 @@ class Guarantee:
 
 
 def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guarantee:
-    """Returns what is promised to a unit that owns up to k = `records` records.
+    """Return what is promised to a unit that owns up to k = `records` records.
 
     The smaller of two bounds, both at the delta asked for:
 
@@ -75,14 +75,14 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
     steps = tuple(collapse(mechanisms))
     sampled = any(isinstance(s.step, SubsampledGaussian) for s in steps)
     bounds = [(k * _converted(curve(mechanisms), delta, k), _CONVERSION)]
-    if not sampled or k <= _MOST_PARTS:
+    if not sampled or k <= _MAX_PARTS:
         epsilon = _pld_epsilon(steps, delta, k * single[0], _GroupLoss(k))
         bounds.append((epsilon, _MIXTURE if sampled else _PLD))
     return _guarantee(f"add or remove up to {k} records", k, delta, bounds, least=single[0])
 
 
 def replace_one(mechanisms: Sequence[Mechanism], delta: float) -> Guarantee:
-    """Returns what is promised when one record is replaced by any other.
+    """Return what is promised when one record is replaced by any other.
 
     The smaller of two bounds, both at the delta asked for:
 
@@ -117,13 +117,13 @@ def _guarantee(
 
 
 def _single(mechanisms: Sequence[Mechanism], delta: float) -> tuple[float, str]:
-    """Returns the epsilon of add/remove of one record, and how it was found."""
+    """Return the epsilon of add/remove of one record, and how it was found."""
     pld = PLDAccountant().epsilon(mechanisms, delta)
     return min((pld, _PLD), (epsilon_of(curve(mechanisms), delta), "RDP"))
 
 
 def _converted(rdp: np.ndarray, delta: float, records: int) -> float:
-    """Returns the epsilon of one record whose conversion to `records` = k has the asked `delta`.
+    """Return the epsilon of one record whose conversion to `records` = k has the asked `delta`.
 
     From (epsilon, delta_1) for one record, k records have k epsilon and delta_1 (1 + e^epsilon +
     ... + e^((k-1) epsilon)) (Dwork and Roth 2014, Theorem 2.2, before its last step bounds the
@@ -155,7 +155,7 @@ def _converted(rdp: np.ndarray, delta: float, records: int) -> float:
 
 @lru_cache(maxsize=128)
 def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: _Loss) -> float:
-    """Returns epsilon of the composition by `loss`, inf where the library cannot resolve it.
+    """Return epsilon of the composition by `loss`, inf where the library cannot resolve it.
 
     Args:
         steps: from `collapse`.
@@ -165,7 +165,7 @@ def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: _Lo
     """
     if not steps:
         return 0.0
-    if scale > MOST_EPSILON:
+    if scale > MAX_EPSILON:
         return math.inf
     interval = max(_GRID * scale, 1e-6)
     try:
@@ -200,7 +200,7 @@ class _GroupLoss:
 
 
 def _replaced_loss(step: Mechanism, interval: float) -> Any:
-    """Returns the loss of one step when a record is replaced: its contribution moves by 2 C.
+    """Return the loss of one step when a record is replaced: its contribution moves by 2 C.
 
     Without sampling that is half the noise. With sampling, all contributions over C, the step
     gives P = (1-q) N(0) + q N(g) or Q = (1-q) N(0) + q N(h) with |g|, |h| <= 1, and the pair at
@@ -226,5 +226,5 @@ def _replaced_loss(step: Mechanism, interval: float) -> Any:
 
 
 def _with_less_noise(step: Gaussian | DiscreteLaplace, factor: int) -> Mechanism:
-    """Returns `step` with its noise measured against `factor` times its sensitivity."""
+    """Return `step` with its noise measured against `factor` times its sensitivity."""
     return type(step)(step.noise_multiplier / factor)

@@ -22,7 +22,7 @@ class OpacusRDPAccountant:
     name: ClassVar[str] = "opacus_rdp"
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
-        """Returns an upper bound on epsilon at `delta`; see `Accountant.epsilon`."""
+        """Return an upper bound on epsilon at `delta`; see `Accountant.epsilon`."""
         delta = open_probability("delta", delta)
         steps = collapse(mechanisms)
         if not steps:
@@ -47,7 +47,7 @@ class OpacusRDPAccountant:
 
 
 def step_rdp(step: Mechanism, order: float) -> float:
-    """Returns an upper bound on the RDP of one step of `step` at `order` > 1.
+    """Return an upper bound on the RDP of one step of `step` at `order` > 1.
 
     inf where Opacus' series leaves the range of a double. Opacus knows Gaussians only; pure DP
     comes from its closed form, arranged in another way than in the accountant that admits.
@@ -66,7 +66,7 @@ def step_rdp(step: Mechanism, order: float) -> float:
 
 
 def pure_rdp(epsilon: float, order: float) -> float:
-    """Returns the RDP at `order` > 1 of randomised response at `epsilon`, the most of pure DP.
+    """Return the RDP at `order` > 1 of randomised response at `epsilon`, the most of pure DP.
 
     log(cosh((a - 1/2) epsilon) / cosh(epsilon/2)) / (a - 1), which is Mironov 2017, Proposition
     5, with its sums of two exponentials written as hyperbolic cosines.

@@ -9,7 +9,7 @@ from typing import Any
 from privacy import validation
 from privacy.accounting import rdp
 from privacy.accounting.base import round_up
-from privacy.accounting.filter import RDPFilter
+from privacy.accounting.rdp import RDPFilter
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from privacy.accounting.base import MOST_NOISE, Steps, collapse, merge_gaussians
+from privacy.accounting.base import MAX_NOISE, Steps, collapse, merge_gaussians
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 from privacy.validation import MAX_STEPS
@@ -33,7 +33,7 @@ def test_equal_steps_are_counted_together_and_sorted():
 
 def test_the_sum_of_steps_has_no_end():
     most = DiscreteLaplace(1e300, MAX_STEPS)
-    assert collapse([most, most]) == [Steps(DiscreteLaplace(MOST_NOISE), 2 * MAX_STEPS)]
+    assert collapse([most, most]) == [Steps(DiscreteLaplace(MAX_NOISE), 2 * MAX_STEPS)]
 
 
 @pytest.mark.parametrize("bad", [None, "gaussian", Steps(Gaussian(1.0), 1), Gaussian])
@@ -43,7 +43,7 @@ def test_what_is_no_mechanism_is_refused(bad):
 
 
 def test_noise_beyond_reason_is_counted_as_less():
-    assert collapse([Gaussian(1e300)]) == [Steps(Gaussian(MOST_NOISE), 1)]
+    assert collapse([Gaussian(1e300)]) == [Steps(Gaussian(MAX_NOISE), 1)]
 
 
 def test_gaussians_merge_by_their_precisions_and_others_stay():

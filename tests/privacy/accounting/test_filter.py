@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.accounting.filter import RDPFilter
-from privacy.accounting.rdp import ORDERS, RDPAccountant, curve
+from privacy.accounting.rdp import ORDERS, RDPAccountant, RDPFilter, curve
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 

@@ -11,7 +11,7 @@ from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 @pytest.fixture(scope="module")
 def pure_loss():
-    from privacy.accounting.prv import PureLoss
+    from privacy.accounting.prv_losses import PureLoss
 
     return PureLoss
 
@@ -59,7 +59,7 @@ def test_without_pure_losses_the_bounds_are_those_of_the_library():
     from prv_accountant import PRVAccountant as Library
 
     from privacy.accounting import prv
-    from privacy.accounting.prv import RecordRemoved
+    from privacy.accounting.prv_losses import RecordRemoved
     from privacy.accounting.rdp import RDPAccountant
 
     plan, delta = [SubsampledGaussian(0.1, 1.2, 30), Gaussian(5.0)], 1e-5

@@ -11,7 +11,7 @@ from privacy.accounting.prv import PRVAccountant
 
 @pytest.fixture(scope="module")
 def added_record():
-    from privacy.accounting.prv import RecordAdded
+    from privacy.accounting.prv_losses import RecordAdded
 
     return RecordAdded
 
@@ -46,19 +46,19 @@ def test_the_loss_of_an_addition_ends_at_minus_log_of_one_minus_q(added_record):
 
 def test_bounds_cover_the_addition_as_well(monkeypatch):
     """Whatever direction is worse has to be the one reported."""
-    from privacy.accounting import prv
+    from privacy.accounting import prv, prv_losses
     from privacy.mechanisms import SubsampledGaussian
 
     # What the cache remembers was computed before the directions are exchanged.
     monkeypatch.setattr(prv, "_bounds", prv._bounds.__wrapped__)
     plan = [SubsampledGaussian(0.5, 1.0, 10)]
     removal = PRVAccountant().epsilon(plan, 1e-5)
-    directions = prv._removal, prv._addition
-    monkeypatch.setattr(prv, "_removal", prv._addition)
+    removed = prv_losses.RecordRemoved
+    monkeypatch.setattr(prv_losses, "RecordRemoved", prv_losses.RecordAdded)
     addition = PRVAccountant().epsilon(plan, 1e-5)
     assert addition == pytest.approx(4.8155, rel=0.015)  # dp-accounting's distribution for adding
     assert removal == pytest.approx(10.4599, rel=0.015)
-    monkeypatch.setattr(prv, "_addition", directions[0])
+    monkeypatch.setattr(prv_losses, "RecordAdded", removed)
     assert PRVAccountant().epsilon(plan, 1e-5) == removal
 
 
