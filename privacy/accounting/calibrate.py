@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from privacy.accounting import accountant as accountant_called
-from privacy.accounting.base import Accountant
 from privacy.accounting.rdp import NearbyOrders
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import Mechanism, SubsampledGaussian
@@ -12,6 +11,8 @@ from privacy.validation import open_probability, positive_number
 
 # More noise than this leaves nothing of any gradient.
 _MAX_NOISE = 1e6
+
+_Epsilon = Callable[[Sequence[Mechanism], float], float]
 
 
 def noise_multiplier(
@@ -51,9 +52,9 @@ def noise_multiplier(
     account = accountant_called(accountant)
     first = SubsampledGaussian(sampling_probability, 10.0, steps)
 
-    def cost(sigma: float, by: Accountant | NearbyOrders = account) -> float:
+    def cost(sigma: float, epsilon: _Epsilon = account.epsilon) -> float:
         plan = SubsampledGaussian(first.sampling_probability, sigma, first.steps)
-        return by.epsilon([*fixed, plan], delta)
+        return epsilon([*fixed, plan], delta)
 
     spent = account.epsilon(fixed, delta)
     if spent >= target:
@@ -62,11 +63,11 @@ def noise_multiplier(
             f"the target is {target!r}. Raise the target or give them more noise."
         )
     if accountant == "rdp":
-        nearby = NearbyOrders()
         # Each noise tried is close to the one before, so few orders say which side it is on. Their
         # ε is never too small: if all orders agree about both ends of the last interval, then they
         # do so about all that was tried, because ε falls as noise grows.
         with suppress(InvalidRequest):
+            nearby = NearbyOrders().epsilon
             lower, upper = _bisect(lambda sigma: cost(sigma, nearby), target, slack)
             if target - cost(upper) <= slack and (lower == 0 or cost(lower) > target):
                 return upper
