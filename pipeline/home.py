@@ -9,21 +9,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Spec
 from privacy.errors import InvalidRequest, UmbraError
 
-_CLOSEST = 5
+if TYPE_CHECKING:
+    from pipeline.spec import Spec
+
+_CLOSEST = 5  # run ids that a message suggests
 
 
 @dataclass(frozen=True)
 class Home:
     """The folder of everything that outlives a run. Nothing is created until it is needed.
 
-    `ledger_url` and `mlflow_uri` point into the folder unless the environment names a
-    server; they may hold a password, so they are kept out of the representation. `author` is who
-    the ledger's rows say did it.
+    Attributes:
+        path: the folder.
+        ledger_url: of a database in the folder, or of a server; may hold a password.
+        mlflow_uri: the same for MLflow.
+        author: recorded beside every row that this home appends to the ledger.
     """
 
     path: Path
@@ -36,7 +42,7 @@ class Home:
 
     @classmethod
     def locate(cls, env: Mapping[str, str] = os.environ) -> "Home":
-        """The home that UMBRA_HOME names (`~/.umbra` by default); creates nothing.
+        """Return the home that UMBRA_HOME names (`~/.umbra` by default); create nothing.
 
         UMBRA_LEDGER_URL and MLFLOW_TRACKING_URI replace the SQLite files in it, UMBRA_AUTHOR the
         name of the user and the machine.
@@ -66,7 +72,7 @@ class Home:
 
     @property
     def witness_path(self) -> Path:
-        """The newest head of the ledger that was seen here: an older copy of it is told by this."""
+        """The newest head of the ledger seen here, by which an older copy is recognised."""
         return self.path / "ledger.head"
 
     @property
@@ -75,7 +81,7 @@ class Home:
         return self.path / "runs"
 
     def ensure(self) -> "Home":
-        """Creates the folder (mode 0700) if it is not there, and tries that it can be written.
+        """Create the folder (mode 0700) if it is missing, and check that it can be written.
 
         Raises:
             UmbraError: it cannot be made or written.
@@ -83,7 +89,7 @@ class Home:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.runs_path.mkdir(mode=0o700, exist_ok=True)
-            # Rights alone do not tell: a read-only or full disk refuses a file all the same.
+            # Permissions do not show a full disk or a read-only file system: try a write.
             probe = self.path / f".probe-{secrets.token_hex(4)}"
             probe.write_bytes(b"umbra")
             probe.unlink()
@@ -94,8 +100,8 @@ class Home:
             ) from error
         return self
 
-    def new_run(self, spec: Spec) -> RunDirectory:
-        """A fresh run folder; its id is the spec's name, the UTC time and a random end.
+    def new_run(self, spec: "Spec") -> RunDirectory:
+        """Create a run's folder; its id is the spec's name, the UTC time and a random suffix.
 
         Raises:
             UmbraError: the home or the folder cannot be written.
@@ -110,14 +116,14 @@ class Home:
                 continue
 
     def runs(self) -> tuple[RunDirectory, ...]:
-        """All runs, oldest first."""
+        """Return all runs, oldest first."""
         if not self.runs_path.is_dir():
             return ()
         found = (path for path in self.runs_path.iterdir() if path.is_dir())
         return tuple(RunDirectory(path) for path in sorted(found, key=_by_time))
 
     def run(self, run_id: str) -> RunDirectory:
-        """The run with this id, or the only one whose id begins with it.
+        """Return the run with this id, or the only one whose id begins with it.
 
         Raises:
             InvalidRequest: there is none, or more than one.
@@ -125,15 +131,23 @@ class Home:
         runs = {run.run_id: run for run in self.runs()}
         if run_id in runs:
             return runs[run_id]
-        begun = [name for name in runs if run_id and name.startswith(run_id)]
-        if len(begun) == 1:
-            return runs[begun[0]]
-        if begun:
-            shown = ", ".join(begun[:_CLOSEST])
-            raise InvalidRequest(f"{run_id!r} begins {len(begun)} run ids ({shown}): give more.")
+        matches = [name for name in runs if run_id and name.startswith(run_id)]
+        if len(matches) == 1:
+            return runs[matches[0]]
+        if matches:
+            shown = ", ".join(matches[:_CLOSEST])
+            raise InvalidRequest(f"{run_id!r} begins {len(matches)} run ids ({shown}): give more.")
         close = difflib.get_close_matches(run_id, runs, n=_CLOSEST, cutoff=0.3)
         hint = f"The closest are: {', '.join(close)}." if close else "`umbra runs` lists them all."
         raise InvalidRequest(f"there is no run {run_id!r} in {self.runs_path}. {hint}")
+
+
+def without_password(uri: str) -> str:
+    """Return `uri` without its user and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _user() -> str:
@@ -144,5 +158,5 @@ def _user() -> str:
 
 
 def _by_time(path: Path) -> tuple[str, str]:
-    """Sort key: the time in the run id, then the id."""
+    """Return the sort key: the time in the run id, then the id."""
     return "-".join(path.name.split("-")[-3:]), path.name

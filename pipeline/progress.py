@@ -1,7 +1,7 @@
 """Progress on standard error, one line a stage, with the time left.
 
-Only counts are shown, and only of things that are public: steps, shards, epochs. Losses, norms and
-batch sizes are private and have no place on a screen.
+Only public counts are shown: steps, shards, epochs. Losses, norms and batch sizes are private and
+must not appear on a screen.
 """
 
 import sys
@@ -10,33 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 
 @contextmanager
-def run_periodically(look: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call `look` every so many seconds while the block runs; the first time after as many.
+def run_periodically(action: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call `action` every so many seconds while the block runs; the first time after as many.
 
-    What `look` raises would end the looking and be written to the terminal: it must raise nothing.
-    The block's end waits for a call that is under way.
+    `action` must not raise: the error would end the calls and be printed to the terminal. The end
+    of the block waits for a call in progress.
     """
     ended = threading.Event()
 
     def work() -> None:
         while not ended.wait(seconds):
-            look()
+            action()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -51,27 +44,29 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Stage(Protocol):
-    """One open stage."""
+    """A stage in progress."""
 
     def advance(self, n: int = 1) -> None:
-        """`n` more units are done."""
+        """Count `n` more units as done."""
 
     def reach(self, done: int) -> None:
-        """`done` units are done in all; a smaller number than before changes nothing.
+        """Set the units done so far; a smaller number than before changes nothing.
 
         For drivers that poll: a worker's count may be read late or twice.
         """
 
 
 class Progress(Protocol):
-    """Where stages are shown."""
+    """A display of stages."""
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Stage]:
-        """A line for `name`, open while the block runs; `total` None when the end is unknown."""
+        """Show `name` while the block runs; `total` is None where it is unknown."""
 
 
 def show_progress(stream: TextIO | None = None) -> Progress:
-    """Bars on a terminal, plain lines elsewhere (pipes, CI, TERM=dumb); colours obey NO_COLOR."""
+    """Return bars on a terminal, plain lines elsewhere (pipes, CI, TERM=dumb); obeys NO_COLOR."""
+    from rich.console import Console
+
     stream = stream or sys.stderr
     console = Console(file=stream)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -88,11 +83,11 @@ class _SilentStage:
 
 
 class SilentProgress:
-    """Shows nothing: for `--json`, tests and workers."""
+    """Show nothing: for `--json`, tests and workers."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """A stage that nobody sees."""
+        """Show nothing."""
         yield _SilentStage()
 
 
@@ -112,14 +107,14 @@ class _BothStages:
 
 @dataclass(frozen=True)
 class Both:
-    """Shows every stage in two places: to a person, and in a log."""
+    """Show every stage in two places: to a person, and in a log."""
 
     first: Progress
     second: Progress
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """A stage in both places."""
+        """Show the stage in both."""
         with self.first.stage(name, total) as first, self.second.stage(name, total) as second:
             yield _BothStages(first, second)
 
@@ -128,8 +123,8 @@ class Both:
 class _Bar:
     """A stage drawn by rich."""
 
-    bars: RichProgress
-    task: TaskID
+    bars: "RichProgress"
+    task: "TaskID"
     done: int = 0
 
     def advance(self, n: int = 1) -> None:
@@ -142,16 +137,16 @@ class _Bar:
 
 
 class BarProgress:
-    """Bars that move, for a terminal; finished stages keep their line."""
+    """Bars for a terminal; finished stages keep their line."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: "Console") -> None:
         self._console = console
         self._bars: RichProgress | None = None
         self._open = 0
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """A bar; stages may be open at the same time, each on its line."""
+        """Show a bar; stages may be open at the same time, each on its line."""
         if self._bars is None:
             self._bars = _bars(self._console)
             self._bars.start()
@@ -170,15 +165,17 @@ class BarProgress:
                 self._bars = None
 
 
-def _bars(console: Console) -> RichProgress:
-    return RichProgress(
-        SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("[dim]left[/]"),
-        TimeRemainingColumn(compact=True),
+def _bars(console: "Console") -> "RichProgress":
+    from rich import progress
+
+    return progress.Progress(
+        progress.SpinnerColumn(finished_text="[green]✓[/]"),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=32),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("[dim]left[/]"),
+        progress.TimeRemainingColumn(compact=True),
         console=console,
     )
 
@@ -214,7 +211,7 @@ class _Line:
             return f"{self.done}, {duration(now - self.begun)} so far"
         percent = 100 * self.done // self.total
         state = f"{self.done}/{self.total} ({percent} %)"
-        # The first hundredth tells more of a stage's start than of its rest.
+        # The first per cent is no estimate of the rest: starting takes its own time.
         if percent == 0 or self.done >= self.total:
             return state
         left = (now - self.begun) * (self.total - self.done) / self.done
@@ -222,7 +219,7 @@ class _Line:
 
 
 class LineProgress:
-    """Plain lines for logs and pipes: begun, now and then how far, done.
+    """Plain lines for logs and pipes: begun, progress every few seconds, done.
 
     Args:
         stream: where lines go.
@@ -242,7 +239,7 @@ class LineProgress:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """A stage told in lines."""
+        """Write the stage's lines."""
         name = _plain(name)
         line = _Line(name, total, self._write, self._clock, self._every)
         self._write(f"{name}: begun")
@@ -259,7 +256,7 @@ class LineProgress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words a person reads at a glance: `45 s`, `2 min 05 s`, `3 h 20 min`."""
+    """Format seconds for a person: `45 s`, `2 min 05 s`, `3 h 20 min`."""
     whole = round(seconds)
     if whole < 1:
         return "under 1 s"
@@ -271,5 +268,5 @@ def duration(seconds: float) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name from a spec as printable text: no control characters reach the terminal."""
+    """Remove control characters from a name that comes from a spec."""
     return "".join(character for character in name if character.isprintable())

@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from pipeline.cli.audit_view import show_ledger, show_mechanism, show_release, show_run
+from pipeline.cli import audit_view
 from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
 from pipeline.progress import Progress, SilentProgress, show_progress
 from privacy.errors import IntegrityBroken, InvalidRequest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.audit import Audit
     from pipeline.audit.release import ReleaseAudit
     from pipeline.runs.directory import RunDirectory
@@ -65,11 +66,11 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
     run = _empirical_run(home, subject) if empirical else None
     found = perform(home, subject, public_key)
     if run is None:
-        emit(found.to_dict(), as_json, lambda console: show_ledger(console, found))
+        emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
         return _code(found.ok)
     if not found.ok:
         # What the others rest on is broken already.
-        emit(found.to_dict(), as_json, lambda console: show_ledger(console, found))
+        emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
         click.echo("umbra: the ledger's audit failed, so nothing else was audited", err=True)
         return _code(False)
     return _empirical(home, run, found, as_json)
@@ -88,7 +89,7 @@ def mechanism(subject: str | None, trials: int | None, as_json: bool) -> int:
 
     progress = _progress(as_json)
     found = audit_step(Home.locate(), subject, progress, trials)
-    emit(found.to_record(), as_json, lambda console: show_mechanism(console, found))
+    emit(found.to_record(), as_json, lambda console: audit_view.show_mechanism(console, found))
     return _code(not found.broken)
 
 
@@ -107,7 +108,7 @@ def run_(run_id: str, canaries: int | None, guesses: int | None, as_json: bool) 
 
     home = Home.locate()
     found = audit_training(home, _run(home, run_id), _progress(as_json), canaries, guesses)
-    emit(found.to_dict(), as_json, lambda console: show_run(console, found))
+    emit(found.to_dict(), as_json, lambda console: audit_view.show_run(console, found))
     return _code(found.ok)
 
 
@@ -120,7 +121,7 @@ def release(run_id: str, as_json: bool) -> None:
     The findings are internal. No distance passes or fails.
     """
     found = _release(_run(Home.locate(), run_id), _progress(as_json))
-    emit(found.to_dict(), as_json, lambda console: show_release(console, found))
+    emit(found.to_dict(), as_json, lambda console: audit_view.show_release(console, found))
 
 
 def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -> int:
@@ -140,14 +141,14 @@ def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -
         "release": None if released is None else released.to_dict(),
     }
 
-    def show(console: Console) -> None:
-        show_ledger(console, found)
-        show_mechanism(console, step)
-        show_run(console, trained)
+    def show(console: "Console") -> None:
+        audit_view.show_ledger(console, found)
+        audit_view.show_mechanism(console, step)
+        audit_view.show_run(console, trained)
         if released is None:
             console.print("Note: the run names no data.holdout, so its release was not audited.")
         else:
-            show_release(console, released)
+            audit_view.show_release(console, released)
 
     emit(facts, as_json, show)
     return _code(ok)

@@ -3,11 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from pipeline.cli.output import pairs, printable, table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.audit import Audit
     from pipeline.audit.release import ReleaseAudit
     from pipeline.audit.run import RunAudit
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MOST_FINDINGS = 20
 
 
-def show_ledger(console: Console, found: "Audit") -> None:
+def show_ledger(console: "Console", found: "Audit") -> None:
     """Verdict, ε of every part, who drew on it, what left, and everything broken."""
     ledger = found.ledger
     verdict = "passed" if found.ok else "FAILED"
@@ -36,7 +36,7 @@ def show_ledger(console: Console, found: "Audit") -> None:
         console.print(f"Note: {printable(note)}")
 
 
-def _show_spent(console: Console, ledger: "LedgerAudit") -> None:
+def _show_spent(console: "Console", ledger: "LedgerAudit") -> None:
     columns = ["data set", "part", "N", "ε declared", "δ", "RDP", "PLD", "PRV", "RDP with reserved"]
     rows: list[tuple[object, ...]] = [
         (
@@ -65,7 +65,7 @@ def _show_spent(console: Console, ledger: "LedgerAudit") -> None:
         console.print(table("The same under other relations", columns, rows, range(2, 5)))
 
 
-def _show_reservations(console: Console, ledger: "LedgerAudit") -> None:
+def _show_reservations(console: "Console", ledger: "LedgerAudit") -> None:
     columns = ["run", "who", "data set", "part", "charged", "attempts", "state"]
     rows: list[tuple[object, ...]] = [
         (
@@ -95,7 +95,7 @@ def _steps(charged: dict[str, int], reserved: dict[str, int]) -> str:
     return ", ".join(f"{name} {charged[name]} of {steps}" for name, steps in reserved.items())
 
 
-def show_mechanism(console: Console, found: "MechanismAudit") -> None:
+def show_mechanism(console: "Console", found: "MechanismAudit") -> None:
     """Claims and lower bounds, and every law the step was held against."""
     verdict = "FAILED" if found.broken else "passed"
     console.print(
@@ -134,7 +134,7 @@ def show_mechanism(console: Console, found: "MechanismAudit") -> None:
             )
 
 
-def show_run(console: Console, found: "RunAudit") -> None:
+def show_run(console: "Console", found: "RunAudit") -> None:
     """The lower bound, the claim, and the largest lower bound there could have been."""
     verdict = "passed" if found.ok else "FAILED"
     claims = ", ".join(f"{bound} ({name.upper()})" for name, bound in found.claimed.items())
@@ -161,7 +161,7 @@ def show_run(console: Console, found: "RunAudit") -> None:
         console.print("Note: the run itself was seeded: it is void and promises no privacy.")
 
 
-def show_release(console: Console, found: "ReleaseAudit") -> None:
+def show_release(console: "Console", found: "ReleaseAudit") -> None:
     """Where the findings are; what they are only where all images are public."""
     console.print(f"Findings on the release of {printable(found.run_id)}: {found.written}")
     if found.public is None:

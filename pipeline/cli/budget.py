@@ -1,15 +1,16 @@
-"""`umbra budget`: declare what a data set may spend, see who spent what, and close it."""
+"""`umbra budget`: declare, show and close budgets; `umbra ledger`: its head and its signatures."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, printable, show_help, table
+from pipeline.cli.output import emit, json_option, pairs, printable, show_help, table
 from pipeline.home import Home
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from privacy.budget import Budget, Odometer
 
 
@@ -58,7 +59,7 @@ def history(name: str, as_json: bool) -> None:
 
     rows = list(Budget(Ledger.open(Home.locate().ledger_url)).history(name))
 
-    def show_table(console: Console) -> None:
+    def show_table(console: "Console") -> None:
         cells = [
             (r.seq, r.created_at[:19], printable(r.author or "–"), describe_row(r)) for r in rows
         ]
@@ -106,7 +107,7 @@ def _is_new(home: Home) -> bool:
 
 
 def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
-    def show_table(console: Console) -> None:
+    def show_table(console: "Console") -> None:
         if not odometers:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
             return
@@ -127,3 +128,50 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
         console.print(table("", columns, rows, [1, 2, 3, 4, 5, 6]))
 
     emit([asdict(odometer) for odometer in odometers], as_json, show_table)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def ledger(context: click.Context) -> None:
+    """Show the ledger's head and sign its rows."""
+    show_help(context)
+
+
+@ledger.command()
+@json_option
+def head(as_json: bool) -> None:
+    """Show the newest row's number and hash: a copy kept elsewhere reveals a later truncation."""
+    from privacy.ledger import Ledger
+
+    opened = Ledger.open(Home.locate().ledger_url)
+    facts = {
+        "ledger": opened.ledger_id,
+        "head": str(opened.head()),
+        "public_key": opened.public_key,
+    }
+
+    def show(console: "Console") -> None:
+        signed = {**facts, "public_key": opened.public_key or "none: the rows are not signed"}
+        console.print(pairs(opened.where, {k.replace("_", " "): v for k, v in signed.items()}))
+
+    emit(facts, as_json, show)
+
+
+@ledger.command()
+@json_option
+def sign(as_json: bool) -> None:
+    """Sign every row from now on with an Ed25519 key of this home, or with a new one.
+
+    The key is drawn where there is none, and replaced where there is one: the old key signs the
+    new one in. Give the public key that is printed to whoever audits.
+    """
+    from pipeline.runs.ledger_access import start_signing
+
+    public_key, path = start_signing(Home.locate())
+
+    def show(console: "Console") -> None:
+        console.print(f"public key {public_key}")
+        console.print(f"The secret is in {path}: keep a copy, without it nothing can be appended.")
+        console.print(f"Audit against it: umbra audit ledger --public-key {public_key}")
+
+    emit({"public_key": public_key, "key_file": str(path)}, as_json, show)

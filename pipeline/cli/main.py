@@ -1,4 +1,4 @@
-"""`umbra`: how it starts, and how every error ends."""
+"""`umbra`: load the commands, run one, and turn every error into a sentence and an exit code."""
 
 import atexit
 import errno
@@ -15,36 +15,75 @@ from contextlib import contextmanager, suppress
 
 import click
 
-from pipeline.cli.output import printable, silence_output
+from pipeline.cli.output import printable, show_help, silence_output
 from privacy.errors import UmbraError
 
 _TRACEBACK = "UMBRA_TRACEBACK"
 _BAD_USAGE = 2
 _INTERRUPTED = 130
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-_ROOM = (
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_DISK_ADVICE = (
     ". Something could not be written, standard output included: free or repair the disk, then "
-    "repeat the command; `umbra resume` goes on with a run that was begun"
+    "repeat the command; `umbra resume` continues a run that had started"
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error is a sentence, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show an ε
-    # The interpreter's end looks several times through all that is alive, for seconds after a run.
+    # At exit the interpreter collects garbage several times, which takes seconds after a run.
     atexit.register(gc.freeze)
-    with _libraries_silent():
-        code = _run(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(code)
+    with _libraries_silenced():
+        try:
+            code = load_commands().main(arguments, prog_name="umbra", standalone_mode=False)
+        except UmbraError as error:
+            code = _fail(str(error), error.exit_code, as_json)
+        except click.ClickException as error:
+            code = _fail(_usage(error), _BAD_USAGE, as_json)
+        except (KeyboardInterrupt, click.Abort):
+            code = _fail("interrupted", _INTERRUPTED, as_json)
+        except Exception as error:
+            code = _fail_unexpectedly(error, as_json)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def load_commands() -> click.Group:
+    """Return the group of all commands.
+
+    Their modules import no large library: a command imports what it needs when it runs.
+    """
+    from pipeline.cli import audit, budget, export, plan, runs, submit
+
+    @click.group(
+        context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
+    )
+    @click.version_option(package_name="umbra-synth", prog_name="umbra")
+    @click.pass_context
+    def umbra(context: click.Context) -> None:
+        """Synthetic image data sets under differential privacy.
+
+        Exit codes: 0 fine, 1 failed, 2 bad usage or spec, 3 budget refused, 4 integrity broken.
+        """
+        show_help(context)
+
+    commands: tuple[click.Command, ...] = (
+        *(plan.plan, submit.submit, runs.runs, runs.status, runs.logs, submit.resume, runs.cancel),
+        *(export.export, budget.budget, budget.ledger, audit.audit, export.report),
+    )
+    for command in commands:
+        umbra.add_command(command)
+    return umbra
 
 
 @contextmanager
-def _libraries_silent() -> Iterator[None]:
-    """Let no library's thread or logger write a trace of its own, which may hold private values.
+def _libraries_silenced() -> Iterator[None]:
+    """Keep threads and loggers of libraries from printing tracebacks: these may be private.
 
-    A full disk, for one, makes the log files of Ray fail in the middle of a run.
+    A full disk, for one, makes Ray's log files fail in the middle of a run.
     """
     if os.environ.get(_TRACEBACK) == "1":
         yield
@@ -57,51 +96,28 @@ def _libraries_silent() -> Iterator[None]:
         threading.excepthook, logging.raiseExceptions = hook, logged
 
 
-def _run(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-    try:
-        code = _commands().main(arguments, prog_name="umbra", standalone_mode=False)
-    except UmbraError as error:
-        return _fail(str(error), error.exit_code, as_json)
-    except click.ClickException as error:
-        return _fail(_usage(error), _BAD_USAGE, as_json)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", _INTERRUPTED, as_json)
-    except Exception as error:
-        return _unforeseen(error, as_json)
-    return code if isinstance(code, int) else 0
-
-
-def _commands() -> click.Group:
-    """Load the commands with all libraries, which takes seconds and may fail as anything may.
-
-    Raises:
-        UmbraError: the system refused something; nothing private was read yet.
-    """
-    try:
-        from pipeline.cli.commands import cli
-    except OSError as error:
-        raise UmbraError(
-            f"Umbra's libraries cannot be loaded ({error.strerror or error}): free or repair the "
-            "disk, let TMPDIR be a folder that can be written to, then repeat the command"
-        ) from error
-    return cli
-
-
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context else ""
     return error.format_message() + hint
 
 
-def _unforeseen(error: Exception, as_json: bool) -> int:
-    # A text may hold private values; a developer asks for it by name.
+def _fail_unexpectedly(error: Exception, as_json: bool) -> int:
+    # The error's text may hold private values: it is printed only to a developer who asks for it.
     if os.environ.get(_TRACEBACK) == "1":
         traceback.print_exc()
+    if isinstance(error, FileNotFoundError) and not error.filename:
+        # Raised by `tempfile` while a library was imported: a full disk has no folder to write to.
+        return _fail(
+            "there is no folder for temporary files: free or repair the disk, or set TMPDIR to a "
+            "folder that can be written to, then repeat the command",
+            1,
+            as_json,
+        )
     if isinstance(error, OSError) and error.errno:
-        # The system's own words and a path: a full disk or a missing right is no fault of ours.
+        # The system's own words and a path: a full disk or a missing right is no fault of Umbra.
         where = f"{error.filename}: " if error.filename else ""
-        advice = _ROOM if error.errno in _NO_ROOM else ""
+        advice = _DISK_ADVICE if error.errno in _DISK_ERRORS else ""
         return _fail(f"{where}{os.strerror(error.errno)}{advice}", 1, as_json)
     return _fail(
         f"unexpected {type(error).__name__}: this is a fault of Umbra. Set {_TRACEBACK}=1 "
@@ -115,11 +131,10 @@ def _fail(message: str, code: int, as_json: bool) -> int:
     message = printable(message)
     try:
         if as_json:
-            error = {"error": message, "exit_code": code}
-            click.echo(json.dumps(error, ensure_ascii=False))
+            click.echo(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
         sys.stdout.flush()
     except OSError:
-        # Nobody reads it, or there is no room for it: standard error is told all the same.
+        # Standard output is closed or full; standard error still gets the message.
         silence_output()
     with suppress(OSError):
         click.echo(f"umbra: {message}", err=True)

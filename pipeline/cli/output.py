@@ -1,4 +1,4 @@
-"""What commands print: data on standard output, as JSON or as tables that a person reads."""
+"""What commands print: data on standard output, as JSON or as tables for a person."""
 
 import json
 import math
@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON and nothing else on standard output."
@@ -22,17 +23,12 @@ json_option: Callable[[Any], Any] = click.option(
 _FILE_WIDTH = 10_000
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich would end the process with code 1
-
-
-def emit(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
+def emit(data: Any, as_json: bool, show: Callable[["Console"], None]) -> None:
     """Print `data` as JSON, or what `show` draws on a console (which obeys NO_COLOR).
 
-    Numbers that are not finite become null, which JSON has instead.
+    JSON has no infinity and no NaN: such numbers become null.
     """
-    with while_read():
+    with ignore_closed_pipe():
         if as_json:
             text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
             click.echo(text)
@@ -41,11 +37,10 @@ def emit(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
 
 
 @contextmanager
-def while_read() -> Iterator[None]:
-    """End the block when the reader of standard output closes the pipe: it had enough.
+def ignore_closed_pipe() -> Iterator[None]:
+    """End the block quietly when the reader of standard output closes the pipe.
 
-    That is no error, and the command goes on to its own exit code: a broken ledger is broken
-    whoever listens.
+    The command keeps its own exit code: a broken ledger is broken whoever reads about it.
     """
     try:
         yield
@@ -54,19 +49,19 @@ def while_read() -> Iterator[None]:
 
 
 def silence_output() -> None:
-    """Let standard output go nowhere, so that the interpreter cannot fail on it at its end."""
+    """Redirect standard output to nowhere, so that flushing it at exit cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def printable(text: str) -> str:
-    """Return text that may come from strangers without characters that steer a terminal."""
+    """Replace characters that could control a terminal; the text may come from strangers."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def show_help(context: click.Context) -> None:
-    """Answer a group without a command by its help, as bad usage."""
+    """Print the help of a group that was called without a command, as bad usage."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(2)
@@ -77,8 +72,11 @@ def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
     numbers: Sequence[int] = (),
-) -> Table:
-    """Return a table; the columns in `numbers` are set flush right, None is shown as a dash."""
+) -> "Table":
+    """Return a table; the columns in `numbers` are aligned right, None is shown as a dash."""
+    from rich import box
+    from rich.table import Table
+
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
@@ -87,8 +85,10 @@ def table(
     return drawn
 
 
-def pairs(title: str, facts: Mapping[str, object]) -> Text:
+def pairs(title: str, facts: Mapping[str, object]) -> "Text":
     """Return names and values, one a line; paths are never broken, so that they can be copied."""
+    from rich.text import Text
+
     width = max(map(len, facts), default=0)
     drawn = Text(no_wrap=True, overflow="ignore")
     drawn.append(f"{title}\n", style="italic")
@@ -97,11 +97,17 @@ def pairs(title: str, facts: Mapping[str, object]) -> Text:
     return drawn
 
 
-def _console() -> Console:
+def _console() -> "Console":
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with code 1
+
     # Names and paths are text: "[red]" or ":dog:" in them is neither a style nor a picture.
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
-    console = _Console(**plain)
-    return console if console.is_terminal else _Console(**plain, width=_FILE_WIDTH)
+    console = PipeConsole(**plain)
+    return console if console.is_terminal else PipeConsole(**plain, width=_FILE_WIDTH)
 
 
 def _finite(data: Any) -> Any:

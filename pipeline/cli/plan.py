@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from pipeline.cli.output import emit, json_option, pairs, table
 from pipeline.home import Home
 from pipeline.progress import duration
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from privacy.budget import Quote
 
 _GIGA = 1e9
@@ -33,7 +34,7 @@ def plan(spec: Path, as_json: bool) -> None:
     quoted = budget_quotes(made, Home.locate())
     facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
 
-    def show(console: Console) -> None:
+    def show(console: "Console") -> None:
         cost = made.cost
         console.print(
             pairs(
@@ -66,7 +67,7 @@ def plan(spec: Path, as_json: bool) -> None:
     emit(facts, as_json, show)
 
 
-def _show_budget(console: Console, dataset: str, quoted: "dict[str, Quote]") -> None:
+def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -> None:
     if not quoted:
         console.print(
             f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D"

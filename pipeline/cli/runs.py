@@ -1,42 +1,66 @@
-"""`umbra runs`: all runs of this home."""
+"""`umbra runs`, `status`, `logs` and `cancel`: look at runs, and stop them."""
 
-from typing import Any
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from pipeline.cli.output import emit, json_option, printable, table
+from pipeline.cli.output import emit, ignore_closed_pipe, json_option, pairs, printable, table
 from pipeline.home import Home
+from pipeline.progress import duration
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.state import RunState
 from pipeline.runs.status import JobClient, run_status
 from privacy.errors import IntegrityBroken
 
-_TO_EXPLAIN = ("interrupted", "silent")  # what no state of the run itself tells
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNEXPLAINED = ("interrupted", "silent")  # the run's own state does not say why
+_RESUME_OR_GIVE_UP = (
+    "go on with `umbra resume {run}`, or give what was never charged back with "
+    "`umbra cancel --give-up {run}`"
+)
+_ADVICE = {
+    "created": "its budget is reserved; start it with `umbra resume {run}`",
+    "queued": "it starts by itself; stop it with `umbra cancel {run}`",
+    "interrupted": f"its process died; {_RESUME_OR_GIVE_UP}",
+    "silent": f"if it is gone for good, {_RESUME_OR_GIVE_UP}; only the newest start can charge",
+    "failed": "go on with `umbra resume {run}` when the cause is fixed",
+    "cancelled": "go on with `umbra resume {run}`",
+    "running": "follow it with `umbra logs {run}`, stop it with `umbra cancel {run}`",
+    "done": "take the images with `umbra export {run} DIR`",
+}
+_LOG_SECONDS = 0.5
+_JOB_SECONDS = 2.0  # asking a cluster costs more than looking at a file
+_STOP_SECONDS, _STOP_POLL = 60.0, 0.2
 
 
 @click.command()
 @json_option
 def runs(as_json: bool) -> None:
     """List the runs, oldest first."""
-    ask = JobClient()
-    found = [_row(run, ask) for run in Home.locate().runs()]
+    client = JobClient()
+    rows = [_row(run, client) for run in Home.locate().runs()]
 
-    def show(console: Console) -> None:
-        if not found:
+    def show(console: "Console") -> None:
+        if not rows:
             console.print("No runs yet. Begin with `umbra submit SPEC`.")
             return
-        rows = [(row["run_id"], row["status"], row["stage"], row["created"]) for row in found]
-        console.print(table("", ["run", "status", "stage", "created"], rows))
-        for row in found:
-            if row["status"] in _TO_EXPLAIN:
+        cells = [(row["run_id"], row["status"], row["stage"], row["created"]) for row in rows]
+        console.print(table("", ["run", "status", "stage", "created"], cells))
+        for row in rows:
+            if row["status"] in _UNEXPLAINED:
                 console.print(f"{row['run_id']}: {printable(row['reason'])}")
 
-    emit(found, as_json, show)
+    emit(rows, as_json, show)
 
 
-def _row(run: RunDirectory, ask: JobClient) -> dict[str, Any]:
+def _row(run: RunDirectory, client: JobClient) -> dict[str, Any]:
     try:
-        state, now = run.state(), run_status(run, ask)
+        state, now = run.state(), run_status(run, client)
     except IntegrityBroken:
         # One damaged run must not hide the others; `umbra status` says what is wrong with it.
         nothing = dict.fromkeys(("reason", "stage", "created"), "")
@@ -48,3 +72,109 @@ def _row(run: RunDirectory, ask: JobClient) -> dict[str, Any]:
         "stage": state.stage or "",
         "created": f"{state.created:%Y-%m-%d %H:%M}",
     }
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@json_option
+def status(run_id: str, as_json: bool) -> None:
+    """Show the status of RUN, the reason for it, and what can be done."""
+    run = Home.locate().run(run_id)
+    now = run_status(run)
+    state = run.state()
+    where = _who_works(state)
+    advice = _ADVICE[now.status].format(run=run.run_id)
+    reason = printable(now.reason or state.message)
+    done = ", ".join(f"{stage.name} ({duration(stage.seconds)})" for stage in state.stages)
+    rows = {
+        "stages done": done or "none",
+        "stage": state.stage,
+        "attempts": state.attempt,
+        "where": where,
+        "note" if now.status == "done" else "reason": reason,
+        "next": advice,
+        "folder": str(run.path),
+    }
+    given = {name: value for name, value in rows.items() if value not in {None, ""}}
+    facts = {**state.model_dump(mode="json"), "status": now.status, "reason": now.reason}
+    facts |= {"where": where, "advice": advice}
+    title = f"{run.run_id}: {now.status}"
+    emit(facts, as_json, lambda console: console.print(pairs(title, given)))
+
+
+def _who_works(state: RunState) -> str:
+    """Return the job and the process that work on the run, or are to, as text."""
+    who = [str(state.job)] if state.job and state.status in {"created", "running"} else []
+    if state.process:
+        host = f" on {state.process.host}" if state.process.host else ""
+        who.append(f"process {state.process.pid}{host}")
+    return ", ".join(who)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
+@json_option
+def logs(run_id: str, follow: bool, as_json: bool) -> None:
+    """Print the log of RUN: stages and counts. With --json one object a line."""
+    run = Home.locate().run(run_id)
+    with ignore_closed_pipe():
+        for line in _log_lines(run, follow):
+            text = printable(line)
+            click.echo(json.dumps({"line": text}, ensure_ascii=False) if as_json else text)
+
+
+def _log_lines(run: RunDirectory, follow: bool) -> Iterator[str]:
+    """Yield whole lines; the last one may lack its end, or say why the run never wrote any."""
+    read, unfinished = 0, ""
+    pause = _JOB_SECONDS if follow and run.state().job else _LOG_SECONDS
+    while True:
+        # Check before reading: what a run writes just before it ends is not lost.
+        ended = not (follow and run_status(run).is_active)
+        if run.log_path.exists():
+            with run.log_path.open("rb") as log:
+                log.seek(read)
+                new = log.read()
+            # Bytes up to a line's end, so that no character is cut in two.
+            whole = new[: new.rfind(b"\n") + 1]
+            read += len(whole)
+            unfinished = new[len(whole) :].decode(errors="replace")
+            yield from whole.decode(errors="replace").splitlines()
+        if ended:
+            if unfinished:
+                yield unfinished
+            if not read and not unfinished and (now := run_status(run)).reason:
+                yield f"{run.run_id} is {now.status}: {now.reason}"
+            return
+        time.sleep(pause)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--give-up",
+    is_flag=True,
+    help="Give what was never charged back to the budget; RUN cannot be trained further.",
+)
+@json_option
+def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
+    """Stop the process or the Ray job that works on RUN. What was charged stays charged."""
+    from pipeline.runs import control
+
+    home = Home.locate()
+    run = home.run(run_id)
+    stopped = control.cancel(run)
+    refunded: dict[str, int] = {}
+    if give_up:
+        # The process that was asked to stop still holds the run's lock for a moment.
+        deadline = time.monotonic() + _STOP_SECONDS
+        while run_status(run).is_active and time.monotonic() < deadline:
+            time.sleep(_STOP_POLL)
+        refunded = control.give_up(run, home).refunded
+
+    def show(console: "Console") -> None:
+        console.print(f"{run.run_id}: {'asked to stop' if stopped else 'nothing was running'}")
+        for component, steps in refunded.items():
+            console.print(f"given back: {steps} steps of {component}")
+
+    emit({"run_id": run.run_id, "stopped": stopped, "refunded": refunded}, as_json, show)

@@ -1,29 +1,199 @@
-"""`umbra submit`: run a spec under its data set's budget."""
+"""`umbra submit` and `resume`: execute a run here, in the background, or as a cluster's job."""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.output import json_option
-from pipeline.cli.running import require_reachable, where_options, work_on
+from pipeline.cli.output import emit, json_option
 from pipeline.home import Home
-from pipeline.spec.sections import Workers
+from pipeline.runs.directory import RunDirectory
+from privacy.errors import InvalidRequest, UmbraError
+
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+    from pipeline.spec.sections import Workers
+
+_POLL_SECONDS = 0.2
+
+
+class _Workers(click.ParamType):
+    """A count that a spec would accept, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> "Workers":
+        from pydantic import TypeAdapter, ValidationError
+
+        from pipeline.spec.sections import Workers
+
+        given = int(value) if str(value).isdecimal() else value
+        try:
+            return TypeAdapter(Workers).validate_python(given)
+        except ValidationError:
+            self.fail(f"expected a number from 1 or 'auto', found {value!r}", param, ctx)
+
+
+def _execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where and on how many workers a run is executed."""
+    options = (
+        click.option(
+            "--address",
+            envvar="RAY_ADDRESS",
+            help="Ray cluster to run on (HOST:PORT, ray://HOST:PORT), or with --detach its Jobs "
+            "API (http://HOST:8265); without it one is started inside this process.",
+        ),
+        click.option(
+            "--detach", is_flag=True, help="Print the run's id and go on in the background."
+        ),
+        click.option(
+            "--workers",
+            type=_Workers(),
+            help="Training workers and sampling actors of this start, in place of the spec's.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@where_options
+@_execution_options
 @json_option
 def submit(
-    spec: Path, address: str | None, detach: bool, workers: Workers | None, as_json: bool
+    spec: Path, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
 ) -> None:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
     from pipeline.runs.engine import submit as reserve
     from pipeline.spec import load_spec
 
-    home, asked = Home.locate(), load_spec(spec)
-    require_reachable(address, detach)
-    run = reserve(asked, home, embedded=address is None, workers=workers)
+    home, requested = Home.locate(), load_spec(spec)
+    _require_usable_cluster(address, detach)
+    run = reserve(requested, home, embedded=address is None, workers=workers)
     if not detach:
         click.echo(f"run {run.run_id}", err=True)
-    work_on(run, home, address, workers, detach, as_json)
+    _execute(run, home, address, workers, detach, as_json)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@_execution_options
+@json_option
+def resume(
+    run_id: str, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
+) -> None:
+    """Go on with RUN as a new attempt: fresh masks, fresh noise, charged again."""
+    home = Home.locate()
+    run = home.run(run_id)
+    _require_usable_cluster(address, detach)
+    _execute(run, home, address, workers, detach, as_json)
+
+
+def _require_usable_cluster(address: str | None, detach: bool) -> None:
+    """Refuse a cluster that cannot be used before a budget is reserved for a run on it.
+
+    Raises:
+        InvalidRequest: a Jobs API was named without --detach.
+        UmbraError: nothing answers there, it admits anybody, or it refuses this process.
+    """
+    from pipeline.cluster.authentication import is_jobs_api, require_token
+
+    if is_jobs_api(address) and not detach:
+        raise InvalidRequest(
+            f"{address} is a cluster's Jobs API, where runs go on by themselves: add --detach, or "
+            "give the cluster's own address (HOST:PORT)"
+        )
+    if address is not None:
+        require_token(address)
+
+
+def _execute(
+    run: RunDirectory,
+    home: Home,
+    address: str | None,
+    workers: "Workers | None",
+    detach: bool,
+    as_json: bool,
+) -> None:
+    """Execute `run` and print its summary, or start it in the background and print its id."""
+    if detach:
+        started = {"run_id": run.run_id, **_start_in_background(run, home, address, workers)}
+        emit(started, as_json, lambda console: console.print(run.run_id))
+        return
+    from pipeline.runs.engine import execute
+
+    with _progress(run, quiet=as_json) as progress:
+        execute(run, home, progress, address, workers)
+    from pipeline.cli.summary import show_summary, summarise
+    from pipeline.runs.ledger_access import open_budget
+
+    summary = summarise(run, home, open_budget(home))
+    emit(summary.to_dict(), as_json, lambda console: show_summary(console, summary))
+
+
+@contextmanager
+def _progress(run: RunDirectory, quiet: bool) -> "Iterator[Progress]":
+    """Show progress to the person, and keep it as lines in the run's log."""
+    from pipeline.progress import Both, LineProgress, SilentProgress, show_progress
+
+    with run.log_path.open("a") as log:
+        yield Both(SilentProgress() if quiet else show_progress(), LineProgress(log))
+
+
+def _start_in_background(
+    run: RunDirectory, home: Home, address: str | None, workers: "Workers | None"
+) -> dict[str, str]:
+    """Submit the run as a job if `address` is a Jobs API, else start a process for it here."""
+    from pipeline.cluster.authentication import is_jobs_api
+
+    if address is None or not is_jobs_api(address):
+        _start_process(run, address, workers)
+        return {}
+    from pipeline.runs.control import submit_job
+
+    try:
+        return {"job": submit_job(run, home, address, workers).submission_id}
+    except InvalidRequest:
+        raise
+    except UmbraError as error:
+        raise UmbraError(
+            f"{error}. Run {run.run_id} keeps what it reserved: go on with `umbra resume "
+            f"{run.run_id}`, or give it back with `umbra cancel --give-up {run.run_id}`"
+        ) from None
+
+
+def _start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
+    """Execute `run` in a process that outlives this terminal; return when the run has started.
+
+    Raises:
+        UmbraError: the process ended before it started the run.
+    """
+    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
+    if address:
+        command += ["--address", address]
+    if workers is not None:
+        command += ["--workers", str(workers)]
+    attempt = run.state().attempt
+    with run.log_path.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    while run.state().attempt == attempt:
+        if process.poll() is not None:
+            raise UmbraError(
+                f"run {run.run_id} did not start: `umbra logs {run.run_id}` says why. Its budget "
+                f"stays reserved; start it with `umbra resume {run.run_id}`."
+            )
+        time.sleep(_POLL_SECONDS)

@@ -1,10 +1,11 @@
-"""What a person is told when a run has ended."""
+"""What is printed when a run has ended; released values only."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit import audit_run
-from pipeline.home import Home
+from pipeline.cli.output import pairs, table
+from pipeline.home import Home, without_password
 from pipeline.metrics import (
     CEILING,
     METRICS,
@@ -18,10 +19,13 @@ from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
 from privacy.budget import Budget
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run in a screenful; released values only.
+    """The result of a run on one screen.
 
     Attributes:
         run_id: the run.
@@ -48,14 +52,16 @@ class Summary:
 
 def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
     """Audit a finished run and collect what its owner wants to know first."""
-    from pipeline.tracking.connection import without_password
-
-    classifiers, scores, withheld = _metrics(run)
+    results = released(run)
+    ceilings = results.get(CEILING, {})
     return Summary(
         run_id=run.run_id,
-        classifiers=classifiers,
-        scores=scores,
-        withheld=withheld,
+        classifiers=tuple(
+            (name, result["accuracy"], ceilings[name]["accuracy"] if name in ceilings else None)
+            for name, result in results.get(SYNTHETIC, {}).items()
+        ),
+        scores=tuple(likeness(results).items()) if results else (),
+        withheld="" if results else _why_withheld(run),
         paid=paid_metrics(run),
         privacy=_privacy(run, budget),
         places={
@@ -67,34 +73,59 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
     )
 
 
-def _metrics(
-    run: RunDirectory,
-) -> tuple[tuple[tuple[str, float, float | None], ...], tuple[tuple[str, float], ...], str]:
-    results = released(run)
-    if not results:
-        internal = run.internal / METRICS
-        kept = "the reference is private: its metrics stay in the run's internal folder"
-        return (), (), kept if internal.exists() else "no evaluation was asked for"
-    tops = results[CEILING]
-    classifiers = tuple(
-        (name, result["accuracy"], tops[name]["accuracy"] if name in tops else None)
-        for name, result in results[SYNTHETIC].items()
-    )
-    return classifiers, tuple(likeness(results).items()), ""
+def _why_withheld(run: RunDirectory) -> str:
+    if (run.internal / METRICS).exists():
+        return "the reference is private: its metrics stay in the run's internal folder"
+    return "no evaluation was asked for"
 
 
 def _privacy(run: RunDirectory, budget: Budget) -> dict[str, Any]:
     reserved = run.state().reservation_id
     assert reserved is not None  # noqa: S101 - a finished run has reserved
-    said = privacy_statement(budget, reserved)
-    meter = budget.odometer(said["dataset"])
+    statement = privacy_statement(budget, reserved)
+    meter = budget.odometer(statement["dataset"])
     audit = audit_run(budget.ledger, run)
-    bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in said["epsilon"].items())
+    bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in statement["epsilon"].items())
     return {
-        "spent by this run": f"ε ≤ {bounds} at δ = {said['delta']:g}, for {said['unit']}",
+        "spent by this run": f"ε ≤ {bounds} at δ = {statement['delta']:g}, for {statement['unit']}",
         "budget of the data": (
             f"{meter.name}: ε = {meter.epsilon}, spent {meter.spent}, left {meter.left}"
         ),
-        "void": "YES: a seed was given, nothing is promised" if said["void"] else "no",
+        "void": "YES: a seed was given, so the run guarantees no privacy"
+        if statement["void"]
+        else "no",
         "audit": "passed" if audit.ok else "FAILED: run `umbra audit` for the findings",
     }
+
+
+def show_summary(console: "Console", summary: Summary) -> None:
+    """Print accuracy, scores, what was spent, and where everything is."""
+    if summary.classifiers:
+        rows = [
+            (name, f"{100 * accuracy:.1f} %", "–" if top is None else f"{100 * top:.1f} %")
+            for name, accuracy, top in summary.classifiers
+        ]
+        columns = ["classifier", "trained on synthetic", "trained on real"]
+        console.print(table("Accuracy on the real holdout", columns, rows, [1, 2]))
+        scores = [(name, f"{value:.4g}") for name, value in summary.scores]
+        console.print(table("Likeness to the real holdout", ["metric", "value"], scores, [1]))
+    elif summary.paid:
+        _show_paid(console, summary.paid)
+    elif summary.withheld:
+        console.print(f"{summary.withheld}\n")
+    console.print(pairs("Privacy", summary.privacy))
+    console.print(pairs("Where", summary.places))
+
+
+def _show_paid(console: "Console", paid: PaidMetrics) -> None:
+    rows = [
+        (
+            name,
+            f"{100 * result.value:.1f} %",
+            f"{100 * result.low:.1f} to {100 * result.high:.1f} %",
+        )
+        for name, result in paid.classifiers.items()
+    ]
+    columns = ["classifier", "accuracy, noisy", f"{100 * paid.confidence:.0f} % interval"]
+    title = f"Accuracy on the private holdout, released for ε = {paid.epsilon}"
+    console.print(table(title, columns, rows, [1, 2]))

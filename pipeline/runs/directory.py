@@ -1,15 +1,12 @@
-"""A run's folder: its spec, its state, and what may and may not leave it.
+"""A run's folder: its spec, its state, what may be shared and what may not.
 
 runs/<run id>/
     spec.yaml    the spec, paths absolute, defaults written out
     state.json   RunState
-    log.txt      stages and counts as they came, for `umbra logs`
+    log.txt      stages and counts in the order they happened, for `umbra logs`
     release/     may be shared
     internal/    never leaves (mode 0700); the checkpoints lie below it
-    storage      only where the spec names one: the address that release and checkpoints lie below
-
-The place is written down beside the spec because it may have to change: whoever moves a finished
-run's objects to another bucket cannot change the spec, whose hash is in the ledger.
+    storage      the address of release/ and checkpoints/, only where the spec names one
 """
 
 import fcntl
@@ -23,15 +20,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
-from pipeline.spec import Spec, SpecError, load_spec
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.storage import ObjectPath, StoragePath, write_bytes
+
+if TYPE_CHECKING:
+    from pipeline.spec import Spec
 
 _FORMS = (
     "resources.storage: an address s3://BUCKET/PREFIX, file:///FOLDER or an absolute folder that "
@@ -42,25 +41,25 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
 
 
 def place(address: str) -> StoragePath:
-    """Return what an address names; nothing is opened or made.
+    """Return the folder or prefix that an address names; open and create nothing.
 
     Raises:
-        InvalidRequest: it is not an address of a known kind, or holds a credential; the text does
-            not repeat one.
+        InvalidRequest: it is not an address of a known kind, or holds a credential, which the
+            message does not repeat.
     """
     parts = urlsplit(address)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidRequest(
-            "resources.storage holds more than a place: credentials and options never stand in a "
-            "spec, which is copied to MLflow. They come from the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or AWS's own configuration"
+            "resources.storage holds more than an address: a spec is copied to MLflow, so it "
+            "must not hold credentials or options. They come from the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or AWS's own files"
         )
     if parts.scheme == "s3":
         if not _BUCKET.fullmatch(parts.netloc):
-            raise InvalidRequest(f"{_FORMS}, found {address!r}: that is no name of a bucket")
+            raise InvalidRequest(f"{_FORMS}, found {address!r}: not a valid bucket name")
         if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
             raise InvalidRequest(
-                f"{_FORMS}, found {address!r}: a prefix is of letters, digits, '.', '_', '-', '/'"
+                f"{_FORMS}, found {address!r}: a prefix may hold letters, digits and '._-/'"
             )
         return ObjectPath.parse(address)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
@@ -71,11 +70,11 @@ def place(address: str) -> StoragePath:
 
 
 def require_writable(storage: StoragePath) -> None:
-    """Write a small file and remove it again.
+    """Write, read and remove a small file.
 
     Raises:
-        UmbraError: that cannot be done, in words for a person and without a credential.
-        InvalidRequest: what speaks to the store is not installed.
+        UmbraError: that failed; the message holds no credential.
+        InvalidRequest: the client library of the store is not installed.
     """
     probe = storage / f".umbra-probe-{secrets.token_hex(4)}"
     try:
@@ -86,7 +85,9 @@ def require_writable(storage: StoragePath) -> None:
             )
         write_bytes(probe, b"umbra")
         if probe.read_bytes() != b"umbra":
-            raise UmbraError(f"resources.storage is {storage}, which gives back other bytes")
+            raise UmbraError(
+                f"resources.storage is {storage}, which returns other bytes than were written"
+            )
         probe.unlink()
     except OSError as error:
         raise UmbraError(
@@ -101,24 +102,24 @@ _RESTORE = "Nothing was changed. Restore it from a backup or submit the spec as 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run on disk. Writes are atomic: a reader sees the old or the new, never half."""
+    """One run on disk. Writes are atomic: a reader sees the old or the new, never a part."""
 
     path: Path
 
     @classmethod
-    def create(cls, path: Path, spec: Spec) -> "RunDirectory":
-        """Makes the folder of a new run.
+    def create(cls, path: Path, spec: "Spec") -> "RunDirectory":
+        """Create the folder of a new run.
 
         Raises:
             FileExistsError: a run is there already.
             UmbraError: the folder or the spec's storage cannot be written.
-            InvalidRequest: the spec's storage is not an address that is known, or holds a password.
+            InvalidRequest: the spec's storage is no address of a known kind, or holds a password.
         """
         run = cls(path)
         address = spec.resources.storage
         if address is not None:
             require_writable(place(address))
-        with _named(path):
+        with _readable_errors(path):
             path.mkdir(parents=True)
             try:
                 run.internal.mkdir(mode=0o700)
@@ -129,14 +130,14 @@ class RunDirectory:
                 write_bytes(run.spec_path, spec.to_yaml().encode())
                 run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
             except BaseException:
-                # Half a run would be listed, and could be neither resumed nor exported.
+                # An incomplete run would be listed, but could be neither resumed nor exported.
                 shutil.rmtree(path, ignore_errors=True)
                 raise
         return run
 
     @property
     def run_id(self) -> str:
-        """The name of the folder."""
+        """The run's id, which is the folder's name."""
         return self.path.name
 
     @property
@@ -151,26 +152,28 @@ class RunDirectory:
 
     @property
     def log_path(self) -> Path:
-        """What the run told while it ran: stages and counts, nothing private."""
+        """The run's progress: stages and counts, nothing private."""
         return self.path / "log.txt"
 
     @property
     def release(self) -> StoragePath:
-        """What may leave the wall."""
+        """The folder of what may be shared."""
         return (self.storage or self.path) / _RELEASE
 
     @property
     def checkpoints(self) -> StoragePath:
-        """Checkpoints of the training: internal, wherever they lie."""
+        """The training's checkpoints, which are internal wherever they are stored."""
         return (self.storage or self.internal) / _CHECKPOINTS
 
     @cached_property
     def storage(self) -> StoragePath | None:
-        """The run's own part of the storage that its spec named; None keeps all in this folder.
+        """The run's own part of the storage that its spec names; None if all is in this folder.
 
         Raises:
-            InvalidRequest: the file that says it is damaged.
+            InvalidRequest: the file with the address is damaged.
         """
+        # Not read from the spec: whoever moves a finished run's objects to another bucket can
+        # change this file, but not the spec, whose hash is in the ledger.
         try:
             address = (self.path / _STORAGE).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -182,12 +185,14 @@ class RunDirectory:
         """What never leaves this machine: logs with traces, metrics against private references."""
         return self.path / "internal"
 
-    def spec(self) -> Spec:
-        """The run's spec.
+    def spec(self) -> "Spec":
+        """Return the run's spec.
 
         Raises:
-            IntegrityBroken: the file is gone, damaged or not the spec that was submitted.
+            IntegrityBroken: the file is missing, damaged or not the spec that was submitted.
         """
+        from pipeline.spec import SpecError, load_spec
+
         try:
             spec = load_spec(self.spec_path)
         except SpecError as error:
@@ -203,10 +208,10 @@ class RunDirectory:
         return spec
 
     def state(self) -> RunState:
-        """The run's state as last written.
+        """Return the run's state as last written.
 
         Raises:
-            IntegrityBroken: state.json is gone or damaged.
+            IntegrityBroken: state.json is missing or damaged.
         """
         try:
             state = RunState.model_validate_json(self.state_path.read_bytes())
@@ -228,19 +233,18 @@ class RunDirectory:
         return state
 
     def update(self, **changes: Any) -> RunState:
-        """Writes the state with `changes` and returns it.
+        """Write the state with `changes` and return it.
 
-        Two processes may update at once (a run goes on while it is cancelled): neither
-        loses the other's change.
+        Two processes may update at once (a run goes on while it is cancelled): no change is lost.
 
         Raises:
             IntegrityBroken: the state is damaged.
-            ValueError: a change that is no field of RunState, or has no sense.
+            ValueError: a change is no field of RunState, or not a valid value of it.
         """
         return self._rewrite(lambda old: changes)
 
     def finish_stage(self, stage: str, seconds: float) -> RunState:
-        """Notes that `stage` is done after `seconds`; a repeated stage is kept once."""
+        """Record that `stage` is done after `seconds`; a repeated stage is recorded once."""
         done = StageRecord(name=stage, seconds=seconds)
 
         def change(old: RunState) -> dict[str, Any]:
@@ -251,7 +255,7 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run for this process; the system lets go of it if the process dies.
+        """Lock the run for this process; the system unlocks it if the process dies.
 
         Raises:
             InvalidRequest: another process holds it.
@@ -270,21 +274,21 @@ class RunDirectory:
 
     @contextmanager
     def submission_lock(self) -> Iterator[None]:
-        """Lets one process at a time hand the run to a cluster; another waits for its turn.
+        """Let one process at a time submit the run to a cluster; others wait.
 
-        It is not `lock`, which the job takes while this process still writes down that it began.
+        It is not `lock`, which the job takes while this process still records that it started.
         """
         with self._exclusive("handing-over.lock", block=True):
             yield
 
     def begin(self) -> RunState:
-        """Marks the run as running in this process, as a new attempt; call under `lock`.
+        """Mark the run as running in this process, as a new attempt; call under `lock`.
 
         Raises:
-            UmbraError: the run's storage cannot be reached. A store that is out of reach, or is
-                gone, must not be taken for one without checkpoints.
+            UmbraError: the run's storage cannot be reached.
         """
         if self.storage is not None:
+            # A store that is out of reach must not be taken for one without checkpoints.
             require_writable(self.storage.parent)
         process = ProcessIdentity.current()
         return self._rewrite(
@@ -297,8 +301,8 @@ class RunDirectory:
         )
 
     def _rewrite(self, change: Callable[[RunState], dict[str, Any]]) -> RunState:
-        # Read, change and write under one lock, or what another process wrote between is lost.
-        with _named(self.path), self._exclusive("state.lock", block=True):
+        # Read, change and write under one lock, or another process's change in between is lost.
+        with _readable_errors(self.path), self._exclusive("state.lock", block=True):
             old = self.state()
             fields = {**old.model_dump(), "updated": datetime.now(UTC), **change(old)}
             new = RunState.model_validate(fields)
@@ -319,8 +323,8 @@ class RunDirectory:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing right into a sentence with the folder's name."""
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Raise a full disk or a missing right as an UmbraError that names the folder."""
     try:
         yield
     except FileExistsError:

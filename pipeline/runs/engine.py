@@ -1,23 +1,21 @@
-"""The engine: executes a run stage by stage, from wherever it stands, on a Ray cluster."""
+"""Submit a run, and execute it stage by stage, from wherever it stopped, on a Ray cluster."""
 
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from threading import Thread
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from pipeline.cluster.authentication import require_token
-from pipeline.cluster.calls import abort_when, disk_write_error
-from pipeline.cluster.connection import cluster, require_room, this_machine
 from pipeline.home import Home
 from pipeline.plan.plan import Plan, plan
 from pipeline.progress import Progress
 from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
-from pipeline.runs.cancel import CANCELLED
+from pipeline.runs.control import CANCELLED
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import INGEST, give_back, ingest
 from pipeline.runs.ledger_access import LedgerAccess
@@ -25,25 +23,26 @@ from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
 from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec
 from pipeline.spec.sections import Workers
-from pipeline.tracking.release import Release
-from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger import Ledger
 
+if TYPE_CHECKING:
+    from pipeline.tracking.tracker import TrackedRun
+
 _TRAIN_STAGE = "train"
-_OPENING_SECONDS = 10.0  # that a run which has failed waits for MLflow, to tell it so
+_MLFLOW_SECONDS = 10.0  # that a failed run waits for MLflow, to record the failure there
 
 
 def submit(
     spec: Spec, home: Home, *, embedded: bool = False, workers: Workers | None = None
 ) -> RunDirectory:
-    """Make a run and reserve its budget; `execute` does the rest.
+    """Create a run and reserve its budget; `execute` does the rest.
 
     A refused spec, data set or budget leaves no run behind and spends nothing.
 
     Args:
-        spec: what is asked for.
+        spec: the run's spec.
         home: where the ledger and the key are.
         embedded: whether this machine is to execute it, so that it must have room.
         workers: as for `execute`.
@@ -56,8 +55,10 @@ def submit(
     """
     planned = plan(spec, trial=False)
     if embedded:
-        # Once reserved, a budget is bound to a run that can only wait for a larger machine.
-        require_room(_for_this_start(spec, workers).resources, this_machine())
+        from pipeline.cluster.connection import require_room, this_machine
+
+        # Refuse before reserving: a run without room would hold its budget and only wait.
+        require_room(_with_workers(spec, workers).resources, this_machine())
     home.ensure()
     access = LedgerAccess.of(home)
     budget = Budget(access.open())
@@ -73,7 +74,7 @@ def submit(
         ingest(run, spec, planned, access.key, budget)
     except BaseException:
         if run.state().reservation_id is None:
-            # A run that cannot remember what it reserved can neither charge it nor give it back.
+            # A run that did not record its reservation could neither charge it nor give it back.
             give_back(run, budget)
             shutil.rmtree(run.path)
         raise
@@ -89,7 +90,7 @@ def execute(
 ) -> RunState:
     """Run every stage that is not done yet, and return the final state.
 
-    The state on disk always tells what happened: running, failed with a reason, cancelled, done.
+    The state on disk always shows what happened: running, failed with a reason, cancelled, done.
 
     Args:
         run: a created, failed or cancelled run, or one whose process died.
@@ -100,124 +101,126 @@ def execute(
             that is computed depends on them, so the run's spec and its hash stay.
 
     Raises:
-        UmbraError: a stage failed, in words for a person, or the cluster lets anybody in.
+        UmbraError: a stage failed, or the cluster admits anybody.
         NoLedger: the run has reserved, and its ledger is not here.
         InvalidRequest: another process works on the run, or it is done already.
-        IntegrityBroken: the ledger no longer holds what the run saw of it: it was rolled back.
+        IntegrityBroken: the ledger lacks rows that the run saw: it was rolled back.
     """
     with run.lock():
         if run.state().status == "done":
             raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
-        spec = run.spec()
-        planned = plan(spec, trial=False)
+        spec = _with_workers(run.spec(), workers)
+        planned = plan(run.spec(), trial=False)
         access = LedgerAccess.of(home)
         if run.state().reservation_id is not None:
-            # On a machine that does not see the run's ledger, to open one would begin another.
+            # Where the run's ledger is missing, `access.open` would create another one.
             Ledger.open(home.ledger_url).close()
         budget = Budget(access.open())
-        with _terminable(), _told(run):
+        with _sigterm_interrupts(), _outcome_recorded(run):
             run.begin()
-            run.update(job=_own_job(run), waiting="")
+            run.update(job=_current_job(run), waiting="")
             verify_ledger_ancestry(run, budget.ledger)
             if not run.state().is_done(INGEST):
-                ingest(run, spec, planned, access.key, budget)
-            resources = _for_this_start(spec, workers).resources
-            if address is not None:
-                require_token(address)
-            with (
-                heartbeat(run),
-                abort_when(partial(disk_write_error, run.internal)),
-                _tracked(partial(_track, run, home, spec, planned, budget)) as tracked,
-                cluster(address, resources.object_store_gib) as there,
-            ):
-                if address is None and not run.state().is_done(_TRAIN_STAGE):
-                    require_room(resources, there)
-                with _waiting_told(run, address):
-                    _run_stages(run, home, spec, planned, access, tracked, progress, workers)
+                ingest(run, run.spec(), planned, access.key, budget)
+            open_mlflow = partial(_open_in_mlflow, run, home, run.spec(), planned, budget)
+            with _environment(run, spec, address, open_mlflow) as tracked_run:
+                # Ray and torch take seconds to import: they are imported where they are needed.
+                from pipeline.cluster.budget_actor import budget_manager
+                from pipeline.stages import STAGES, Context
+
+                manager = budget_manager(access)  # starts a process; do not wait for it here
+                tracked = tracked_run()
+                context = Context(home, run, spec, planned, budget, manager, tracked, progress)
+                for stage in STAGES:
+                    if run.state().is_done(stage.name):
+                        continue
+                    run.update(stage=stage.name)
+                    started = monotonic()
+                    with tracked.stage(stage.name) as stage_run:
+                        stage.run(context, stage_run)
+                    run.finish_stage(stage.name, monotonic() - started)
+                    head = budget.ledger.head()
+                    record_head(run, head)
+                    tracked.ledger_head(str(head))
+                run.update(status="done", process=None)
+                tracked.finish()
     return run.state()
 
 
-def _own_job(run: RunDirectory) -> RayJob | None:
-    """Return the job that this process is, if the run was handed to it."""
-    job = run.state().job
-    return job if job and job.submission_id == os.environ.get(JOB_VARIABLE) else None
-
-
-def _for_this_start(spec: Spec, workers: Workers | None) -> Spec:
+def _with_workers(spec: Spec, workers: Workers | None) -> Spec:
     if workers is None:
         return spec
     return spec.model_copy(update={"resources": spec.resources.with_workers(workers)})
 
 
-def _run_stages(
-    run: RunDirectory,
-    home: Home,
-    spec: Spec,
-    planned: Plan,
-    access: LedgerAccess,
-    tracked_run: Callable[[], TrackedRun],
-    progress: Progress,
-    workers: Workers | None,
-) -> None:
-    # Ray and torch take seconds to import: `umbra status` must not wait for them.
-    from pipeline.cluster.budget_actor import budget_manager
-    from pipeline.stages import STAGES, Context
-
-    manager = budget_manager(access)  # a process, which begins to start here
-    budget, tracked = Budget(access.open()), tracked_run()
-    context = Context(
-        home=home,
-        run=run,
-        spec=_for_this_start(spec, workers),
-        plan=planned,
-        budget=budget,
-        manager=manager,
-        tracked=tracked,
-        progress=progress,
-    )
-    for stage in STAGES:
-        if run.state().is_done(stage.name):
-            continue
-        run.update(stage=stage.name)
-        begun = monotonic()
-        with tracked.stage(stage.name) as stage_run:
-            stage.run(context, stage_run)
-        run.finish_stage(stage.name, monotonic() - begun)
-        head = budget.ledger.head()
-        record_head(run, head)
-        tracked.ledger_head(str(head))
-    run.update(status="done", process=None)
-    tracked.finish(Ended.FINISHED)
+def _current_job(run: RunDirectory) -> RayJob | None:
+    """Return the job that this process is, if the run was submitted as one."""
+    job = run.state().job
+    return job if job and job.submission_id == os.environ.get(JOB_VARIABLE) else None
 
 
 @contextmanager
-def _tracked(track: Callable[[], TrackedRun]) -> Iterator[Callable[[], TrackedRun]]:
-    """Open the run in MLflow beside what the block begins with, as both take seconds.
+def _environment(
+    run: RunDirectory, spec: Spec, address: str | None, open_mlflow: "Callable[[], TrackedRun]"
+) -> "Iterator[Callable[[], TrackedRun]]":
+    """Start what the stages need around them: heartbeat, disk watch, MLflow and the cluster.
 
-    Yields:
-        What waits for it and returns it, or raises what opening it raised. If the block fails, the
-        run in MLflow ends so.
+    Yield what waits for the run in MLflow and returns it.
+    """
+    from pipeline.cluster.authentication import require_token
+    from pipeline.cluster.calls import abort_when, disk_write_error
+    from pipeline.cluster.connection import cluster, report_waiting, require_room
+
+    if address is not None:
+        require_token(address)
+    with ExitStack() as stack:
+        stack.enter_context(heartbeat(run))
+        stack.enter_context(abort_when(partial(disk_write_error, run.internal)))
+        tracked_run = stack.enter_context(_opened_in_background(open_mlflow))
+        resources = stack.enter_context(cluster(address, spec.resources.object_store_gib))
+        if address is not None:
+            stack.enter_context(report_waiting(lambda reason: run.update(waiting=reason)))
+        elif not run.state().is_done(_TRAIN_STAGE):
+            require_room(spec.resources, resources)
+        yield tracked_run
+
+
+@contextmanager
+def _opened_in_background(
+    open_mlflow: "Callable[[], TrackedRun]",
+) -> "Iterator[Callable[[], TrackedRun]]":
+    """Open the run in MLflow while the cluster starts, as both take seconds.
+
+    Yield what waits for it and returns it, or raises its error. If the block fails, the run in
+    MLflow ends as failed or killed.
     """
     opening: Future[TrackedRun] = Future()
 
     def work() -> None:
         try:
-            opening.set_result(track())
+            opening.set_result(open_mlflow())
         except BaseException as error:
             opening.set_exception(error)
 
-    # No executor: it would wait for its thread, and a server out of reach is asked for minutes.
+    # Not an executor, which would join its thread: a server out of reach blocks it for minutes.
     Thread(target=work, daemon=True).start()
     try:
         yield opening.result
     except BaseException as error:
+        from pipeline.tracking.tracker import Ended
+
         with suppress(TimeoutError):
-            if opening.exception(_OPENING_SECONDS) is None:
+            if opening.exception(_MLFLOW_SECONDS) is None:
                 opening.result().finish(Ended.by(error))
         raise
 
 
-def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget) -> TrackedRun:
+def _open_in_mlflow(
+    run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget
+) -> "TrackedRun":
+    from pipeline.tracking.release import Release
+    from pipeline.tracking.tracker import RunIdentity, Tracker
+
     tracker = Tracker(home.mlflow_uri, home.artifacts)
     known = run.state().mlflow_run_id or tracker.find(run.run_id)
     if known:
@@ -240,20 +243,8 @@ def _track(run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Bud
 
 
 @contextmanager
-def _waiting_told(run: RunDirectory, address: str | None) -> Iterator[None]:
-    """Note what the run waits for; an embedded cluster is its own, so there it never waits."""
-    if address is None:
-        yield
-        return
-    from pipeline.cluster.connection import report_waiting
-
-    with report_waiting(lambda words: run.update(waiting=words)):
-        yield
-
-
-@contextmanager
-def _told(run: RunDirectory) -> Iterator[None]:
-    """Write how the block ended into the run's state; texts for users only."""
+def _outcome_recorded(run: RunDirectory) -> Iterator[None]:
+    """Record in the run's state how the block failed; only messages meant for users."""
     try:
         yield
     except UmbraError as error:
@@ -263,14 +254,14 @@ def _told(run: RunDirectory) -> Iterator[None]:
         run.update(status="cancelled", process=None, message=CANCELLED)
         raise
     except BaseException as error:
-        # The text of an unforeseen error may hold private values: only its type is told.
+        # The text of an unexpected error may hold private values: record its type alone.
         run.update(status="failed", process=None, message=type(error).__name__)
         raise
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that Ray is taken down with it."""
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that Ray is shut down with it."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

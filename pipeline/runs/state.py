@@ -1,4 +1,4 @@
-"""RunState: what `umbra status` knows of a run, and `umbra resume` goes on from."""
+"""RunState, which state.json holds: what `umbra status` shows and `umbra resume` continues from."""
 
 import os
 import socket
@@ -6,18 +6,18 @@ import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 _PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """A process id and its start: the two together are never given to another process of `host`.
+    """A process id and its start: together they are never reused on `host`.
 
-    `host` is empty where it was not noted, which older runs did not: such a process was one here.
+    Runs of older versions did not record `host`: it is empty, and the process was one here.
     """
 
     pid: int
@@ -26,20 +26,20 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls) -> "ProcessIdentity":
-        """The process that asks."""
+        """Return the identity of this process."""
         return cls(os.getpid(), _started(os.getpid()) or "", socket.gethostname())
 
-    def here(self) -> bool:
-        """Whether it is a process of this machine: of another nothing can be looked up."""
+    def is_local(self) -> bool:
+        """Whether it is a process of this machine; on others it cannot be looked up."""
         return self.host in {"", socket.gethostname()}
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether this very process, not a later one with its id, still runs here."""
-        return self.here() and bool(self.started) and _started(self.pid) == self.started
+        return self.is_local() and bool(self.started) and _started(self.pid) == self.started
 
 
 def _started(pid: int) -> str | None:
-    """A text that marks when `pid` began; None for a process that is gone or a zombie."""
+    """Return a text that marks when `pid` started; None if it is gone or a zombie."""
     if (_PROC / "self" / "stat").exists():
         return _started_by_proc(pid)
     # macOS has no /proc; POSIX ps knows the start to the second.
@@ -82,7 +82,7 @@ class RayJob:
 
     @classmethod
     def of(cls, run_id: str, start: int, address: str) -> "RayJob":
-        """Return the job for the `start`-th handing over of a run: two have never the same name."""
+        """Return the job for the `start`-th submission of a run; its name is unique."""
         return cls(address, f"umbra-{run_id}-{start}")
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ Status = Literal["created", "running", "failed", "cancelled", "done"]
 
 
 class StageRecord(BaseModel):
-    """A stage that is done, and how long it took."""
+    """A stage that is done, and the seconds it took."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,14 +102,24 @@ class StageRecord(BaseModel):
 
 
 class RunState(BaseModel):
-    """The state of one run. Everything here may be shown: no private value enters it.
+    """The state of one run; it is public, so no private value may enter it.
 
-    `stage` is the stage that runs or that failed; `stages` are those that are done.
-    `attempt` counts how often the run was begun; masks and noise are drawn afresh for each.
-    `holdout_reservation_id` is what pays for measures against a private holdout, where they are
-    released. `process` works on the run; `job` is the Ray job that it was handed to, if any, which
-    may have to begin yet; `jobs` counts them all. `waiting` says what room the run waits for, empty
-    while it has it.
+    Attributes:
+        run_id: the run.
+        spec_sha256: digest of the spec as submitted.
+        status: as last recorded; see `pipeline.runs.status` for what is true now.
+        stage: the stage that runs or that failed.
+        stages: the stages that are done.
+        attempt: how often the run was started; each attempt draws its own masks and noise.
+        reservation_id: pays for the training.
+        holdout_reservation_id: pays for figures against a private holdout, where they are released.
+        mlflow_experiment_id, mlflow_run_id: the run in MLflow.
+        process: works on the run.
+        job: the Ray job that the run was submitted as, if any, started or not.
+        jobs: how many jobs there were.
+        waiting: the resources the run waits for; empty while it has them.
+        created, updated: times in UTC.
+        message: why the run failed, or another note for a person.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -124,7 +134,6 @@ class RunState(BaseModel):
     holdout_reservation_id: str | None = None
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
-    mlflow_stage_run_ids: dict[str, str] = Field(default_factory=dict)
     process: ProcessIdentity | None = None
     job: RayJob | None = None
     jobs: Annotated[int, Field(ge=0)] = 0
@@ -133,13 +142,18 @@ class RunState(BaseModel):
     updated: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     message: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_former_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            # Written by older versions, read by none.
+            return {name: value for name, value in data.items() if name != "mlflow_stage_run_ids"}
+        return data
+
     def is_done(self, stage: str) -> bool:
-        """Whether `stage` has been completed, so that a resumed run passes over it."""
+        """Whether `stage` is complete, so that a resumed run skips it."""
         return any(record.name == stage for record in self.stages)
 
     def is_live(self) -> bool:
-        """Whether the process that said it was running still runs on this machine.
-
-        Of one elsewhere `pipeline.runs.status` says what can be known.
-        """
-        return self.status == "running" and self.process is not None and self.process.alive()
+        """Whether a process of this machine works on the run; see `run_status` for others."""
+        return self.status == "running" and self.process is not None and self.process.is_alive()

@@ -1,7 +1,7 @@
-"""Where a run stands now, as far as can be known from here: what its state says may be outdated.
+"""The status of a run now, as far as it can be known from here: its state may be outdated.
 
-A process is looked up on its own machine; a Ray job is asked after at its cluster; of a process on
-another machine there are the signs of life that it leaves in the run's folder.
+A process is looked up on its own machine; a Ray job is asked for at its cluster; a process on
+another machine leaves a heartbeat in the run's folder.
 """
 
 import os
@@ -20,7 +20,7 @@ from privacy.errors import UmbraError
 if TYPE_CHECKING:
     from pipeline.cluster.jobs import JobReport, Jobs
 
-SECONDS = 5.0  # between two beats
+SECONDS = 5.0  # between two heartbeats
 SILENT = 120.0  # seconds without one: clocks differ a little, and shared folders are slow
 
 _BEAT = "alive"
@@ -29,12 +29,12 @@ _STOP = "stop-asked"
 
 @contextmanager
 def heartbeat(run: RunDirectory) -> Iterator[None]:
-    """Give signs of life during the block; a request to stop arrives in it as SIGTERM."""
+    """Touch the run's heartbeat file during the block; raise SIGTERM in it on a stop request."""
     stop, beat = run.path / _STOP, run.path / _BEAT
-    stop.unlink(missing_ok=True)  # asked of an earlier process
+    stop.unlink(missing_ok=True)  # meant for an earlier process
     beat.touch()
 
-    def look() -> None:
+    def touch() -> None:
         # A full disk or a folder out of reach for a while ends no training.
         with suppress(OSError):
             os.utime(beat)
@@ -42,12 +42,12 @@ def heartbeat(run: RunDirectory) -> Iterator[None]:
                 stop.unlink()
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with run_periodically(look, SECONDS):
+    with run_periodically(touch, SECONDS):
         yield
 
 
 def seconds_since_heartbeat(run: RunDirectory) -> float | None:
-    """Return the time since the last sign of life, by this machine's clock; None without one."""
+    """Return the seconds since the last heartbeat, by this machine's clock; None without one."""
     try:
         return max(0.0, time.time() - (run.path / _BEAT).stat().st_mtime)
     except OSError:
@@ -55,24 +55,24 @@ def seconds_since_heartbeat(run: RunDirectory) -> float | None:
 
 
 def request_stop(run: RunDirectory) -> None:
-    """Ask whoever works on the run, wherever that is, to stop as SIGTERM would."""
+    """Ask the process that works on the run, on whatever machine, to stop as by SIGTERM."""
     (run.path / _STOP).touch()
 
 
 StatusName = Literal[
     "created", "queued", "running", "silent", "interrupted", "failed", "cancelled", "done"
 ]
-Ask = Callable[[RayJob], "JobReport"]
+AskJob = Callable[[RayJob], "JobReport"]
 
 _DIED = "it was killed or lost its machine before it could say why; what was charged stays charged"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A status as a person means it, and why.
+    """A run's status and the reason for it.
 
     Beside the states of `RunState`: "queued" waits for a cluster, "interrupted" died at work, and
-    "silent" can neither be reached nor told from dead.
+    "silent" cannot be reached, so whether it still runs is unknown.
     """
 
     status: StatusName
@@ -80,18 +80,18 @@ class RunStatus:
 
     @property
     def is_active(self) -> bool:
-        """Whether something may still come by itself."""
+        """Whether the run may still advance by itself."""
         return self.status in {"queued", "running"}
 
 
 class JobClient:
-    """Asks clusters after jobs, one connection for each, and gives up on those out of reach."""
+    """Asks clusters for their jobs over one connection each; tries no cluster twice in vain."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Jobs | UmbraError] = {}
 
     def __call__(self, job: RayJob) -> "JobReport":
-        """Return what the job's cluster says.
+        """Return what the job's cluster reports.
 
         Raises:
             UmbraError: it cannot be reached, or could not a moment ago.
@@ -109,60 +109,63 @@ class JobClient:
         return known.report(job)
 
 
-def run_status(run: RunDirectory, ask: Ask | None = None) -> RunStatus:
-    """Find out where `run` stands.
+def run_status(run: RunDirectory, ask: AskJob | None = None) -> RunStatus:
+    """Find out the status of `run`.
 
     Args:
         run: the run.
-        ask: how a cluster is asked after a job; None makes a connection for this once.
+        ask: returns a cluster's report on a job; None connects for this call alone.
 
     Raises:
         IntegrityBroken: its state is damaged.
     """
     state = run.state()
     if state.status == "created":
-        return _submitted(run, state.job, ask or JobClient()) if state.job else RunStatus("created")
+        if state.job is None:
+            return RunStatus("created")
+        return _submitted(run, state.job, ask or JobClient())
     if state.status == "running":
         return _at_work(run, state, ask or JobClient())
     return RunStatus(state.status, state.message)
 
 
-def _submitted(run: RunDirectory, job: RayJob, ask: Ask) -> RunStatus:
-    """Of a run that a job is to begin, and has not."""
+def _submitted(run: RunDirectory, job: RayJob, ask: AskJob) -> RunStatus:
+    """Return the status of a run whose job has not started it yet."""
     try:
         report = ask(job)
     except UmbraError as error:
-        return RunStatus("silent", f"{job} was to begin it; {error}")
-    if run.state().status != "created":  # it began while we asked
+        return RunStatus("silent", f"{job} was to start it; {error}")
+    if run.state().status != "created":  # it started meanwhile
         return run_status(run, ask)
-    if report.status == "pending":
-        return RunStatus("queued", f"{job} waits for its turn: {report.words}")
-    if report.status == "running":
-        return RunStatus("queued", f"{job} is about to begin it")
-    if report.status == "stopped":
-        return RunStatus("cancelled", f"{job} was stopped before it began the run")
-    if report.status == "gone":
-        why = "the cluster does not know it, or no longer: was it started anew?"
-    else:
-        # By far the commonest reason: the job sees another folder of that name.
-        why = f"{report.words}. UMBRA_HOME must be the same folder there as here"
-    return RunStatus("failed", f"{job} ended before it began the run: {why}")
+    match report.status:
+        case "pending":
+            return RunStatus("queued", f"{job} waits for its turn: {report.words}")
+        case "running":
+            return RunStatus("queued", f"{job} is about to start it")
+        case "stopped":
+            return RunStatus("cancelled", f"{job} was stopped before it started the run")
+        case "gone":
+            why = "the cluster does not know it, or no longer: was it restarted?"
+        case _:
+            # By far the commonest reason: the job sees another folder of that name.
+            why = f"{report.words}. UMBRA_HOME must be the same folder there as here"
+    return RunStatus("failed", f"{job} ended before it started the run: {why}")
 
 
-def _at_work(run: RunDirectory, state: RunState, ask: Ask) -> RunStatus:
+def _at_work(run: RunDirectory, state: RunState, ask: AskJob) -> RunStatus:
     process, job = state.process, state.job
-    if process is not None and process.here():
-        return _running(state) if process.alive() else _died(f"process {process.pid}")
+    if process is not None and process.is_local():
+        return _running(state) if process.is_alive() else _died(f"process {process.pid}")
     where = f"on {process.host}" if process is not None else ""
     if job is None:
-        return _by_signs_of_life(run, state, where)
+        return _by_heartbeat(run, state, where)
     try:
         report = ask(job)
     except UmbraError as error:
-        return _by_signs_of_life(run, state, f"as {job}, which cannot be asked after ({error})")
+        return _by_heartbeat(run, state, f"as {job}, whose cluster does not answer ({error})")
     if not report.over:
         return _running(state, f"as {job} {where}")
-    if run.state().status != "running":  # it ended while we asked
+    if run.state().status != "running":  # it ended meanwhile
         return run_status(run, ask)
     ended = "is gone from its cluster" if report.status == "gone" else f"was {report.status}"
     return _died(f"{job} {ended}; its process")
@@ -178,11 +181,11 @@ def _died(who: str) -> RunStatus:
     return RunStatus("interrupted", f"{who} died: {_DIED}")
 
 
-def _by_signs_of_life(run: RunDirectory, state: RunState, where: str) -> RunStatus:
+def _by_heartbeat(run: RunDirectory, state: RunState, where: str) -> RunStatus:
     silent = seconds_since_heartbeat(run)
     if silent is not None and silent < SILENT:
-        return _running(state, f"{where}, last sign of life {duration(silent)} ago")
-    since = "no sign of life" if silent is None else f"no sign of life for {duration(silent)}"
+        return _running(state, f"{where}, last heartbeat {duration(silent)} ago")
+    since = "no heartbeat" if silent is None else f"no heartbeat for {duration(silent)}"
     return RunStatus(
         "silent", f"it ran {where}: {since}. It died, or its machine is cut off from this folder"
     )

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.home import without_password
 from privacy.errors import UmbraError
 
 EXPERIMENT = "umbra"
@@ -74,11 +74,3 @@ def readable_errors(uri: str) -> Iterator[None]:
             f"MLflow at {without_password(uri)} refused or did not answer ({reason}): check "
             "MLFLOW_TRACKING_URI and that the place can be written"
         ) from error
-
-
-def without_password(uri: str) -> str:
-    """`uri` with the user and password taken out."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

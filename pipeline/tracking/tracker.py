@@ -269,7 +269,7 @@ class TrackedRun(_Public):
         stage.metrics(Release.seconds(name, monotonic() - begun))
         stage._end(Ended.FINISHED)
 
-    def finish(self, ended: Ended) -> None:
+    def finish(self, ended: Ended = Ended.FINISHED) -> None:
         """Ends the parent run.
 
         Unless it succeeded a lost MLflow is passed over: why it did not is what must be seen.

@@ -276,7 +276,7 @@ def test_no_file_may_grow(house):
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=" ".join)
-def test_a_disk_that_is_full_already_when_libraries_are_loaded(flags):
+def test_a_disk_that_is_full_before_libraries_are_imported(blots, flags):
     """One of them looks for a folder for its temporary files; there is none."""
 
     def limit():
@@ -284,7 +284,7 @@ def test_a_disk_that_is_full_already_when_libraries_are_loaded(flags):
 
     program = [sys.executable, "-B", "-c", "from pipeline.cli.main import main; main()"]
     result = subprocess.run(
-        [*program, "runs", *flags],
+        [*program, "plan", blots / "blots.yaml", *flags],
         capture_output=True,
         text=True,
         preexec_fn=limit,
@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_already_when_libraries_are_loaded(flags):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.startswith("umbra: Umbra's libraries cannot be loaded (No usable temp")
+    assert result.stderr.startswith("umbra: there is no folder for temporary files")
     assert result.stderr.endswith("then repeat the command\n") and result.stderr.count("\n") == 1
     if flags:
         assert json.loads(result.stdout)["exit_code"] == 1

@@ -68,7 +68,7 @@ def test_it_follows_to_the_last_word(umbra, logged, monkeypatch):
         write("report: döne".encode())  # between the look at the state and its answer
         return now.model_copy(update={"status": "done"})
 
-    monkeypatch.setattr("pipeline.cli.logs.time.sleep", sleep)
+    monkeypatch.setattr("pipeline.cli.runs.time.sleep", sleep)
     result = umbra("logs", logged.run_id, "--follow")
     assert result.code == 0
     assert result.out.splitlines()[2:] == ["train: döne", "synthesize: begun", "report: döne"]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.commands import cli
+from pipeline.cli.main import load_commands
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, LedgerUnavailable
 
 FULL = Path("/dev/full")
 GROUPS = ("budget", "ledger")
+cli = load_commands()
 COMMANDS = [
     *((name,) for name in cli.commands),
     *((group, name) for group in GROUPS for name in cli.commands[group].commands),
@@ -167,7 +168,7 @@ def test_the_systems_refusals_are_told_in_its_words(umbra, monkeypatch):
     result = umbra("runs")
     assert result.code == 1
     assert result.err.startswith("umbra: /some/file: No space left on device. Something could not")
-    assert result.err.endswith("`umbra resume` goes on with a run that was begun\n")
+    assert result.err.endswith("`umbra resume` continues a run that had started\n")
 
 
 def test_an_interrupt(umbra, monkeypatch):
@@ -183,7 +184,7 @@ def test_an_interrupt_while_libraries_are_loaded(umbra, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.cli.main._commands", interrupt)
+    monkeypatch.setattr("pipeline.cli.main.load_commands", interrupt)
     result = umbra("runs")
     assert (result.code, result.err.strip()) == (130, "umbra: interrupted")
 

@@ -11,7 +11,7 @@ STATES = {
     "interrupted": ({"status": "running", "process": GONE, "stage": "train"}, "its process died"),
     "failed": (
         {"status": "failed", "stage": "train", "message": "the disk is full"},
-        "when the reason is mended",
+        "when the cause is fixed",
     ),
     "cancelled": ({"status": "cancelled", "message": "cancelled"}, "umbra resume"),
     "done": ({"status": "done"}, "umbra export"),

@@ -141,7 +141,7 @@ def test_workers_of_this_start(umbra, house, write_spec, monkeypatch, given, mea
         house.finish(run)
 
     monkeypatch.setattr("pipeline.runs.engine.execute", execute)
-    monkeypatch.setattr("pipeline.runs.engine.this_machine", lambda: {"CPU": 8})
+    monkeypatch.setattr("pipeline.cluster.connection.this_machine", lambda: {"CPU": 8})
     assert umbra("submit", write_spec(), *(["--workers", given] if given else [])).code == 0
     assert seen == [meant]
     assert house.home.runs()[0].spec().resources.workers == 1

@@ -15,11 +15,10 @@ import pytest
 from pipeline.cluster.calls import check_abort_conditions
 from pipeline.cluster.jobs import JobReport
 from pipeline.progress import SilentProgress
-from pipeline.runs import cancel as cancelling
-from pipeline.runs import engine
+from pipeline.runs import control, engine
+from pipeline.runs.control import submit_job
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import ProcessIdentity, RayJob
-from pipeline.runs.submit_job import submit_job
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 
@@ -27,37 +26,47 @@ SECRET = "pixel 0.7310585"
 
 
 class Tracked:
-    """A run in a pretended MLflow."""
+    """A run in a fake MLflow."""
 
     def __init__(self):
         self.ended = []
 
-    def finish(self, ended):
+    def stage(self, name):
+        return nullcontext()
+
+    def ledger_head(self, head):
+        pass
+
+    def finish(self, ended=Ended.FINISHED):
         self.ended.append(ended)
 
 
 @pytest.fixture
 def tracked(monkeypatch):
     run = Tracked()
-    monkeypatch.setattr(engine, "_track", lambda *_: run)
+    monkeypatch.setattr(engine, "_open_in_mlflow", lambda *_: run)
     return run
 
 
 @pytest.fixture
 def execute(house, tracked, monkeypatch):
-    """Execute a run on a pretended cluster of 2 processors, with `stages` in place of the real."""
+    """Execute a run on a fake cluster of 2 processors, with `stage` in place of the real stages."""
 
-    def call(run, stages=lambda *_: None, address=None):
+    def call(run, stage=lambda *_: None, address=None, workers=None):
         @contextmanager
         def cluster(at, object_store_gib=None):
             assert at == address
             yield {"CPU": 2.0, "GPU": 0.0, "memory": 2.0**32}
 
-        monkeypatch.setattr(engine, "cluster", cluster)
-        monkeypatch.setattr(engine, "_run_stages", stages)
-        monkeypatch.setattr(engine, "require_token", lambda at: None)
-        monkeypatch.setattr(engine, "_waiting_told", lambda run, at: nullcontext())
-        return engine.execute(run, house.home, SilentProgress(), address)
+        fake = SimpleNamespace(name="fake", run=stage)
+        monkeypatch.setattr("pipeline.stages.STAGES", (fake,))
+        monkeypatch.setattr("pipeline.cluster.budget_actor.budget_manager", lambda access: None)
+        monkeypatch.setattr("pipeline.cluster.connection.cluster", cluster)
+        monkeypatch.setattr("pipeline.cluster.authentication.require_token", lambda at: None)
+        monkeypatch.setattr(
+            "pipeline.cluster.connection.report_waiting", lambda tell: nullcontext()
+        )
+        return engine.execute(run, house.home, SilentProgress(), address, workers)
 
     return call
 
@@ -68,13 +77,13 @@ def run(house, blots_spec):
 
 
 def _raising(error):
-    def stages(*_):
+    def stage(*_):
         raise error
 
-    return stages
+    return stage
 
 
-def test_submit_makes_a_run_and_reserves_its_budget(house, blots_spec):
+def test_submit_creates_a_run_and_reserves_its_budget(house, blots_spec):
     run = engine.submit(blots_spec(), house.home, embedded=True)
     state = run.state()
     assert (state.status, state.attempt) == ("created", 0) and state.is_done("ingest")
@@ -93,19 +102,19 @@ def test_submit_makes_a_run_and_reserves_its_budget(house, blots_spec):
         (("evaluate:", "resources: {workers: 9999}\nevaluate:"), UmbraError, "9999 training"),
     ],
 )
-def test_what_is_refused_leaves_no_run_and_spends_nothing(house, blots_spec, change, error, words):
+def test_a_refused_submission_leaves_no_run(house, blots_spec, change, error, words):
     before = house.kinds()
     with pytest.raises(error, match=words):
         engine.submit(blots_spec(change), house.home, embedded=True)
     assert house.home.runs() == () and house.kinds() == before
 
 
-def test_what_a_cluster_is_to_run_needs_no_room_here(house, blots_spec):
+def test_a_run_for_a_cluster_needs_no_resources_here(house, blots_spec):
     spec = blots_spec(("evaluate:", "resources: {workers: 9999}\nevaluate:"))
     assert engine.submit(spec, house.home).state().reservation_id
 
 
-def test_more_workers_than_have_room_are_refused_before_the_first_stage(house, blots_spec, execute):
+def test_too_many_workers_are_refused_before_the_first_stage(house, blots_spec, execute):
     run = house.reserve(blots_spec(("evaluate:", "resources: {workers: 3}\nevaluate:")))
     with pytest.raises(UmbraError, match="3 training workers"):
         execute(run, _raising(AssertionError("a stage was begun")))
@@ -114,32 +123,32 @@ def test_more_workers_than_have_room_are_refused_before_the_first_stage(house, b
     execute(run, address="10.0.0.9:6379")
     run.update(status="failed")
     run.finish_stage("train", 1.0)
-    execute(run)
+    assert execute(run).status == "done"
 
 
-def test_a_refusal_is_told_in_the_state_and_raised(run, execute):
+def test_a_refusal_is_recorded_in_the_state_and_raised(run, execute):
     with pytest.raises(BudgetRefused):
         execute(run, _raising(BudgetRefused("not enough is left")))
     state = run.state()
     assert (state.status, state.message, state.process) == ("failed", "not enough is left", None)
 
 
-def test_of_an_unforeseen_error_the_state_tells_the_type_alone(run, execute):
+def test_the_state_records_the_type_alone_of_an_unexpected_error(run, execute):
     with pytest.raises(ArithmeticError):
         execute(run, _raising(ArithmeticError(SECRET)))
     assert run.state().message == "ArithmeticError"
     assert SECRET not in run.state_path.read_text()
 
 
-def test_an_interrupt_cancels_and_a_later_attempt_goes_on(run, execute):
+def test_a_run_that_was_interrupted_continues_in_a_later_attempt(run, execute):
     with pytest.raises(KeyboardInterrupt):
         execute(run, _raising(KeyboardInterrupt()))
     assert (run.state().status, run.state().attempt) == ("cancelled", 1)
     execute(run)
-    assert (run.state().status, run.state().attempt, run.state().message) == ("running", 2, "")
+    assert (run.state().status, run.state().attempt, run.state().message) == ("done", 2, "")
 
 
-def test_sigterm_is_an_interrupt_while_a_run_is_executed_and_only_then(run, execute):
+def test_sigterm_interrupts_a_run_only_while_it_is_executed(run, execute):
     def stages(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -150,7 +159,7 @@ def test_sigterm_is_an_interrupt_while_a_run_is_executed_and_only_then(run, exec
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_disk_that_stays_full_ends_a_run_that_waits(run, execute, monkeypatch):
+def test_a_disk_that_stays_full_ends_a_waiting_run(run, execute, monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr("pipeline.cluster.calls.monotonic", lambda: now.seconds)
     looked = []
@@ -164,16 +173,14 @@ def test_a_disk_that_stays_full_ends_a_run_that_waits(run, execute, monkeypatch)
             check_abort_conditions()
             now.seconds += 60
 
-    monkeypatch.setattr(engine, "disk_write_error", full)
+    monkeypatch.setattr("pipeline.cluster.calls.disk_write_error", full)
     with pytest.raises(UmbraError, match="nothing can be written"):
         execute(run, wait_for_ray)
     assert (run.state().status, run.state().message) == ("failed", "nothing can be written")
     assert set(looked) == {run.internal}
 
 
-def test_data_that_changed_before_ingest_are_told_and_the_run_is_not_left_running(
-    house, blots_spec, blots, tmp_path, execute
-):
+def test_data_that_changed_before_ingest_fail_the_run(house, blots_spec, blots, tmp_path, execute):
     for name in ("train.npz", "holdout.npz"):
         (tmp_path / name).write_bytes((blots / name).read_bytes())
     spec = blots_spec()
@@ -188,7 +195,7 @@ def test_data_that_changed_before_ingest_are_told_and_the_run_is_not_left_runnin
     assert (run.state().status, run.state().reservation_id) == ("failed", None)
 
 
-def test_a_run_that_is_done_is_not_begun_again(run, execute):
+def test_a_finished_run_is_not_executed_again(run, execute):
     run.update(status="done")
     with pytest.raises(InvalidRequest, match="there is nothing left to do"):
         execute(run)
@@ -202,11 +209,11 @@ def test_only_one_process_works_on_a_run(run, execute):
 
 
 def test_cancel_signals_the_process_that_works_on_the_run(run, monkeypatch):
-    assert cancelling.cancel(run) is False
+    assert control.cancel(run) is False
     run.begin()
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    assert cancelling.cancel(run) is True
+    assert control.cancel(run) is True
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
@@ -219,10 +226,10 @@ def test_cancel_of_a_process_that_is_gone_or_not_ours(run, monkeypatch):
 
     run.begin()
     monkeypatch.setattr(os, "kill", kill(ProcessLookupError()))
-    assert cancelling.cancel(run) is False
+    assert control.cancel(run) is False
     monkeypatch.setattr(os, "kill", kill(PermissionError()))
     with pytest.raises(UmbraError, match="belongs to another user"):
-        cancelling.cancel(run)
+        control.cancel(run)
 
 
 ELSEWHERE = ProcessIdentity(7, "today", "another-host")
@@ -256,28 +263,28 @@ def jobs(monkeypatch):
     return Jobs
 
 
-def test_a_process_elsewhere_is_asked_through_the_folder(run, monkeypatch):
+def test_a_process_on_another_machine_is_stopped_through_the_folder(run, monkeypatch):
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("a process here was signalled"))
     run.update(status="running", process=ELSEWHERE)
-    assert cancelling.cancel(run) is True
+    assert control.cancel(run) is True
     assert (run.path / "stop-asked").exists()
 
 
-def test_a_run_is_handed_to_one_job_at_a_time_and_cancelled_there(house, run, jobs):
+def test_a_run_is_submitted_as_one_job_at_a_time_and_cancelled_there(house, run, jobs):
     job = submit_job(run, house.home, "http://10.0.0.9:8265")
     state = run.state()
     assert (state.status, state.job) == ("created", job)
-    with pytest.raises(InvalidRequest, match="cannot be handed to a cluster"):
+    with pytest.raises(InvalidRequest, match="cannot be submitted to a cluster"):
         submit_job(run, house.home, "http://10.0.0.9:8265")
-    assert cancelling.cancel(run) is True
+    assert control.cancel(run) is True
     assert jobs.stopped == (job.submission_id,)
     assert run.state().status == "cancelled"
-    assert cancelling.cancel(run) is False
+    assert control.cancel(run) is False
     again = submit_job(run, house.home, "http://10.0.0.9:8265")
     assert again.submission_id != job.submission_id
 
 
-def test_of_two_that_hand_a_run_over_at_once_one_is_refused(house, run, jobs, monkeypatch):
+def test_one_of_two_simultaneous_submissions_is_refused(house, run, jobs, monkeypatch):
     both_look, submitted = Barrier(2), []
 
     def submit(self, job, run_id, home, workers):
@@ -292,11 +299,11 @@ def test_of_two_that_hand_a_run_over_at_once_one_is_refused(house, run, jobs, mo
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(submit_it) for _ in range(2)]
     refusals = [one.exception() for one in asked if one.exception()]
-    assert len(refusals) == 1 and "cannot be handed to a cluster" in str(refusals[0])
+    assert len(refusals) == 1 and "cannot be submitted to a cluster" in str(refusals[0])
     assert submitted == [run.state().job.submission_id]
 
 
-def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
+def test_a_refused_job_leaves_the_run_as_it_was(house, run, jobs):
     run.update(status="failed", message="the disk is full")
     jobs.refusal = UmbraError("no")
     with pytest.raises(UmbraError, match="no"):
@@ -305,7 +312,7 @@ def test_a_job_that_is_refused_leaves_the_run_as_it_was(house, run, jobs):
     assert (state.status, state.message, state.job) == ("failed", "the disk is full", None)
 
 
-def test_a_job_keeps_its_name_and_a_process_is_none(run, execute, monkeypatch):
+def test_a_run_keeps_its_job_only_while_that_job_executes_it(run, execute, monkeypatch):
     job = RayJob("http://10.0.0.9:8265", "umbra-run-1")
     run.update(job=job, jobs=1)
     monkeypatch.setenv("UMBRA_JOB", job.submission_id)
@@ -317,57 +324,54 @@ def test_a_job_keeps_its_name_and_a_process_is_none(run, execute, monkeypatch):
     assert (run.state().job, run.state().jobs) == (None, 1)
 
 
-def test_where_the_ledger_of_a_run_is_not_none_is_begun(house, run, execute):
+def test_no_ledger_is_created_where_that_of_a_run_is_missing(house, run, execute):
     (house.home.path / "ledger.db").rename(house.home.path / "elsewhere.db")
     with pytest.raises(NoLedger):
         execute(run)
     assert not (house.home.path / "ledger.db").exists() and run.state().attempt == 0
 
 
-def test_workers_of_this_start_reach_the_stages_and_not_the_spec(run, house, tracked, monkeypatch):
+def test_workers_of_this_start_reach_the_stages_and_not_the_spec(run, execute):
     seen = []
-    monkeypatch.setattr(engine, "cluster", lambda at, gib=None: nullcontext({"CPU": 4.0}))
-    monkeypatch.setattr(engine, "_run_stages", lambda *of: seen.append(of))
     before = run.spec_path.read_bytes()
-    engine.execute(run, house.home, SilentProgress(), workers=3)
-    assert seen[0][-1] == 3 and seen[0][2].sha256() == run.state().spec_sha256
-    resources = engine._for_this_start(seen[0][2], 3).resources
-    assert (resources.workers, resources.sampling_actors) == (3, 3)
+    execute(run, lambda context, _: seen.append(context.spec.resources), workers=2)
+    assert [(of.workers, of.sampling_actors) for of in seen] == [(2, 2)]
     assert run.spec_path.read_bytes() == before
+    run.update(status="failed")
     with pytest.raises(UmbraError, match="5 training workers"):
-        engine.execute(run, house.home, SilentProgress(), workers=5)
+        execute(run, workers=5)
 
 
-def test_a_run_that_died_before_it_noted_its_reservation_can_be_given_up(house, run):
+def test_a_run_that_died_before_it_recorded_its_reservation_can_be_given_up(house, run):
     before = house.budget.odometer("blots")
     assert before.open_reservations == 1
     run.update(reservation_id=None, stages=())
-    assert cancelling.give_up(run, house.home).refunded == {"dp-sgd": 4}
+    assert control.give_up(run, house.home).refunded == {"dp-sgd": 4}
     assert house.budget.odometer("blots").left == 8.5
     assert run.state().status == "cancelled"
 
 
-def test_a_killed_run_that_is_given_up_no_longer_runs_in_mlflow(house, run):
+def test_giving_up_a_killed_run_ends_it_in_mlflow(house, run):
     tracker = Tracker(house.home.mlflow_uri, house.home.artifacts)
     identity = RunIdentity(run.run_id, "0" * 64, "ledger", "1:" + "0" * 64, False, "record")
     tracked = tracker.start("blots", identity, run.release)
     run.update(mlflow_run_id=tracked.id)
-    cancelling.give_up(run, house.home)
+    control.give_up(run, house.home)
     assert tracker.client.get_run(tracked.id).info.status == "KILLED"
 
 
-def test_a_run_is_given_up_without_mlflow(house, run):
+def test_a_run_can_be_given_up_without_mlflow(house, run):
     run.update(mlflow_run_id="0" * 32)
-    assert cancelling.give_up(run, house.home).refunded == {"dp-sgd": 4}
+    assert control.give_up(run, house.home).refunded == {"dp-sgd": 4}
 
 
 def test_a_run_that_reserved_nothing_has_nothing_to_give_up(house, blots_spec):
     run = house.home.new_run(blots_spec())
     with pytest.raises(InvalidRequest, match="nothing to give back"):
-        cancelling.give_up(run, house.home)
+        control.give_up(run, house.home)
 
 
-def test_submit_gives_back_what_a_full_disk_made_it_forget(house, blots_spec, monkeypatch):
+def test_submit_gives_back_a_reservation_it_could_not_record(house, blots_spec, monkeypatch):
     def full(self, **changes):
         raise UmbraError("No space left on device")
 
@@ -382,39 +386,40 @@ def test_submit_gives_back_what_a_full_disk_made_it_forget(house, blots_spec, mo
 @pytest.mark.parametrize(
     ("error", "ended"), [(UmbraError("why"), Ended.FAILED), (KeyboardInterrupt(), Ended.KILLED)]
 )
-def test_what_ends_a_run_ends_it_in_mlflow(run, execute, tracked, error, ended):
+def test_a_run_that_fails_or_is_cancelled_ends_in_mlflow_too(run, execute, tracked, error, ended):
     with pytest.raises(type(error)):
         execute(run, _raising(error))
     assert tracked.ended == [ended]
 
 
-def test_mlflow_is_opened_beside_what_the_block_begins_with():
-    begun, tracked = threading.Event(), Tracked()
+def test_mlflow_is_opened_while_the_cluster_starts():
+    started, tracked = threading.Event(), Tracked()
 
-    def track():
-        assert begun.wait(60)
+    def open_mlflow():
+        assert started.wait(60)
         return tracked
 
-    with engine._tracked(track) as opened:
-        begun.set()
-        assert opened() is tracked
+    with engine._opened_in_background(open_mlflow) as tracked_run:
+        started.set()
+        assert tracked_run() is tracked
     assert tracked.ended == []
 
 
-def test_an_mlflow_that_cannot_be_opened_is_told_where_it_is_needed():
-    def track():
+def test_an_error_of_opening_mlflow_is_raised_where_the_run_is_needed():
+    def open_mlflow():
         raise UmbraError("MLflow does not answer")
 
-    with pytest.raises(UmbraError, match="does not answer"), engine._tracked(track) as opened:
-        opened()
-    with pytest.raises(DataError, match="first"), engine._tracked(track):
+    with pytest.raises(UmbraError, match="does not answer"):  # noqa: SIM117
+        with engine._opened_in_background(open_mlflow) as tracked_run:
+            tracked_run()
+    with pytest.raises(DataError, match="first"), engine._opened_in_background(open_mlflow):
         raise DataError("first")
 
 
-def test_who_stops_does_not_wait_for_an_mlflow_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(engine, "_OPENING_SECONDS", 0.01)
+def test_an_interrupt_does_not_wait_for_an_mlflow_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(engine, "_MLFLOW_SECONDS", 0.01)
     answered = threading.Event()
-    with pytest.raises(KeyboardInterrupt), engine._tracked(answered.wait):
+    with pytest.raises(KeyboardInterrupt), engine._opened_in_background(answered.wait):
         raise KeyboardInterrupt
     assert not answered.is_set()
     answered.set()

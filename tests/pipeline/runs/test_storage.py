@@ -70,7 +70,7 @@ def test_what_is_no_address_is_refused_with_what_was_expected(address):
 )
 def test_a_credential_in_an_address_is_refused_and_not_repeated(address, house, with_storage):
     rows = house.kinds()
-    with pytest.raises(InvalidRequest, match="never stand in a spec") as caught:
+    with pytest.raises(InvalidRequest, match="must not hold credentials") as caught:
         submit(with_storage(address), house.home)
     assert SECRET not in str(caught.value)
     assert house.kinds() == rows and house.home.runs() == ()

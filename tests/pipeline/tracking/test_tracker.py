@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipeline.home import without_password
 from pipeline.spec import Spec
-from pipeline.tracking.connection import TrackingUnavailable, without_password
+from pipeline.tracking.connection import TrackingUnavailable
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker, flatten
 from privacy.errors import InvalidRequest

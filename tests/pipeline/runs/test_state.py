@@ -24,32 +24,32 @@ def identity(pid):
 def test_this_process_lives():
     current = ProcessIdentity.current()
     assert current.pid == os.getpid()
-    assert current.alive()
+    assert current.is_alive()
     assert current == ProcessIdentity.current()
 
 
 def test_a_process_that_ended_does_not(child):
     other = identity(child.pid)
-    assert other.alive()
+    assert other.is_alive()
     child.communicate()
-    assert not other.alive()
+    assert not other.is_alive()
 
 
 def test_a_zombie_does_not(child):
     other = identity(child.pid)
     child.stdin.close()
     deadline = time.monotonic() + 20
-    while other.alive() and time.monotonic() < deadline:
+    while other.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)  # it is not waited for, so it stays a zombie
-    assert not other.alive()
+    assert not other.is_alive()
 
 
 def test_a_recycled_id_is_another_process():
-    assert not ProcessIdentity(os.getpid(), "some earlier start").alive()
+    assert not ProcessIdentity(os.getpid(), "some earlier start").is_alive()
 
 
 def test_an_unknown_start_is_never_alive():
-    assert not ProcessIdentity(os.getpid(), "").alive()
+    assert not ProcessIdentity(os.getpid(), "").is_alive()
 
 
 def test_without_proc_ps_tells(monkeypatch, tmp_path, child):
@@ -59,13 +59,13 @@ def test_without_proc_ps_tells(monkeypatch, tmp_path, child):
     except FileNotFoundError:
         pytest.skip("this machine has no ps")
     other = identity(child.pid)
-    assert other.alive()
+    assert other.is_alive()
     child.communicate()
-    assert not other.alive()
+    assert not other.is_alive()
 
 
 def test_of_another_machine_nothing_is_looked_up():
     current = ProcessIdentity.current()
     elsewhere = ProcessIdentity(current.pid, current.started, "another-host")
-    assert current.here() and ProcessIdentity(1, "an older version noted no host").here()
-    assert not elsewhere.here() and not elsewhere.alive()
+    assert current.is_local() and ProcessIdentity(1, "an older version noted no host").is_local()
+    assert not elsewhere.is_local() and not elsewhere.is_alive()

@@ -1,9 +1,10 @@
-"""Stopping whoever works on a run, here or elsewhere, and giving a run up for good."""
+"""Control of a run from outside: submit it as a job, cancel it, give it up for good."""
 
 import os
 import signal
 from contextlib import suppress
 from time import monotonic, sleep
+from typing import TYPE_CHECKING
 
 from pipeline.home import Home
 from pipeline.runs.ancestry import record_head
@@ -12,19 +13,64 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import give_back
 from pipeline.runs.ledger_access import open_budget
 from pipeline.runs.state import RayJob
-from pipeline.runs.status import request_stop
+from pipeline.runs.status import request_stop, run_status
 from privacy.budget import Settlement
 from privacy.errors import InvalidRequest, UmbraError
 
-_STOP_SECONDS, _POLL = 60.0, 0.5  # a job that does not stop is killed by Ray before that
+if TYPE_CHECKING:
+    from pipeline.spec.sections import Workers
+
+_STOP_SECONDS, _POLL = 60.0, 0.5  # Ray kills a job that does not stop before that
 CANCELLED = "cancelled; `umbra resume` goes on"
 GIVEN_UP = "given up: what was never charged went back to the budget"
 
 
-def cancel(run: RunDirectory) -> bool:
-    """Stop whoever works on a run, or is to; return whether there was anyone.
+def submit_job(
+    run: RunDirectory, home: Home, address: str, workers: "Workers | None" = None
+) -> RayJob:
+    """Submit a run to a Ray cluster, which executes it as a job, and return the job.
 
-    A process of another machine is asked through the run's folder and stops some seconds later; a
+    The job works in this home, so its folder has to be the same there.
+
+    Args:
+        run: as for `execute`.
+        home: where the run is.
+        address: of the cluster's Jobs API, `http://host:8265`.
+        workers: as for `execute`.
+
+    Raises:
+        UmbraError: the Jobs API cannot be reached, admits anybody, or refused the job; the run
+            is as it was, and what it reserved stays reserved.
+        InvalidRequest: a process or a job works on the run, or it is done already.
+    """
+    from pipeline.cluster.jobs import Jobs
+
+    with run.submission_lock():
+        now = run_status(run)
+        if now.is_active or now.status == "done":
+            raise InvalidRequest(
+                f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
+                "cannot be submitted to a cluster"
+            )
+        jobs = Jobs(address)
+        before = run.state()
+        job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
+        # Recorded first: a job that the run does not know of could not be cancelled.
+        run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
+        try:
+            jobs.submit(job, run.run_id, home, workers)
+        except BaseException:
+            run.update(
+                status=before.status, process=before.process, job=before.job, message=before.message
+            )
+            raise
+        return job
+
+
+def cancel(run: RunDirectory) -> bool:
+    """Stop whatever works on a run, or is to; return whether there was anything to stop.
+
+    A process on another machine is asked through the run's folder and stops some seconds later; a
     Ray job through its cluster. What was charged stays charged, what was only reserved stays
     reserved: the run can be resumed, or given up.
 
@@ -38,7 +84,7 @@ def cancel(run: RunDirectory) -> bool:
         return False
     if state.job is not None:
         return _stop_job(run, state.job)
-    if state.process is not None and not state.process.here():
+    if state.process is not None and not state.process.is_local():
         request_stop(run)
         return True
     return False
@@ -67,7 +113,7 @@ def _stop_job(run: RunDirectory, job: RayJob) -> bool:
     end = monotonic() + _STOP_SECONDS
     while not jobs.report(job).over and monotonic() < end:
         sleep(_POLL)
-    # One that was killed, or never began, has not said so itself; one that still works holds it.
+    # A job that was killed or never started did not record that itself; one at work has the lock.
     with suppress(InvalidRequest), run.lock():
         if run.state().status in {"created", "running"}:
             run.update(status="cancelled", process=None, message=CANCELLED)
@@ -77,7 +123,7 @@ def _stop_job(run: RunDirectory, job: RayJob) -> bool:
 def give_up(run: RunDirectory, home: Home) -> Settlement:
     """Settle a run that will not be resumed: what was never charged goes back to the budget.
 
-    Returns the settlement of the training; what was reserved for measures on the holdout is given
+    Return the settlement of the training; what was reserved for measures on the holdout is given
     back with it.
 
     Raises:
@@ -100,12 +146,10 @@ def give_up(run: RunDirectory, home: Home) -> Settlement:
 
 
 def _end_in_mlflow(run: RunDirectory, home: Home, mlflow_run_id: str) -> None:
-    """Let a run that was killed, and could not say so, no longer be shown as running there."""
-    from pipeline.tracking.connection import TrackingUnavailable
-    from pipeline.tracking.tracker import Ended, Tracker
+    """End the MLflow run of a process that was killed and could not do it itself."""
+    from pipeline.tracking.tracker import Ended, Tracker, TrackingUnavailable
 
-    # The budget is back whether MLflow hears of it or not.
+    # The budget is back whether MLflow can be reached or not.
     with suppress(TrackingUnavailable):
-        Tracker(home.mlflow_uri, home.artifacts).reopen(mlflow_run_id, run.release).finish(
-            Ended.KILLED
-        )
+        tracker = Tracker(home.mlflow_uri, home.artifacts)
+        tracker.reopen(mlflow_run_id, run.release).finish(Ended.KILLED)
