@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import pyarrow.fs as pa_fs
+from typing import TYPE_CHECKING, Any
 
 from privacy import durable
 from privacy.errors import InvalidRequest, UmbraError
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pa_fs
 
 _CREDENTIALS = (
     "S3 credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or AWS's "
@@ -149,8 +150,10 @@ class ObjectPath:
             found = store.find(str(self.key))
         yield from (path for path in map(self._from_key, sorted(found)) if path.key.match(pattern))
 
-    def filesystem(self) -> pa_fs.FileSystem:
+    def filesystem(self) -> "pa_fs.FileSystem":
         """Return the store as a pyarrow file system, in which `key` is the path."""
+        import pyarrow.fs as pa_fs
+
         return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(_store(self)))
 
     def unlink(self, missing_ok: bool = False) -> None:
