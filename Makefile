@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test slow cluster faults lint bench house clean
+.PHONY: help setup demo test slow cluster faults lint bench house ray-versions clean
 
 help:
 	@echo "make demo   a private synthetic data set from real digits, end to end"
@@ -20,6 +20,7 @@ help:
 	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
 	@echo "make lint   the first three only"
 	@echo "make house  the size of the code in numbers, and its tree"
+	@echo "make ray-versions the tests of Ray against the oldest and the newest that is supported"
 	@echo "make bench  ratios against peers on this machine: some twenty minutes; BENCH=--quick"
 
 setup: $(READY)
@@ -62,6 +63,23 @@ cluster: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m tests.pipeline.faults --count 40
+
+# The oldest and the newest Ray that are supported, each in an environment of its own that takes
+# everything else from ours.
+RAY_VERSIONS := 2.52.0 2.60.0
+
+build/ray-%/.ready: $(READY)
+	$(BIN)/python -m venv build/ray-$*
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		"$$(build/ray-$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth"
+	build/ray-$*/bin/python -m pip install --quiet --no-deps "ray==$*"
+	touch $@
+
+ray-versions: $(RAY_VERSIONS:%=build/ray-%/.ready)
+	for version in $(RAY_VERSIONS); do \
+		PYTHONPATH=$(CURDIR) build/ray-$$version/bin/python -m pytest -m "not cluster" \
+			tests/pipeline/cluster tests/pipeline/runs/test_engine_run.py || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
