@@ -51,8 +51,8 @@ def export(run_id: str, folder: Path, form: str, allow_void: bool, as_json: bool
 @json_option
 def report(run_id: str, as_json: bool) -> None:
     """Write the report of RUN again, with the budget and the audit as they are now."""
+    from pipeline.report.page import PAGE, write_report
     from pipeline.runs.ledger_access import open_budget
-    from pipeline.stages.report import PAGE, write_report
 
     home = Home.locate()
     run = home.run(run_id)

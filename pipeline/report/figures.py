@@ -1,19 +1,20 @@
-"""Geometry of the figures: pure numbers in, coordinates out; the template draws them as SVG.
+"""Figures and numbers of the report: coordinates that the templates draw as SVG, formatted text.
 
-SVG that the page draws itself follows its colours in light and dark, prints sharp, and can be read
-by a screen reader; a bitmap could not.
+SVG follows the page's colours in light and dark, prints sharp, and can be read by a screen reader;
+a bitmap could not.
 """
 
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 import numpy as np
 from PIL import Image
 
-from pipeline.report.facts import Spending
-from pipeline.report.text import epsilon
+from privacy.accounting.bounds import EpsilonBounds
 
 STRIP_COLUMNS = 12
 CURVE_WIDTH, CURVE_HEIGHT = 480, 262
@@ -77,7 +78,7 @@ class ConfusionMap:
 
 
 def strip(images: np.ndarray) -> str:
-    """A PNG data URI of up to twelve images a row on a transparent ground, unscaled.
+    """Return a PNG data URI of up to twelve images a row on a transparent ground, unscaled.
 
     Args:
         images: uint8 [N, H, W, C], N ≥ 1.
@@ -99,12 +100,12 @@ def strip(images: np.ndarray) -> str:
 
 
 def share(part: float, whole: float) -> float:
-    """`part / whole` within [0, 1], for the length of a bar."""
+    """Return `part / whole` within [0, 1], for the length of a bar."""
     return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
 
 
 def nice_ticks(largest: float, about: int = 5) -> tuple[float, ...]:
-    """Round numbers from 0 to at least `largest`, in steps of 1, 2 or 5 times a power of ten."""
+    """Return round numbers from 0 to at least `largest`, 1, 2 or 5 times a power of ten apart."""
     if not 0 < largest < math.inf:
         return (0.0, 1.0)
     raw = largest / about
@@ -113,42 +114,36 @@ def nice_ticks(largest: float, about: int = 5) -> tuple[float, ...]:
     return tuple(step * index for index in range(math.ceil(largest / step - 1e-9) + 1))
 
 
-def epsilon_curve(spending: Spending) -> EpsilonCurve | None:
-    """The curve of a run's charges with each accountant's figure at its end; None if uncharged."""
-    finite = all(math.isfinite(value) for value in spending.curve)
-    if not finite or not spending.steps or spending.steps[-1] == 0:
+def epsilon_curve(
+    charges: Sequence[tuple[int, float]], bounds: EpsilonBounds
+) -> EpsilonCurve | None:
+    """Return the curve of a run's charges with every accountant's ε at its end; None if uncharged.
+
+    Args:
+        charges: (charged steps, ε by RDP), ascending.
+        bounds: ε of all charges.
+    """
+    if not charges or charges[-1][0] == 0 or not all(math.isfinite(e) for _, e in charges):
         return None
-    figures = {
-        "RDP": spending.epsilon_rdp,
-        "PRV": spending.epsilon_prv,
-        "PLD": spending.epsilon_pld,
-    }
-    shown = {
-        name: value for name, value in figures.items() if value is not None and math.isfinite(value)
-    }
-    x_values = nice_ticks(spending.steps[-1], 4)
-    y_values = nice_ticks(max([*spending.curve, *shown.values()]))
+    last = charges[-1][0]
+    shown = {n.upper(): value for n, value in bounds.stated().items() if math.isfinite(value)}
+    x_values = nice_ticks(last, 4)
+    y_values = nice_ticks(max([*(value for _, value in charges), *shown.values()]))
     right, bottom = CURVE_WIDTH - CURVE_RIGHT, CURVE_HEIGHT - CURVE_BOTTOM
 
     def x(step: float) -> float:
         # The axis ends with the run, not with a round number: the labels stand right behind it.
-        return round(CURVE_LEFT + (right - CURVE_LEFT) * step / spending.steps[-1], 2)
+        return round(CURVE_LEFT + (right - CURVE_LEFT) * step / last, 2)
 
     def y(value: float) -> float:
         return round(bottom - (bottom - CURVE_TOP) * value / y_values[-1], 2)
 
-    points = [
-        (x(step), y(value)) for step, value in zip(spending.steps, spending.curve, strict=True)
-    ]
-    if spending.steps[0] > 0:
-        points.insert(0, (x(0), y(0)))
+    points = [(x(step), y(value)) for step, value in charges]
     line = "M" + " L".join(f"{px:g},{py:g}" for px, py in points)
     return EpsilonCurve(
         line=line,
         area=f"{line} L{points[-1][0]:g},{bottom:g} L{points[0][0]:g},{bottom:g} Z",
-        x_ticks=tuple(
-            Tick(x(value), f"{value:,.0f}") for value in x_values if value <= spending.steps[-1]
-        ),
+        x_ticks=tuple(Tick(x(value), f"{value:,.0f}") for value in x_values if value <= last),
         y_ticks=tuple(Tick(y(value), f"{value:g}") for value in y_values),
         end=points[-1],
         levels=_levels({name: (y(value), value) for name, value in shown.items()}),
@@ -156,7 +151,7 @@ def epsilon_curve(spending: Spending) -> EpsilonCurve | None:
 
 
 def _levels(figures: dict[str, tuple[float, float]]) -> tuple[Level, ...]:
-    """Labels from top to bottom, each at least a line below the one before."""
+    """Return labels from top to bottom, each at least a line below the one before."""
     levels: list[Level] = []
     for name, (at, value) in sorted(figures.items(), key=lambda item: item[1][0]):
         label = max(at, levels[-1].label + LABEL_GAP) if levels else at
@@ -164,8 +159,9 @@ def _levels(figures: dict[str, tuple[float, float]]) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def confusion_map(confusion: np.ndarray, names: tuple[str, ...]) -> ConfusionMap:
-    """A heat map of `confusion` [classes, classes]: rows are the truth, shares are by row."""
+def confusion_map(confusion: np.ndarray, names: Sequence[str]) -> ConfusionMap:
+    """Return a heat map of `confusion` [classes, classes]; rows are true classes."""
+    confusion = np.asarray(confusion)
     totals = confusion.sum(axis=1)
     classes = len(names)
     longest = max(len(_short(name)) for name in names)
@@ -190,3 +186,67 @@ def confusion_map(confusion: np.ndarray, names: tuple[str, ...]) -> ConfusionMap
 
 def _short(name: str) -> str:
     return name if len(name) <= 12 else name[:11] + "…"
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def epsilon(value: float, digits: int = 2) -> str:
+    """Format an ε, rounded up to `digits` decimals: a printed bound must not be smaller."""
+    if not math.isfinite(value):
+        return "∞"
+    # Decimal from the shortest text of the float: exact, and 1.1 does not become 1.11.
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
+    if value > 0 and rounded <= Decimal(1).scaleb(-digits) and digits < 6:
+        return epsilon(value, digits + 2)
+    return f"{rounded:f}"
+
+
+def left(value: float) -> str:
+    """Format what is left of a budget, rounded down: a page must not offer more than there is."""
+    if not math.isfinite(value):
+        return "∞"
+    return f"{Decimal(repr(float(value))).quantize(Decimal('0.01'), ROUND_FLOOR):f}"
+
+
+def power(value: float) -> str:
+    """Format a small number such as δ as `10⁻⁵` or `1.5 × 10⁻⁵`, rounded up to three digits."""
+    if value == 0 or not math.isfinite(value) or value >= 0.01:
+        return f"{value:.3g}"
+    exact = Decimal(repr(float(value)))
+    exponent = exact.adjusted()
+    mantissa = exact.scaleb(-exponent).quantize(Decimal("0.01"), ROUND_CEILING)
+    if mantissa >= 10:
+        mantissa, exponent = Decimal(1), exponent + 1
+    ten = "10" + str(exponent).translate(_SUPERSCRIPT)
+    return ten if mantissa == 1 else f"{float(mantissa):g} × {ten}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Format a fraction in [0, 1] as per cent, with a narrow space."""
+    return f"{100 * fraction:.{digits}f}\u202f%"
+
+
+def percent_up(fraction: float) -> str:
+    """Format a bound as per cent with two decimals, rounded up."""
+    return percent(math.ceil(round(fraction * 1e4, 6)) / 1e4, 2)
+
+
+def number(value: float | int | str) -> str:
+    """Format a count with separators, other numbers with up to six digits, text as it is."""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.6g}"
+
+
+def detection(epsilon_: float, delta: float, false_alarms: float) -> float:
+    """Return the largest share of members any attacker can find at that rate of false alarms.
+
+    min(e^ε·a + δ, 1 − e^{−ε}(1 − δ − a)): the region that (ε, δ) leaves to a test (Kairouz, Oh,
+    Viswanath 2015, theorem 2.1), for every attacker, whatever else is known.
+    """
+    low = math.exp(min(epsilon_, 700.0)) * false_alarms + delta
+    high = 1 - math.exp(-epsilon_) * (1 - delta - false_alarms)
+    return min(1.0, low, high)

@@ -1,8 +1,7 @@
-"""The stages of a run, in order; each is done once and passed over when a run is resumed."""
+"""The stages of a run, in order; a resumed run skips those that are done."""
 
 from pipeline.stages.base import Context, Stage
-from pipeline.stages.evaluate import Evaluate
-from pipeline.stages.report import Report
+from pipeline.stages.evaluate import Evaluate, Report
 from pipeline.stages.synthesize import Synthesize
 from pipeline.stages.train import Train
 

@@ -1,4 +1,4 @@
-"""What a stage is, and what it may use."""
+"""The contract of a stage, and the context that it works in."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from pipeline.spec import Spec
 from pipeline.tracking.tracker import StageRun, TrackedRun
 from privacy.budget import Budget
 
-TRACES = "traces"  # below internal/: what went wrong in workers; may hold private values
+TRACES = "traces"  # below internal/: workers' tracebacks, which may hold private values
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Context:
     Attributes:
         home: where the ledger, the key and MLflow are.
         run: the run's folder.
-        spec: what was asked for.
-        plan: what it costs.
+        spec: the run's spec, with the workers of this start.
+        plan: the run's plan.
         budget: the ledger's budgets, for reading.
         manager: the cluster's budget manager, for charging and settling.
         tracked: the run in MLflow.
-        progress: where a person sees how far it is.
+        progress: shown to a person.
     """
 
     home: Home
@@ -40,14 +40,14 @@ class Context:
 
     @property
     def reservation_id(self) -> str:
-        """The run's reservation; ingest made it."""
+        """The run's reservation, which ingest made."""
         reservation_id = self.run.state().reservation_id
         assert reservation_id is not None  # noqa: S101
         return reservation_id
 
 
 class Stage(Protocol):
-    """One step of a run. It may be begun again after a crash, and then must not do harm."""
+    """One part of a run. It may start again after a crash, which must do no harm."""
 
     name: str
 
@@ -59,6 +59,5 @@ class Stage(Protocol):
             tracked: the stage's own run in MLflow; public and released values only.
 
         Raises:
-            UmbraError: it failed, in words for a person.
+            UmbraError: it failed; the message is for the user.
         """
-        ...

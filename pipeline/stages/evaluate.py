@@ -1,4 +1,4 @@
-"""Evaluate: what the synthetic images are worth against real ones kept out of training.
+"""The last two stages: measure the synthetic images against real ones, and write the report.
 
 Figures against private images stay in `internal/`. Against a public reference they are released;
 the ceiling needs the training images themselves, so it is released only where those are public.
@@ -9,6 +9,7 @@ from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import get_result
 from pipeline.cluster.evaluation import evaluate
 from pipeline.metrics import DP_METRICS, METRICS, PaidMetrics, flat, releasable, release
+from pipeline.report.page import PAGE, write_report
 from pipeline.runs.dataset_identity import HOLDOUT, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
@@ -16,18 +17,18 @@ from pipeline.tracking.tracker import StageRun
 from synth.storage import write_json
 
 FORFEITED = (
-    "the figures on the holdout were charged for and lost in a crash: they are not released, for "
-    "the same charge pays for no second draw"
+    "the figures on the holdout were charged and then lost in a crash: they are not released, "
+    "because one charge does not pay for a second draw"
 )
 
 
 class Evaluate:
-    """Leaves `metrics.json` in `release/` or `internal/`, and `dp-metrics.json` if paid for."""
+    """Writes `metrics.json` to `internal/` or `release/`, and `dp-metrics.json` if paid for."""
 
     name = "evaluate"
 
     def run(self, context: Context, tracked: StageRun) -> None:
-        """See `Stage.run`; a spec without a section `evaluate` passes over it."""
+        """See `Stage.run`; does nothing for a spec without a section `evaluate`."""
         spec, run = context.spec, context.run
         if spec.evaluate is None:
             return
@@ -52,7 +53,7 @@ class Evaluate:
 
 
 def _pay(context: Context, reservation_id: str, results: dict[str, object]) -> PaidMetrics | None:
-    """Charge the holdout's reservation, then draw; None where it was charged by a lost attempt."""
+    """Charge the holdout's reservation, then draw; None if an attempt that died charged it."""
     lost = any(context.budget.charged_steps(reservation_id).values())
     reservation = context.budget.reservation(reservation_id)
     if not lost:
@@ -62,3 +63,15 @@ def _pay(context: Context, reservation_id: str, results: dict[str, object]) -> P
             meter.charge(part.name, part.mechanism.steps)
     get_result(context.manager.settle.remote(reservation_id))
     return None if lost else release(results, reservation)
+
+
+class Report:
+    """Writes `release/report.html`, one page that needs nothing else, and copies it to MLflow."""
+
+    name = "report"
+
+    def run(self, context: Context, tracked: StageRun) -> None:
+        """See `Stage.run`."""
+        with context.progress.stage("report"):
+            write_report(context.run, context.budget)
+            context.tracked.artifact(context.run.release / PAGE)

@@ -1,4 +1,4 @@
-"""Synthesize: post-processing of the released weights into Parquet shards; costs no privacy."""
+"""Sample Parquet shards from the released weights: post-processing, which costs no privacy."""
 
 import json
 from dataclasses import asdict
@@ -16,17 +16,17 @@ from synth.storage import write_json
 
 
 class Synthesize:
-    """Leaves `release/data/train-*.parquet` and `release/manifest.json`."""
+    """Writes `release/data/train-*.parquet` and `release/manifest.json`."""
 
     name = "synthesize"
 
     def run(self, context: Context, tracked: StageRun) -> None:
-        """See `Stage.run`. Shards that were made before and are sound are not made again."""
+        """See `Stage.run`. Shards that exist and are intact are not made again."""
         run, spec = context.run, context.spec
         data, synthesize = spec.data, spec.synthesize
         counts = synthesize.class_counts(len(data.classes))
         shards = plan_shards(counts, synthesize.shard_rows)
-        # Noted by weights: shards of others, put back from a backup say, are not of this set.
+        # Kept by weights: shards of other weights, say from a backup, do not belong to this set.
         notes = run.internal / "shards" / file_sha256(run.release / WEIGHTS)[:16]
         notes.mkdir(parents=True, exist_ok=True)
         made = {s.number: entry for s in shards if (entry := _made(run, notes, s.number))}
@@ -61,7 +61,7 @@ def _number(entry: ShardEntry) -> int:
 
 
 def _made(run: RunDirectory, notes: Path, number: int) -> ShardEntry | None:
-    """Return the entry of a shard that an earlier attempt made and that is still as it was."""
+    """Return the entry of a shard that an earlier attempt made and that is unchanged."""
     note = notes / f"{number}.json"
     if not note.exists():
         return None

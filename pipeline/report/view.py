@@ -1,0 +1,258 @@
+"""What the templates of the report read: the objects that exist, and text formed from them."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.audit import Audit
+from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_metrics, released
+from pipeline.privacy_statement import charged_mechanisms, guarantees
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.state import RunState
+from pipeline.sources import ImageSet
+from pipeline.spec import Spec
+from privacy.accounting import accountant
+from privacy.accounting.base import round_up
+from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
+from privacy.accounting.guarantee import Guarantee
+from privacy.budget import Budget, Odometer, Reservation
+from privacy.errors import IntegrityBroken
+from privacy.ledger import Kind
+from synth.data.manifest import MANIFEST, manifest_sha256
+from synth.data.shards import read_shards
+
+_SHOWN = 12  # images of a class
+_PACKAGES = ("umbra-synth", "torch", "numpy", "dp-accounting", "prv-accountant", "opacus", "ray")
+_ROUNDING = 1e-4  # ε is stated in four decimals
+_MEANINGS = {
+    "precision": ("higher", "share of synthetic images that look real"),
+    "recall": ("higher", "share of real images that the synthetic ones cover"),
+    "density": ("higher", "how many real neighbourhoods a synthetic image lies in"),
+    "coverage": ("higher", "share of real neighbourhoods that hold a synthetic image"),
+}
+_FRECHET = ("lower", "distance of the two sets of features")
+
+
+@dataclass(frozen=True)
+class ClassSamples:
+    """Synthetic images of one class, uint8 [N, H, W, C], beside real ones where these are public.
+
+    Attributes:
+        name: of the class.
+        synthetic: the first synthetic images.
+        reference: the first real images; None where these are private.
+    """
+
+    name: str
+    synthetic: np.ndarray
+    reference: np.ndarray | None = None
+
+
+class Score(NamedTuple):
+    """A number over sets of features."""
+
+    name: str
+    value: float
+    better: str
+    meaning: str
+
+
+class Check(NamedTuple):
+    """One thing the audit recomputed or compared."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the images were made from, by what software and on what hardware."""
+
+    spec_yaml: str
+    ledger_id: str
+    ledger_head: str
+    manifest_sha256: str | None
+    versions: Mapping[str, str]
+    hardware: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """Everything on the page. The page may be shared, so only released values may enter it.
+
+    Attributes:
+        spec: the run's spec.
+        state: the run's state.
+        reservation: what pays for the training.
+        charged: charged steps by component.
+        bounds: ε of what was charged.
+        charges: (charged steps, ε by RDP) after each charge, ascending, from (0, 0).
+        planned_epsilon: ε by RDP of the whole reservation.
+        guarantees: the same under other neighbouring relations.
+        odometer: the budget of the data set over all its runs.
+        samples: images by class.
+        results: what was measured against public images; empty where nothing was.
+        paid: figures against a private holdout, released by a charged mechanism.
+        audit: of this run, just made.
+        provenance: of the images.
+    """
+
+    spec: Spec
+    state: RunState
+    reservation: Reservation
+    charged: Mapping[str, int]
+    bounds: EpsilonBounds
+    charges: tuple[tuple[int, float], ...]
+    planned_epsilon: float
+    guarantees: tuple[Guarantee, ...]
+    odometer: Odometer
+    samples: tuple[ClassSamples, ...]
+    results: Mapping[str, Any]
+    paid: PaidMetrics | None
+    audit: Audit
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for name, result in self.results.get(SYNTHETIC, {}).items():
+            if len(result["per_class"]) != len(self.samples):
+                raise IntegrityBroken(
+                    f"the metrics of {name} are for {len(result['per_class'])} classes, expected "
+                    f"{len(self.samples)}: they are damaged or of another run"
+                )
+
+    @property
+    def status(self) -> str:
+        """The status shown; the page is written while its own stage still runs."""
+        return "done" if self.state.is_done("synthesize") else self.state.status
+
+    @property
+    def best(self) -> str | None:
+        """The classifier with the highest accuracy."""
+        found = self.results.get(SYNTHETIC, {})
+        return max(found, key=lambda name: found[name]["accuracy"], default=None)
+
+    @property
+    def scores(self) -> list[Score]:
+        """The metrics on features, with what they mean."""
+        found = likeness(dict(self.results)) if FEATURES in self.results else {}
+        return [Score(name, value, *_MEANINGS.get(name, _FRECHET)) for name, value in found.items()]
+
+    @property
+    def checks(self) -> list[Check]:
+        """What the audit checked, one line each."""
+        ledger = self.audit.ledger
+        broken = "; ".join(map(str, ledger.findings))
+        replayed = f"{ledger.rows} rows replayed, every hash and rule holds"
+        files = "; ".join(self.audit.files)
+        sound = "every file has the hash that the manifest states"
+        return [
+            Check("ledger chain and rules", not broken, broken or replayed),
+            Check("released files", not files, files or sound),
+            *(
+                Check(
+                    f"ε of {dataset.name}",
+                    dataset.committed.rdp <= dataset.epsilon + _ROUNDING,
+                    f"{dataset.committed.rdp:g} by independent code, declared {dataset.epsilon:g}",
+                )
+                for dataset in ledger.datasets
+            ),
+        ]
+
+
+def report_view(run: RunDirectory, budget: Budget, audit: Audit) -> ReportView:
+    """Gather what is shown of a run whose images are made.
+
+    Raises:
+        IntegrityBroken: the run's spec, state, images or metrics are damaged.
+    """
+    spec, state = run.spec(), run.state()
+    assert state.reservation_id is not None  # noqa: S101 - a run with images has reserved
+    reservation = budget.reservation(state.reservation_id)
+    odometer = budget.odometer(reservation.dataset)
+    charged = list(charged_mechanisms(budget, reservation).values())
+    plan = [part.mechanism for part in reservation.plan]
+    return ReportView(
+        spec=spec,
+        state=state,
+        reservation=reservation,
+        charged=budget.charged_steps(reservation.id),
+        bounds=epsilon_bounds(charged, odometer.delta) if charged else EpsilonBounds(0.0),
+        charges=_charges(budget, reservation, odometer.delta),
+        planned_epsilon=round_up(accountant("rdp").epsilon(plan, odometer.delta)),
+        guarantees=tuple(guarantees(charged, odometer.delta, reservation.records_per_unit)),
+        odometer=odometer,
+        samples=_samples(run, spec),
+        results=released(run),
+        paid=paid_metrics(run),
+        audit=audit,
+        provenance=_provenance(run, budget),
+    )
+
+
+def _charges(
+    budget: Budget, reservation: Reservation, delta: float
+) -> tuple[tuple[int, float], ...]:
+    """Return (charged steps, ε by RDP) after each charge of the reservation."""
+    charges = [(0, 0.0)]
+    for row in budget.ledger.rows(kind=Kind.CHARGE, reservation=reservation.id):
+        charged = row.content["charged"]
+        so_far = [
+            part.mechanism.with_steps(charged[part.name])
+            for part in reservation.plan
+            if charged[part.name]
+        ]
+        epsilon = round_up(accountant("rdp").epsilon(so_far, delta))
+        charges.append((sum(charged.values()), epsilon))
+    return tuple(charges)
+
+
+def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
+    parts = list(read_shards(run.release))
+    synthetic = ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    data, reference = spec.data, None
+    if data.holdout is not None and data.holdout.public:
+        reference = data.holdout.source.load(data.size, data.channels, data.classes)
+    return tuple(
+        ClassSamples(
+            name,
+            _first(synthetic, label),
+            None if reference is None else _first(reference, label),
+        )
+        for label, name in enumerate(data.classes)
+    )
+
+
+def _first(images: ImageSet, label: int) -> np.ndarray:
+    return images.images[images.labels == label][:_SHOWN]
+
+
+def _provenance(run: RunDirectory, budget: Budget) -> Provenance:
+    sealed = (run.release / MANIFEST).exists()
+    return Provenance(
+        spec_yaml=run.spec_path.read_text(),
+        ledger_id=budget.ledger.ledger_id,
+        ledger_head=str(budget.ledger.head()),
+        manifest_sha256=manifest_sha256(run.release) if sealed else None,
+        versions={"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        hardware=_hardware(),
+    )
+
+
+def _hardware() -> dict[str, str]:
+    import torch
+
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor()
+    facts = {"processor": f"{name}, {os.cpu_count()} cores", "system": platform.system()}
+    if torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name()
+    return facts
