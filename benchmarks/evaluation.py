@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from eval.classifiers import architecture
-from eval.features.convolutional import (
+from eval.features import (
     LAYOUT_CELLS,
     OCTAVES,
     ORIENTATIONS,
@@ -19,7 +19,8 @@ from eval.features.convolutional import (
 )
 from eval.frechet import MomentAccumulator, Moments, frechet
 from eval.memorisation import nearest
-from eval.prdc import NEAREST, precision_recall
+from eval.prdc import precision_recall
+from eval.settings import NEAREST
 from eval.utility import split, train_and_test
 
 from .timing import Case

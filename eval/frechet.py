@@ -1,19 +1,17 @@
 """Fréchet distance between Gaussians fitted to the features of two image sets.
 
 d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)   (Dowson and Landau 1982); in Inception
-features it is FID (Heusel et al. 2017). Moments are in float64 and accumulate batch by batch
-(Chan, Golub and LeVeque 1979), so memory holds one batch and one covariance.
+features it is FID (Heusel et al. 2017). Moments are float64 and accumulate batch by batch (Chan,
+Golub and LeVeque 1979), so memory holds one batch and one covariance.
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from eval.arrays import check_features, check_images
-from eval.features.base import FeatureExtractor, batches
+from eval.features import FeatureExtractor, batches
 
 _BATCH = 1024
 
@@ -29,15 +27,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class FrechetResult:
-    """A squared Fréchet distance and what it is made of.
+    """A squared Fréchet distance and its terms.
 
     Attributes:
         metric: "fid" or "frechet_<extractor>".
         distance: mean_term + covariance_term, at least zero. Squared, as FID is reported.
         mean_term: |m1 - m2|^2.
         covariance_term: tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
-        real_count: real images behind it.
-        synthetic_count: synthetic images behind it.
+        real_count, synthetic_count: number of images of each set.
         dimension: length of a feature vector. A count at or below it gives a singular
             covariance and a distance that is too large.
     """
@@ -50,13 +47,9 @@ class FrechetResult:
     synthetic_count: int
     dimension: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON types."""
-        return asdict(self)
-
 
 class MomentAccumulator:
-    """Mean and covariance of feature vectors that come in batches or from several workers.
+    """Accumulates mean and covariance of feature vectors from batches.
 
     Args:
         dimension: length d of a feature vector.
@@ -68,7 +61,7 @@ class MomentAccumulator:
         self._scatter = np.zeros((dimension, dimension))
 
     def update(self, features: np.ndarray) -> None:
-        """Takes in features [n, d].
+        """Add features [n, d].
 
         Raises:
             TypeError: not floats.
@@ -80,24 +73,16 @@ class MomentAccumulator:
                 f"features: expected dimension {len(self._mean)}, found {features.shape[1]}"
             )
         features = features.astype(np.float64)
-        mean = features.mean(axis=0)
-        centred = features - mean
-        self._combine(len(features), mean, centred.T @ centred)
-
-    def merge(self, other: "MomentAccumulator") -> None:
-        """Takes in all that another accumulator of the same dimension has seen.
-
-        Raises:
-            ValueError: another dimension.
-        """
-        if other._mean.shape != self._mean.shape:
-            raise ValueError(
-                f"accumulator: expected dimension {len(self._mean)}, found {len(other._mean)}"
-            )
-        self._combine(other.count, other._mean, other._scatter)
+        mean, count = features.mean(axis=0), len(features)
+        centred, shift = features - mean, mean - self._mean
+        total = self.count + count
+        self._scatter += centred.T @ centred
+        self._scatter += np.outer(shift, shift) * (self.count * count / total)
+        self._mean += shift * (count / total)
+        self.count = total
 
     def moments(self) -> Moments:
-        """The moments of everything taken in so far.
+        """Return the moments of everything added so far.
 
         Raises:
             ValueError: fewer than two vectors, which have no covariance.
@@ -106,27 +91,9 @@ class MomentAccumulator:
             raise ValueError(f"moments: expected at least two images, found {self.count}")
         return Moments(self.count, self._mean.copy(), self._scatter / (self.count - 1))
 
-    def _combine(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        if count == 0:
-            return
-        total = self.count + count
-        shift = mean - self._mean
-        self._scatter += scatter + np.outer(shift, shift) * (self.count * count / total)
-        self._mean += shift * (count / total)
-        self.count = total
 
-
-def feature_moments(
-    extract: FeatureExtractor,
-    images: np.ndarray,
-    progress: Callable[[int], None] | None = None,
-) -> Moments:
-    """Moments of the features of images uint8 [N, H, W, C], holding one batch of features at once.
-
-    Args:
-        extract: the feature extractor.
-        images: the image set.
-        progress: called after each batch with the number of images done.
+def feature_moments(extract: FeatureExtractor, images: np.ndarray) -> Moments:
+    """Return the moments of the features of images uint8 [N, H, W, C], batch by batch.
 
     Raises:
         TypeError: images are not uint8.
@@ -136,13 +103,11 @@ def feature_moments(
     accumulator = MomentAccumulator(extract.dimension)
     for part in batches(images, _BATCH):
         accumulator.update(extract(part))
-        if progress is not None:
-            progress(accumulator.count)
     return accumulator.moments()
 
 
 def frechet(metric: str, real: Moments, synthetic: Moments) -> FrechetResult:
-    """The squared Fréchet distance between two sets of features.
+    """Return the squared Fréchet distance between two sets of features.
 
     Warns (UserWarning) where a set has no more images than features have dimensions: its covariance
     is singular, and the distance is biased upward and not comparable with larger sets.
@@ -182,18 +147,16 @@ def frechet(metric: str, real: Moments, synthetic: Moments) -> FrechetResult:
 
 
 def _covariance_term(S1: np.ndarray, S2: np.ndarray) -> float:
-    """tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), at least zero.
-
-    The eigenvalues of S1^1/2 S2 S1^1/2 are the squared singular values of S1^1/2 S2^1/2. Singular
-    values are taken: the root of a computed eigenvalue turns a rounding error of 1e-16 into 1e-8,
-    once for every null direction of a singular covariance.
-    """
+    """Return tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2), at least zero."""
+    # The eigenvalues of S1^1/2 S2 S1^1/2 are the squared singular values of S1^1/2 S2^1/2. Singular
+    # values are taken, because the root of a computed eigenvalue turns a rounding error of 1e-16
+    # into 1e-8, once for every null direction of a singular covariance.
     cross = np.linalg.svd(_root(S1) @ _root(S2), compute_uv=False).sum()
     return max(0.0, float(np.trace(S1) + np.trace(S2) - 2 * cross))
 
 
 def _root(S: np.ndarray) -> np.ndarray:
-    """Symmetric root of a positive semi-definite matrix, null directions kept null."""
+    """Return the symmetric root of a positive semi-definite matrix, null directions kept null."""
     eigenvalues, vectors = np.linalg.eigh((S + S.T) / 2)
     rounding = len(S) * np.finfo(np.float64).eps * max(float(eigenvalues[-1]), 0.0)
     eigenvalues = np.where(eigenvalues > rounding, eigenvalues, 0.0)

@@ -1,39 +1,34 @@
-"""Fidelity and diversity apart: improved precision and recall, density and coverage.
+"""Fidelity and diversity: improved precision and recall, density and coverage.
 
 Precision and recall after Kynkaanniemi et al. 2019, density and coverage after Naeem et al. 2020,
-all four by the latter's `prdc` library. Each image is a ball that reaches to its k-th neighbour in
-its own set. Precision: share of synthetic images inside some real ball. Recall: share of real
+all four by the latter's `prdc` library. The ball of an image reaches to its k-th neighbour in its
+own set. Precision: share of synthetic images inside some real ball. Recall: share of real
 images inside some synthetic ball. Density: real balls around a synthetic image over k, above 1
 where it crowds. Coverage: share of real balls that hold a synthetic image.
 """
 
 import contextlib
 import io
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
 from prdc import compute_prdc
 
 from eval.arrays import check_features
-
-NEAREST = 5
-MAX_IMAGES = 5000
+from eval.settings import MAX_IMAGES, NEAREST
 
 
 @dataclass(frozen=True)
 class PrecisionRecallResult:
-    """The four numbers and what they rest on.
+    """The four numbers, and what they were computed from.
 
     Attributes:
         precision: in [0, 1], fidelity.
-        recall: in [0, 1], diversity.
+        recall, coverage: in [0, 1], diversity.
         density: at least 0, fidelity; near 1 for two sets of one distribution.
-        coverage: in [0, 1], diversity.
         nearest: the k of the k-th neighbour.
-        real_count: real images compared, after the cap.
-        synthetic_count: synthetic images compared, after the cap.
+        real_count, synthetic_count: images compared, after the cap.
     """
 
     precision: float
@@ -44,10 +39,6 @@ class PrecisionRecallResult:
     real_count: int
     synthetic_count: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON types."""
-        return asdict(self)
-
 
 def precision_recall(
     real: np.ndarray,
@@ -57,11 +48,11 @@ def precision_recall(
     max_images: int = MAX_IMAGES,
     seed: int = 0,
 ) -> PrecisionRecallResult:
-    """Precision, recall, density and coverage of synthetic features against real ones.
+    """Return precision, recall, density and coverage of synthetic features against real ones.
 
-    All pairwise distances are held at once: about 40 * max_images^2 bytes at the peak, 1 GB at the
-    default. A larger set is cut to a seeded random sample; the four numbers depend on the size of
-    the sets, so compare only runs with equal counts.
+    All pairwise distances are in memory at once: about 40 * max_images^2 bytes at the peak, 1 GB
+    at the default. A larger set is replaced by a seeded random sample. The four numbers depend on
+    the size of the sets, so compare only runs with equal counts.
 
     Args:
         real: features [N, d] of the reference images.
@@ -94,15 +85,12 @@ def precision_recall(
     generator = np.random.default_rng(seed)
     real = _sample(real, max_images, generator)
     synthetic = _sample(synthetic, max_images, generator)
-    # The library prints counts, and standard output belongs to the caller. It also asks for eight
+    # The library prints counts, and standard output belongs to the caller. It also starts eight
     # threads, each of which would multiply matrices on all cores.
     with contextlib.redirect_stdout(io.StringIO()), joblib.parallel_config(backend="sequential"):
         found = compute_prdc(real, synthetic, nearest)
     return PrecisionRecallResult(
-        precision=float(found["precision"]),
-        recall=float(found["recall"]),
-        density=float(found["density"]),
-        coverage=float(found["coverage"]),
+        **{name: float(found[name]) for name in ("precision", "recall", "density", "coverage")},
         nearest=nearest,
         real_count=len(real),
         synthetic_count=len(synthetic),

@@ -8,10 +8,10 @@ given real training images.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +20,18 @@ from torch.nn.functional import cross_entropy
 
 from eval.arrays import check_images, check_labels
 from eval.classifiers import architecture
-
-EPOCHS = 50
-LEARNING_RATE = 3e-4
-BATCH_SIZE = 128
-VALIDATION_FRACTION = 0.1
+from eval.settings import BATCH_SIZE, EPOCHS, LEARNING_RATE, VALIDATION_FRACTION
 
 _PREDICTION_BATCH = 1000
 
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """How well a classifier trained on one set does on another.
+    """Accuracy of a classifier that was trained on one set and tested on another.
 
     Attributes:
         name: registry name of the classifier.
-        accuracy: fraction of test images classified rightly, in [0, 1].
+        accuracy: fraction of test images classified correctly, in [0, 1].
         per_class: the same for each true class; None where the test set has no such image.
         confusion: [C, C] counts, row the true class and column the predicted one.
         chosen_epoch: the epoch, counted from 1, whose weights were tested.
@@ -49,13 +45,6 @@ class ClassifierResult:
     chosen_epoch: int
     validation_accuracy: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON types."""
-        record = asdict(self)
-        record["per_class"] = list(self.per_class)
-        record["confusion"] = [list(row) for row in self.confusion]
-        return record
-
 
 class _Labelled(NamedTuple):
     """Images uint8 [N, C, H, W] (bytes until a batch is drawn, to save room), labels int64 [N]."""
@@ -65,9 +54,9 @@ class _Labelled(NamedTuple):
 
 
 def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers that train (90 %) and row numbers that choose the epoch (10 %).
+    """Return the row numbers that train (90 %) and those that choose the epoch (10 %).
 
-    A seeded permutation of 0..count-1, so the order of the images does not matter.
+    They are a seeded permutation of 0..count-1, so the order of the images does not matter.
 
     Raises:
         ValueError: fewer than ten images, of which a tenth is no image.
@@ -94,12 +83,11 @@ def train_and_test(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[int], None] | None = None,
 ) -> ClassifierResult:
-    """Trains a classifier on one image set and tests it on another.
+    """Train a classifier on one image set and test it on another.
 
-    Two calls with the same arguments give the same result on a CPU with the same number of threads.
-    Torch's global generators are left as they were found.
+    The result is a function of the arguments, on a CPU with a fixed number of threads. Torch's
+    global generators are left as they were.
 
     Args:
         name: "logreg", "mlp" or "cnn".
@@ -113,7 +101,6 @@ def train_and_test(
         batch_size: images a step; the last batch of an epoch may be smaller.
         seed: of the split, the initial weights, the order of images and dropout.
         device: torch device on which to train.
-        progress: called with the epoch's number, from 1, after each epoch.
 
     Returns:
         The result on the test set at the first epoch of highest validation accuracy.
@@ -141,8 +128,6 @@ def train_and_test(
             if reached > best:
                 chosen_epoch, best = epoch, reached
                 weights = copy.deepcopy(network.state_dict())
-            if progress is not None:
-                progress(epoch)
 
     network.load_state_dict(weights)
     test = _to_device(test_images, test_labels, place)
@@ -173,7 +158,7 @@ def _accuracy(network: nn.Module, data: _Labelled) -> float:
 
 
 def _confusion(network: nn.Module, data: _Labelled, classes: int) -> np.ndarray:
-    """Counts [C, C], row the true class and column the predicted one."""
+    """Return counts [C, C], row the true class and column the predicted one."""
     cells = data.labels * classes + _predict(network, data.images)
     return torch.bincount(cells, minlength=classes * classes).view(classes, classes).cpu().numpy()
 
@@ -201,23 +186,21 @@ def _to_device(images: np.ndarray, labels: np.ndarray, device: torch.device) -> 
 
 
 def _scaled(images: Tensor) -> Tensor:
-    """Bytes to [-1, 1]."""
+    """Scale bytes to [-1, 1]."""
     return images.float().mul_(2 / 255).sub_(1)
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Layers and dropout draw from global generators, so these are lent and given back."""
+    # Layers and dropout draw from the global generators: seed these, then restore them.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def _check_settings(classes: int, epochs: int, learning_rate: float, batch_size: int) -> None:
-    for setting, value, least in (
-        ("classes", classes, 2),
-        ("epochs", epochs, 1),
-        ("batch_size", batch_size, 1),
+    for setting, value, least in zip(
+        ("classes", "epochs", "batch_size"), (classes, epochs, batch_size), (2, 1, 1), strict=True
     ):
         if value < least:
             raise ValueError(f"{setting}: expected at least {least}, found {value}")
@@ -232,10 +215,10 @@ def _check_data(
     test_labels: np.ndarray,
     classes: int,
 ) -> None:
-    check_images(train_images, "training images")
-    check_images(test_images, "test images")
-    check_labels(train_labels, len(train_images), classes, "training labels")
-    check_labels(test_labels, len(test_images), classes, "test labels")
+    sets = {"training": (train_images, train_labels), "test": (test_images, test_labels)}
+    for kind, (images, labels) in sets.items():
+        check_images(images, f"{kind} images")
+        check_labels(labels, len(images), classes, f"{kind} labels")
     if train_images.shape[1:] != test_images.shape[1:]:
         raise ValueError(
             "test images: expected the training images' shape "

@@ -6,7 +6,7 @@ folder; only where both sets are public in truth may it be shown.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,6 @@ def _compare(name: str, sets: list[np.ndarray], progress: Progress) -> dict[str,
     with progress.stage(f"members by {name}", real) as stage:
         attacks = membership_attacks(*sets, on_progress=stage.reach)
     return {
-        "copies": found.to_dict(),
-        "membership": {attack: measured.to_dict() for attack, measured in attacks.items()},
+        "copies": asdict(found),
+        "membership": {attack: asdict(measured) for attack, measured in attacks.items()},
     }

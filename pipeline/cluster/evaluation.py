@@ -1,6 +1,7 @@
 """Metrics as Ray tasks, side by side: each loads what it compares and returns plain numbers."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _classify(
         learning_rate=evaluate.learning_rate,
         seed=evaluate.seed,
     )
-    return result.to_dict()
+    return asdict(result)
 
 
 def _compare_features(
@@ -112,13 +113,13 @@ def _compare_features(
     distance = frechet(
         extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
     )
-    balls = precision_recall(
+    prdc = precision_recall(
         extract(real),
         extract(synthetic),
         nearest=wanted.neighbours,
         seed=wanted.seed,
     )
-    return {"frechet": distance.to_dict(), "precision_recall": balls.to_dict()}
+    return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
 
 
 def _load(spec: Spec, source: SourceOptions) -> ImageSet:

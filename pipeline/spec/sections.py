@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from eval.settings import CLASSIFIER_NAMES, EPOCHS, LEARNING_RATE, NEAREST, ClassifierName
 from pipeline.sources import Source
 from synth.settings import (
     Count,
@@ -98,15 +99,15 @@ class Evaluate(Settings):
     to the holdout's part of the data set's budget.
     """
 
-    classifiers: Annotated[
-        tuple[Literal["logreg", "mlp", "cnn"], ...], Field(min_length=1, strict=False)
-    ] = ("logreg", "mlp", "cnn")
-    epochs: Count = 50
-    learning_rate: Positive = 3e-4
+    classifiers: Annotated[tuple[ClassifierName, ...], Field(min_length=1, strict=False)] = (
+        CLASSIFIER_NAMES
+    )
+    epochs: Count = EPOCHS
+    learning_rate: Positive = LEARNING_RATE
     features: Literal["builtin"] | Annotated[Path, Field(strict=False)] = Field(
         "builtin", union_mode="left_to_right"
     )
-    neighbours: Count = 5
+    neighbours: Count = NEAREST
     seed: Seed = 0
     release: Literal["dp"] | None = None
     release_epsilon: Positive = 1.0

@@ -1,4 +1,4 @@
-"""The local Inception file: how it is called, and that a wrong file is told at once.
+"""The local Inception file: how it is called, and that a wrong file is refused at once.
 
 The real weights are 96 MB and not shipped; small scripted networks stand in for their contract.
 """
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.features import extractor
-from eval.features.inception import InceptionFeatures
+from eval.features import InceptionFeatures, extractor
 
 
 class StandIn(nn.Module):
@@ -81,7 +80,7 @@ def test_a_file_without_the_argument_is_called_plainly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "told"),
+    ("network", "message"),
     [
         (WrongWidth(), r"found output \(2, 3\)"),
         (TwoOutputs(), "found output tuple"),
@@ -89,8 +88,8 @@ def test_a_file_without_the_argument_is_called_plainly(tmp_path):
         (Refuses(), "resizes them to 299x299 itself"),
     ],
 )
-def test_a_wrong_network_is_told_at_once(tmp_path, network, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_network_is_refused_at_once(tmp_path, network, message):
+    with pytest.raises(ValueError, match=message):
         InceptionFeatures(saved(network, tmp_path))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.classifiers import CLASSIFIERS
+from eval.settings import CLASSIFIER_NAMES
 from pipeline.models import build_denoiser
 from pipeline.spec import parse_spec
 from pipeline.spec.sections import Evaluate
@@ -77,7 +77,7 @@ def test_resolutions_agree_with_the_network(edited):
 
 def test_names_known_without_torch_are_those_of_the_registries():
     assert set(settings.PRECONDITIONINGS) == set(preconditioning.PRECONDITIONINGS)
-    assert Evaluate().classifiers == tuple(CLASSIFIERS)
+    assert Evaluate().classifiers == CLASSIFIER_NAMES
 
 
 def test_reading_a_spec_imports_no_torch(edited, tmp_path):

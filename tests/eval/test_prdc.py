@@ -1,6 +1,7 @@
 """Precision, recall, density and coverage against a rewrite with loops."""
 
 import json
+from dataclasses import asdict
 
 import joblib
 import numpy as np
@@ -108,7 +109,7 @@ def test_nothing_is_printed_and_the_result_is_json(capsys):
     rng = np.random.default_rng(0)
     result = precision_recall(rng.normal(size=(20, 2)), rng.normal(size=(20, 2)))
     assert capsys.readouterr().out == ""
-    record = json.loads(json.dumps(result.to_dict()))
+    record = json.loads(json.dumps(asdict(result)))
     assert set(record) == {
         "precision",
         "recall",

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.memorisation import distances, nearest
+from eval import memorisation
+from eval.memorisation import nearest
 
 
 def naive(queries, references, count):
@@ -40,7 +41,7 @@ def test_one_pair_at_a_time(seed, sizes, count, rows, features):
     else:
         queries, references = (rng.integers(0, 256, (k, 3, 2, 1), dtype=np.uint8) for k in sizes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distances, "_ROWS", rows)
+        patch.setattr(memorisation, "_ROWS", rows)
         found = nearest(queries, references, count)
     np.testing.assert_allclose(found, naive(queries, references, count), rtol=1e-7, atol=1e-7)
 
@@ -54,27 +55,35 @@ def test_a_copy_of_a_large_image_is_at_distance_zero():
     np.testing.assert_allclose(nearest(changed, images), 1 / 255, rtol=1e-12)
 
 
-def test_memory_does_not_grow_with_the_pairs():
-    rng = np.random.default_rng(0)
-    queries, references = (rng.integers(0, 256, (n, 4, 4, 1), dtype=np.uint8) for n in (9000, 8000))
+def peak_bytes(queries, references):
     tracemalloc.start()
     nearest(queries, references)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 200 * 2**20 < 8 * len(queries) * len(references)  # 550 MiB of pairs
-    # Nor with the size of an image: a block holds fewer of them.
-    assert distances._block(np.zeros((1, 512, 512, 3))) == 5
+    return peak
+
+
+def test_memory_does_not_grow_with_the_pairs(monkeypatch):
+    monkeypatch.setattr(memorisation, "_ROWS", 256)
+    images = np.random.default_rng(0).integers(0, 256, (3000, 4, 4, 1), dtype=np.uint8)
+    assert peak_bytes(images, images[:2500]) < 6 * 2**20 < 8 * 3000 * 2500  # 57 MiB of pairs
+
+
+def test_a_block_holds_fewer_large_images(monkeypatch):
+    monkeypatch.setattr(memorisation, "_NUMBERS", 2**16)
+    images = np.random.default_rng(0).integers(0, 256, (100, 64, 64, 3), dtype=np.uint8)
+    assert peak_bytes(images, images) < 4 * 2**20 < 8 * images.size  # 9 MiB in float64
 
 
 def test_progress_ends_at_the_number_of_queries(monkeypatch):
-    monkeypatch.setattr(distances, "_ROWS", 4)
-    told = []
-    nearest(np.zeros((10, 2)), np.zeros((3, 2)), on_progress=told.append)
-    assert told == [4, 8, 10]
+    monkeypatch.setattr(memorisation, "_ROWS", 4)
+    reported = []
+    nearest(np.zeros((10, 2)), np.zeros((3, 2)), on_progress=reported.append)
+    assert reported == [4, 8, 10]
 
 
 @pytest.mark.parametrize(
-    ("queries", "references", "count", "error", "told"),
+    ("queries", "references", "count", "error", "reported"),
     [
         (np.zeros((3, 2)), np.zeros((3, 4)), 1, ValueError, "expected the shape"),
         (np.zeros((3, 2)), np.zeros((3, 2)), 4, ValueError, "expected 1 to 3"),
@@ -85,6 +94,6 @@ def test_progress_ends_at_the_number_of_queries(monkeypatch):
         (np.zeros((3, 2, 2, 1), np.uint8), np.zeros((3, 2)), 1, ValueError, "expected the shape"),
     ],
 )
-def test_refusals(queries, references, count, error, told):
-    with pytest.raises(error, match=told):
+def test_refusals(queries, references, count, error, reported):
+    with pytest.raises(error, match=reported):
         nearest(queries, references, count)

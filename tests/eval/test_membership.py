@@ -1,6 +1,7 @@
 """The attack: calibrated where nothing leaks, and seen where something does."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from eval import memorisation
 from eval.memorisation import membership, membership_attacks
 
 
@@ -38,8 +40,9 @@ def test_the_area_is_that_of_all_pairs(seed, sizes, levels):
     assert found.interval == pytest.approx((max(0, area - reach), min(1, area + reach)), abs=1e-6)
 
 
-def test_the_interval_covers_and_the_null_is_right():
+def test_the_interval_covers_and_the_null_is_right(monkeypatch):
     """Scores without a difference: 0.5 is in the interval, the area in the null, 19 times of 20."""
+    monkeypatch.setattr(memorisation, "_SPLITS", 200)
     rng = np.random.default_rng(0)
     inside = within = 0
     for seed in range(200):
@@ -50,8 +53,9 @@ def test_the_interval_covers_and_the_null_is_right():
     assert 0.9 <= within / 200 <= 0.985
 
 
-def test_the_interval_is_about_the_true_area():
+def test_the_interval_is_about_the_true_area(monkeypatch):
     """Normal scores a shift apart: the area is known, and an interval about 0.5 would miss it."""
+    monkeypatch.setattr(memorisation, "_SPLITS", 1)  # of no influence on the interval
     rng = np.random.default_rng(1)
     true = 0.7602  # Phi(1 / sqrt 2)
     covered = sum(
@@ -106,15 +110,15 @@ def test_a_generator_that_copies_is_found():
 
 
 def test_images_that_know_neither_set_give_nothing_away():
-    told = []
+    reported = []
     found = membership_attacks(
-        images(300, 3), images(200, 1), images(150, 2), on_progress=told.append
+        images(300, 3), images(200, 1), images(150, 2), on_progress=reported.append
     )
     for measured in found.values():
         assert measured.interval[0] <= 0.5 <= measured.interval[1]
         assert measured.null[0] <= measured.auc <= measured.null[1]
-    assert told == [200, 350]
-    record = {name: measured.to_dict() for name, measured in found.items()}
+    assert reported == [200, 350]
+    record = {name: asdict(measured) for name, measured in found.items()}
     assert json.loads(json.dumps(record, allow_nan=False))["nearest"]["train_count"] == 200
 
 

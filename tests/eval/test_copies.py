@@ -1,6 +1,7 @@
 """Planted copies are found; images that know neither set are as near to both."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -74,12 +75,12 @@ def test_blank_images_are_no_evidence():
 def test_features_have_no_exact_copies_and_the_result_is_json():
     rng = np.random.default_rng(0)
     train, holdout = rng.normal(size=(30, 3)), rng.normal(size=(20, 3))
-    told = []
-    found = copies(train.copy(), train, holdout, on_progress=told.append)
+    reported = []
+    found = copies(train.copy(), train, holdout, on_progress=reported.append)
     assert found.exact_train is None
     assert found.closer_to_train > 0.7  # one part of two thirds of the copied set
-    assert told == [20, 30, 50]
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["size"] == 20
+    assert reported == [20, 30, 50]
+    assert json.loads(json.dumps(asdict(found), allow_nan=False))["size"] == 20
 
 
 def test_few_parts_are_kept():
