@@ -24,7 +24,8 @@ import yaml
 from pipeline.cluster import connection
 from pipeline.cluster.actor_group import tune_malloc
 from pipeline.home import Home
-from pipeline.models import build_denoiser, build_training
+from pipeline.methods import build_method
+from pipeline.models import build_denoiser
 from pipeline.plan.plan import plan
 from pipeline.runs.engine import execute, submit
 from pipeline.runs.ledger_access import LedgerAccess
@@ -34,6 +35,7 @@ from privacy.collective import SingleProcess
 from privacy.keystream import os_key
 from privacy.ledger import Head
 from synth.attempt import Attempt
+from synth.methods.diffusion import Diffusion
 from synth.records import Records
 from synth.training import Trainer
 
@@ -145,10 +147,13 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     reserved = Reservation(
         "bench", "bench", data.name, data.records, "image", 1, False, components, Head(0, "")
     )
-    training = build_training(spec, reserved)
+    method = build_method(spec)
+    assert isinstance(method, Diffusion)
+    training = method.training(reserved.plan)
+    settings = training.settings.model_copy(update={"checkpoint_every": training.steps})
     times: list[float] = []
     trainer = Trainer(
-        replace(training, checkpoint_every=training.steps),
+        replace(training, settings=settings),
         build_denoiser(spec),
         Records.from_uint8(loaded.images, loaded.labels, torch.device("cpu")),
         Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess()),

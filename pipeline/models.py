@@ -1,7 +1,7 @@
-"""Trained weights that give images: what sampling actors and the model kept in MLflow both do."""
+"""From a spec and trained weights to images: for sampling actors and the model kept in MLflow."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -9,28 +9,17 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.spec import Spec
-from privacy.budget import Reservation
-from privacy.dp_sgd import DPSGD
 from privacy.errors import IntegrityBroken, UmbraError
-from privacy.gradients import GradientEngine, choose
-from privacy.gradients.memory import balanced_microbatch, largest_batch, micro_batch
-from privacy.mechanisms import SubsampledGaussian
 from synth.data.shards import to_uint8
 from synth.inference import at_precision, chosen_batch
-from synth.preconditioning import Denoiser, build_preconditioning
+from synth.methods import METHODS, method_class
+from synth.methods.base import PublicFacts
+from synth.preconditioning import Denoiser
 from synth.samplers import sampler
 from synth.samplers.base import Denoise, Sampler
 from synth.samplers.guidance import guided
-from synth.settings import ModelSettings, Settings, SynthesizeSettings
+from synth.settings import ModelSettings, Settings, SynthesizeSettings, one_of
 from synth.storage import StoragePath
-from synth.training import PRIVATE, Training
-from synth.unet import UNet, UNetConfig
-from synth.warmup import Warmup
-
-_GIB = 2**30
-# Of a micro-batch, where the spec says nothing of memory: small beside torch itself on a CPU; a GPU
-# that has less takes fewer records at a time by itself.
-_MICRO_BATCH_GIB = {"cpu": 1.0, "cuda": 8.0}
 
 
 class ImageFacts(Settings):
@@ -45,143 +34,45 @@ class Recipe(Settings):
     """The part of a spec that sampling needs. It names no data source, so it may travel alone."""
 
     data: ImageFacts
+    method: Annotated[str, one_of(METHODS)] = "diffusion"
     model: ModelSettings
     synthesize: SynthesizeSettings
 
     @classmethod
     def of(cls, spec: Spec) -> Self:
-        """The recipe within a spec."""
+        """Return the recipe within a spec."""
         data = spec.data
         return cls(
             data=ImageFacts(size=data.size, channels=data.channels, classes=data.classes),
+            method=spec.method,
             model=spec.model,
             synthesize=spec.synthesize,
         )
 
 
 def build_denoiser(spec: Spec | Recipe) -> Denoiser:
-    """D(x; σ, y) with fresh weights, on the CPU.
-
-    Its state dict names the network's parameters `network.…`; the label `len(classes)` is null.
+    """Return D(x; σ, y) with fresh weights, on the CPU.
 
     Raises:
         InvalidRequest: the numbers do not make a network.
     """
-    data, model = spec.data, spec.model
-    config = UNetConfig(
-        size=data.size,
-        channels=data.channels,
-        base=model.base,
-        multipliers=model.multipliers,
-        blocks=model.blocks,
-        attention=model.attention,
-        classes=len(data.classes),
-    )
-    return Denoiser(UNet(config), build_preconditioning(model.config, **model.constants()))
+    data = spec.data
+    # How many records there are has no influence on the network; a recipe does not know.
+    facts = PublicFacts(0, data.size, data.channels, len(data.classes))
+    return method_class(spec.method).denoiser(facts, spec.model)
 
 
 def build_sampler(spec: Spec | Recipe) -> Sampler:
-    """The sampler with the spec's noise levels.
-
-    Raises:
-        InvalidRequest: the numbers do not make a schedule.
-    """
+    """Return the sampler with the spec's noise levels."""
     return sampler(spec.synthesize.sampler, **spec.synthesize.sampler_settings())
 
 
 def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:
-    """The handle a sampler takes: the denoiser under the spec's guidance w."""
+    """Return the function that a sampler takes: the denoiser under the spec's guidance w."""
     return guided(denoiser, spec.synthesize.guidance, null=len(spec.data.classes))
 
 
-def build_training(spec: Spec, reservation: Reservation) -> Training:
-    """Return the settings of `synth.training`: what was reserved, as the spec wants it trained.
-
-    The mechanism is the reservation's: another version of a library might calibrate another σ
-    from the same spec, and then a resumed run would be charged for one and take steps with another.
-    """
-    train, mechanism = spec.train, reservation.component(PRIVATE).mechanism
-    assert isinstance(mechanism, SubsampledGaussian)  # noqa: S101
-    return Training(
-        dpsgd=DPSGD(
-            reservation.records,
-            mechanism.sampling_probability,
-            mechanism.noise_multiplier,
-            spec.privacy.clip_norm,
-        ),
-        steps=mechanism.steps,
-        views=train.views,
-        learning_rate=train.learning_rate,
-        ema=train.ema,
-        label_dropout=spec.model.label_dropout,
-        classes=len(spec.data.classes),
-        charge_block=train.charge_block,
-        checkpoint_every=train.checkpoint_every,
-        micro_batch=micro_batch_of(spec),
-        precision=train.precision,
-        warmup=Warmup(**train.warmup.model_dump()) if train.warmup else None,
-    )
-
-
-def gradient_engine(spec: Spec, records: float) -> GradientEngine:
-    """The engine that training takes for this spec; it has no influence on what is computed.
-
-    Args:
-        spec: the spec.
-        records: expected over all steps and workers; how many workers "auto" is, is not known yet.
-    """
-    workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
-    return choose(
-        spec.data.size**2,
-        spec.train.views,
-        _device_type(spec),
-        spec.train.precision,
-        records / workers,
-    )
-
-
-def micro_batch_of(spec: Spec) -> int:
-    """The records in memory at a time: the spec's, or as many as fit.
-
-    A GPU takes a micro-batch of one size at a time, filled up with empty rows: so there it is never
-    larger than a worker's batch, and where the spec leaves it open, a whole number of them makes a
-    large batch.
-    """
-    own = spec.train.micro_batch
-    if _device_type(spec) == "cpu":
-        return own or _fitting(spec)
-    largest = _largest_batch(spec)
-    return min(own, largest) if own else balanced_microbatch(_fitting(spec), largest)
-
-
-def _largest_batch(spec: Spec) -> int:
-    """What hardly a batch of a worker exceeds; how many workers "auto" is, is not known yet."""
-    workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
-    return largest_batch(spec.train.batch / workers, -(-spec.data.records // workers))
-
-
-def _fitting(spec: Spec) -> int:
-    """The records that half of a worker's memory holds, and that make no more than enough work."""
-    device_type, memory = _device_type(spec), spec.resources.memory_gib_per_worker
-    gib = memory / 2 if memory else _MICRO_BATCH_GIB[device_type]
-    with torch.device("meta"):
-        denoiser, one = build_denoiser(spec), views_of(spec, 1)
-    return micro_batch(
-        denoiser, one, spec.train.views, spec.data.size**2, device_type, int(gib * _GIB)
-    )
-
-
-def views_of(spec: Spec, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, noise levels and labels of `views` copies, all zero, on the device in force."""
-    x = torch.zeros(views, spec.data.channels, spec.data.size, spec.data.size)
-    return x, torch.ones(views), torch.zeros(views, dtype=torch.long)
-
-
-def _device_type(spec: Spec) -> str:
-    return "cuda" if spec.resources.gpus_per_worker > 0 else "cpu"
-
-
-# Told the number of images whose work is done: whole ones, and parts of those at work.
+# Called with the number of images that are done: whole ones, and parts of those at work.
 OnImages = Callable[[float], None]
 
 
@@ -225,7 +116,10 @@ class ImageSampler:
         self._denoise = build_guided(recipe, ready)
 
     def draw(
-        self, labels: Tensor, generator: torch.Generator, on_images: OnImages | None = None
+        self,
+        labels: Tensor,
+        generator: torch.Generator,
+        on_images: OnImages | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield images uint8 [b, H, W, C] for the labels [N], batch after batch, in order.
 

@@ -1,8 +1,8 @@
-"""One attempt at a run: where its masks, noise and other draws come from."""
+"""One attempt at a run: where its masks, noise and other draws come from, and who charges it."""
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 
@@ -56,3 +56,19 @@ class Attempt:
         """Return a generator for what needs no privacy: weights and the warm-up's own draws."""
         key = derive(key_bytes(self.key), _PUBLIC_DOMAIN, self.number)
         return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+class Meter(Protocol):
+    """Charges one reservation on the ledger, directly or through an actor."""
+
+    def charge(self, component: str, steps: int) -> str:
+        """Charge steps durably before they run and return the ledger's head.
+
+        Raises:
+            BudgetRefused: the reservation has fewer steps left; nothing may run.
+        """
+        ...
+
+    def remaining(self, component: str) -> int:
+        """Return how many reserved steps were never charged."""
+        ...

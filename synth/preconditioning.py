@@ -92,6 +92,12 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * F_BCHW.to(x.dtype)
 
 
+def example_inputs(images: int, channels: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images, noise levels and labels for a denoiser, all alike, on the default device."""
+    x = torch.zeros(images, channels, size, size)
+    return x, torch.ones(images), torch.zeros(images, dtype=torch.long)
+
+
 @dataclass(frozen=True)
 class EDM(Preconditioning):
     """Unit-variance inputs and targets at every noise level; ln sigma ~ N(p_mean, p_std^2).

@@ -4,7 +4,6 @@ Algorithm 4 of Dockhorn et al. 2023. The loop never runs a step that is not char
 writes, returns or reports anything that was computed from records without noise.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,23 +16,19 @@ from privacy.errors import InvalidRequest, UmbraError
 from privacy.gradients import TwoPassEngine, choose
 from privacy.gradients.memory import WithinMemory
 from privacy.poisson import PoissonSampler
-from privacy.validation import positive_int, positive_number
-from synth.attempt import Attempt
+from privacy.validation import positive_int
+from synth.attempt import Attempt, Meter
 from synth.checkpoint import Checkpoint, keep_last, newest, save
-from synth.ema import EMA
-from synth.learning_rate import cosine
+from synth.ema import EMA, cosine, load_trained, trainable, trained_state
 from synth.loss import DenoisingLoss
-from synth.meter import Meter
+from synth.methods.base import OnProgress
+from synth.methods.diffusion import PRIVATE, WARMUP
 from synth.preconditioning import Denoiser
 from synth.records import NoisedViews, Records
-from synth.settings import Precision
+from synth.settings import TrainSettings
 from synth.storage import StoragePath
-from synth.warmup import Warmup, release_class_means, train_on_means
+from synth.warmup import release_class_means, train_on_means
 
-WARMUP = "warmup"
-PRIVATE = "dp-sgd"
-
-_COUNTS = ("steps", "views", "classes", "charge_block", "checkpoint_every", "micro_batch")
 _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 
 
@@ -44,41 +39,26 @@ class Training:
     Attributes:
         dpsgd: the mechanism of every step.
         steps: T, the reservation's; the charged steps of all attempts never exceed it.
-        views: K, noise multiplicity.
-        learning_rate: of Adam at the first step; falls to zero along a cosine.
-        ema: decay of the moving average that is sampled from.
-        label_dropout: probability that a record's label is dropped.
         classes: number of classes; also the index of "no label".
-        charge_block: steps that are charged at a time.
-        checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
+        label_dropout: probability that a record's label is dropped.
         micro_batch: records in memory at a time.
-        warmup: the query and training that come first, if any.
-        precision: what the network computes in; clipping, sums and noise stay float64.
+        settings: K, learning rate, warm-up and the rest of what the spec's section says. Its
+            length and batch are not used: those of the reservation hold.
 
     Raises:
-        InvalidRequest: a count is below 1, the learning rate is not positive and finite, or the
-            label dropout is not in [0, 1]: before anything is charged.
+        InvalidRequest: a count is below 1, before anything is charged.
     """
 
     dpsgd: DPSGD
     steps: int
-    views: int
-    learning_rate: float
-    ema: float
-    label_dropout: float
     classes: int
-    charge_block: int
-    checkpoint_every: int
+    label_dropout: float
     micro_batch: int
-    warmup: Warmup | None = None
-    precision: Precision = "float32"
+    settings: TrainSettings
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in ("steps", "classes", "micro_batch"):
             positive_int(name, getattr(self, name))
-        positive_number("the learning rate", self.learning_rate)
-        if not 0 <= self.label_dropout <= 1:
-            raise InvalidRequest(f"label_dropout must lie in [0, 1], found {self.label_dropout}")
 
 
 class Trainer:
@@ -93,7 +73,7 @@ class Trainer:
         meter: Meter,
         checkpoints: StoragePath,
         collective: Collective | None = None,
-        on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+        on_progress: OnProgress = lambda phase, done, total: None,
     ) -> None:
         """Prepare, without touching a record.
 
@@ -123,25 +103,28 @@ class Trainer:
         self._folder = checkpoints
         self._collective = collective or SingleProcess()
         self._on_progress = on_progress
-        self._noise = attempt.noise()
-        self._private_gradient = self._make_private_gradient()
-        self._ema = EMA(denoiser, training.ema)
-        self._optimizer = torch.optim.Adam(denoiser.parameters(), lr=training.learning_rate)
+        settings = training.settings
+        self._trainable = trainable(denoiser)
+        self._ema = EMA(denoiser, settings.ema)
+        self._optimizer = torch.optim.Adam(self._trainable.values(), lr=settings.learning_rate)
+        self._loss = DenoisingLoss(denoiser.preconditioning, settings.precision)
         self._views = NoisedViews(
             denoiser.preconditioning,
-            training.views,
+            settings.views,
             training.label_dropout,
             training.classes,
             attempt.key,
             attempt.number,
         )
+        self._noise = attempt.noise()
+        self._private_gradient = self._make_private_gradient()
+        # Every worker has all records and takes every size-th; which, changes nothing in the sums.
         self._owned = np.arange(self._collective.rank, len(records), self._collective.size)
-        self._loss = DenoisingLoss(denoiser.preconditioning, training.precision)
         self._step = self._saved = 0
         self._head = ""
 
     def run(self) -> dict[str, Tensor]:
-        """Train to the end of the reservation and return the moving average's weights.
+        """Train to the end of the reservation and return the weights, trained ones averaged.
 
         Goes on from the newest sound checkpoint in the folder, with this attempt's masks and
         noise and whatever was never charged.
@@ -150,18 +133,24 @@ class Trainer:
             BudgetRefused: the ledger refuses a charge.
             LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
             InvalidRequest: this attempt has run before; masks must be fresh.
-            UmbraError: the workers do not see the same checkpoints.
+            UmbraError: the workers do not see the same checkpoints, or crashes forfeited every
+                reserved step.
         """
         if not self._restore():
             self._warm_up()
         while (block := self._charge_block()) > 0:
             for _ in range(block):
                 self._take_step()
-            if self._step - self._saved >= self._training.checkpoint_every:
+            if self._step - self._saved >= self._training.settings.checkpoint_every:
                 self._save()
         if self._step > self._saved:
             self._save()
-        return self._ema.state_dict()
+        if self._step == 0:
+            raise UmbraError(
+                "every reserved step was charged, and none survived the crashes: there is no "
+                "trained model to release. Submit a new run."
+            )
+        return {**self._denoiser.state_dict(), **self._ema.state_dict()}
 
     def _restore(self) -> bool:
         found = newest(self._folder).checkpoint
@@ -178,7 +167,7 @@ class Trainer:
                 f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
                 f"{found.attempt}: its masks may be drawn already; begin a new attempt"
             )
-        self._denoiser.load_state_dict(dict(found.model))
+        load_trained(self._denoiser, found.model)
         self._ema.load_state_dict(dict(found.ema))
         self._optimizer.load_state_dict(dict(found.optimizer))
         self._step = self._saved = found.step
@@ -186,7 +175,7 @@ class Trainer:
 
     def _warm_up(self) -> None:
         training, records = self._training, self._records
-        warmup = training.warmup
+        warmup = training.settings.warmup
         if warmup is None:
             return
         first = self._collective.rank == 0
@@ -207,7 +196,7 @@ class Trainer:
             self._attempt.generator(),
             lambda done: self._on_progress(WARMUP, done, total),
         )
-        self._ema = EMA(self._denoiser, training.ema)
+        self._ema = EMA(self._denoiser, training.settings.ema)
         self._save()
 
     def _make_private_gradient(self) -> PrivateGradient:
@@ -215,9 +204,9 @@ class Trainer:
         q = training.dpsgd.sampling_probability
         engine = choose(
             images.shape[-1] * images.shape[-2],
-            training.views,
+            training.settings.views,
             images.device.type,
-            training.precision,
+            training.settings.precision,
             training.steps * training.dpsgd.expected_batch / self._collective.size,
         )
         return PrivateGradient(
@@ -233,22 +222,23 @@ class Trainer:
         """Charge the next block and return its length; 0 when the reservation is used up."""
         block = 0
         if self._collective.rank == 0:
-            block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+            block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
             if block > 0:
                 self._head = self._meter.charge(PRIVATE, block)
         # The others hear of the block when it is paid for and not before.
         return self._collective.broadcast_from_rank0(block)
 
     def _take_step(self) -> None:
-        training, denoiser = self._training, self._denoiser
-        gather = self._views.for_step(self._step, self._records, self._owned)
-        gradient = self._private_gradient(self._step, denoiser, self._loss, self._owned, gather)
-        for name, parameter in denoiser.named_parameters():
+        """Take one charged step of DP-SGD."""
+        training, step = self._training, self._step
+        gather = self._views.for_step(step, self._records, self._owned)
+        gradient = self._private_gradient(step, self._denoiser, self._loss, self._owned, gather)
+        for name, parameter in self._trainable.items():
             parameter.grad = gradient[name]
         for group in self._optimizer.param_groups:
-            group["lr"] = cosine(training.learning_rate, self._step, training.steps)
+            group["lr"] = cosine(training.settings.learning_rate, step, training.steps)
         self._optimizer.step()
-        self._ema.update(denoiser)
+        self._ema.update(self._denoiser)
         self._step += 1
         self._on_progress(PRIVATE, self._step, training.steps)
 
@@ -261,7 +251,7 @@ class Trainer:
             step=self._step,
             attempt=self._attempt.number,
             phase=PRIVATE if self._step else WARMUP,
-            model=self._denoiser.state_dict(),
+            model=trained_state(self._denoiser),
             ema=self._ema.state_dict(),
             optimizer=self._optimizer.state_dict(),
             ledger_head=self._head,

@@ -7,46 +7,24 @@ what a class looks like, so that its budget goes into the differences within a c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from privacy.class_sums import class_means, noisy_class_sums
-from privacy.mechanisms import Gaussian
 from privacy.noise import SecureGaussian
+from synth.ema import trainable
 from synth.loss import DenoisingLoss, draw_views, drop_labels
 from synth.preconditioning import Denoiser
 from synth.records import Records
-
-
-@dataclass(frozen=True)
-class Warmup:
-    """The query and the training on its answer.
-
-    Attributes:
-        noise_multiplier: sigma of the one Gaussian mechanism.
-        clip_norm: C of an image scaled to [0, 1].
-        steps: gradient steps on the class means, free.
-        batch: images a step.
-        learning_rate: of Adam at the first step; falls linearly to zero.
-    """
-
-    noise_multiplier: float
-    clip_norm: float
-    steps: int
-    batch: int
-    learning_rate: float
-
-    def mechanism(self) -> Gaussian:
-        """Return what the query is charged as."""
-        return Gaussian(self.noise_multiplier, steps=1)
+from synth.settings import WarmupSettings
 
 
 def release_class_means(
-    records: Records, classes: int, warmup: Warmup, noise: SecureGaussian
+    records: Records, classes: int, warmup: WarmupSettings, noise: SecureGaussian
 ) -> Tensor:
-    """Query the noisy class means; `warmup.mechanism()` must have been charged before.
+    """Query the noisy class means; it must have been charged before,
+    as one Gaussian mechanism of `warmup.noise_multiplier`.
 
     N, which makes the divisor N / classes, is public under the zero-out relation.
 
@@ -68,14 +46,14 @@ def release_class_means(
 def train_on_means(
     denoiser: Denoiser,
     means: Tensor,
-    warmup: Warmup,
+    warmup: WarmupSettings,
     label_dropout: float,
     generator: torch.Generator,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records."""
     loss = DenoisingLoss(denoiser.preconditioning)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=warmup.learning_rate)
+    optimizer = torch.optim.Adam(trainable(denoiser).values(), lr=warmup.learning_rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
     classes = len(means)
     for step in range(warmup.steps):

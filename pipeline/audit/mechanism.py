@@ -1,18 +1,21 @@
 """`umbra audit mechanism`: the private step that ships, with the settings of a spec or a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.audit.ledger import find_run
 from pipeline.audit.run import TrainingRecipe
 from pipeline.home import Home
-from pipeline.models import gradient_engine
+from pipeline.methods import build_method
 from pipeline.plan.plan import plan
 from pipeline.progress import Progress
 from pipeline.spec import Spec, load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
+from privacy.ledger.records import Component
+from synth.methods.diffusion import Diffusion
 
 _DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
 _DEFAULT_VIEWS = 4
@@ -41,29 +44,27 @@ def audit_step(
     elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
         spec = load_spec(Path(subject))
         planned = plan(spec, trial=False)
-        dpsgd = DPSGD(
-            planned.records,
-            planned.sampling_probability,
-            planned.noise_multiplier,
-            planned.clip_norm,
-        )
-        settings |= {"views": planned.views, "delta": planned.delta, "path": _path(spec)}
+        dpsgd, shown = _step(spec, planned.components)
+        settings |= shown | {"delta": planned.delta}
     else:
         run = find_run(home, subject)
         if run is None:
             raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
         recipe = TrainingRecipe.of(home, run)
-        dpsgd = recipe.training.dpsgd
-        views = recipe.training.views
-        settings |= {"views": views, "delta": recipe.delta, "path": _path(recipe.spec)}
+        dpsgd, shown = _step(recipe.spec, recipe.reservation.plan)
+        settings |= shown | {"delta": recipe.delta}
     with progress.stage("run the step on toy data"):
         return audit_mechanism(dpsgd, **settings)
 
 
-def _path(spec: Spec) -> StepPath:
-    """The step with the gradient engine that training takes for this spec.
-
-    Not compiled: a training's compiled gradients are checked against these before they are used,
-    and toys by the hundred would be compiled for minutes each.
-    """
-    return StepPath(engine=gradient_engine(spec, records=0))
+def _step(spec: Spec, components: Sequence[Component]) -> tuple[DPSGD, dict[str, Any]]:
+    """Return the step that is charged, its views, and its path with training's gradient engine."""
+    method = build_method(spec)
+    if not isinstance(method, Diffusion):
+        raise InvalidRequest(
+            f"the mechanism audit runs a step of DP-SGD, but the method is {method.name}; "
+            "audit a run or a spec of method diffusion"
+        )
+    training = method.training(components)
+    path = StepPath(engine=method.engine())
+    return training.dpsgd, {"views": training.settings.views, "path": path}

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from pipeline.home import Home
-from pipeline.models import build_denoiser, build_training
+from pipeline.methods import build_method
+from pipeline.models import build_denoiser
 from pipeline.progress import Progress, Stage
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
@@ -38,9 +39,9 @@ from privacy.mechanisms import Mechanism
 from synth.attempt import Attempt
 from synth.data.shards import read_shards
 from synth.loss import DenoisingLoss, draw_views
+from synth.methods.base import Method
 from synth.preconditioning import Denoiser
 from synth.records import Records
-from synth.training import Trainer, Training
 
 _SEED = 20230515  # public: what is secret is which canaries are in
 _DRAWS = 64
@@ -125,13 +126,13 @@ class TrainingRecipe:
     Attributes:
         spec: the run's spec.
         reservation: what was admitted for it.
-        training: the settings of its training, with the mechanism that is charged.
+        method: how it was fitted, with the run's settings.
         delta: δ of its data set's budget.
     """
 
     spec: Spec
     reservation: Reservation
-    training: Training
+    method: Method
     delta: float
 
     @classmethod
@@ -156,7 +157,7 @@ class TrainingRecipe:
                 "not the ledger it was made under."
             ) from error
         delta = budget.odometer(reservation.dataset).delta
-        return cls(spec, reservation, build_training(spec, reservation), delta)
+        return cls(spec, reservation, build_method(spec), delta)
 
 
 BETA = 0.05
@@ -239,7 +240,7 @@ def audit_training(
             f"it, or go on with `umbra resume {run.run_id}`."
         )
     recipe = TrainingRecipe.of(home, run)
-    m, r = _sizes(recipe.training.dpsgd.records, canaries, guesses)
+    m, r = _sizes(recipe.reservation.records, canaries, guesses)
     included = _coins(m)
     meter = _Meter(recipe.reservation)
     scores = _scores(recipe, run, included, meter, progress)
@@ -313,41 +314,38 @@ def _scores(
     progress: Progress,
 ) -> np.ndarray:
     """By how much the training lowered the loss of every canary, float64 [m]."""
-    data, training, m = recipe.spec.data, recipe.training, len(included)
+    data, m = recipe.spec.data, len(included)
     device = _device(recipe.spec)
     canaries = make_canaries(m, data.channels, data.size, len(data.classes))
-    records = _on(device, planted(_released(run), canaries, included, training.dpsgd.records))
+    records = _on(device, planted(_released(run), canaries, included, recipe.reservation.records))
     canaries = _on(device, canaries)
     denoiser = build_denoiser(recipe.spec).to(device)
     with progress.stage("score canaries", m) as stage:
         before = losses(denoiser, canaries, stage.advance)
-    total = training.steps + (training.warmup.steps if training.warmup else 0)
+    total = recipe.method.total_steps(recipe.reservation.plan)
     with progress.stage("train with canaries", total) as stage, TemporaryDirectory() as folder:
-        weights = _train(training, denoiser, records, meter, Path(folder), stage)
+        weights = _train(recipe, records, meter, Path(folder), stage)
     denoiser.load_state_dict(weights)
     with progress.stage("score canaries again", m) as stage:
         return before - losses(denoiser, canaries, stage.advance)
 
 
 def _train(
-    training: Training,
-    denoiser: Denoiser,
+    recipe: TrainingRecipe,
     records: Records,
     meter: _Meter,
     checkpoints: Path,
     stage: Stage,
-) -> dict[str, torch.Tensor]:
+) -> Mapping[str, torch.Tensor]:
     attempt = Attempt.start(1, os_key(), None, SingleProcess())
-    trainer = Trainer(
-        training,
-        denoiser,
+    return recipe.method.fit(
         records,
+        recipe.reservation.plan,
         attempt,
         meter,
         checkpoints,
         on_progress=lambda phase, done, total: stage.advance(),
     )
-    return trainer.run()
 
 
 def _released(run: RunDirectory) -> Records:

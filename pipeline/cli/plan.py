@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from privacy.budget import Quote
 
 _GIGA = 1e9
+_LABELS = {
+    "noise_multiplier": "noise multiplier σ",
+    "sampling_probability": "sampling probability q",
+    "steps": "steps T",
+    "expected_batch": "expected batch",
+    "views": "views a record K",
+    "clip_norm": "clip norm C",
+}
 
 
 @click.command()
@@ -41,12 +49,8 @@ def plan(spec: Path, as_json: bool) -> None:
                 f"Plan of {made.name}",
                 {
                     "data set": f"{made.dataset}, N = {made.records}",
-                    "noise multiplier σ": f"{made.noise_multiplier:.6g} ({made.calibration})",
-                    "sampling probability q": f"{made.sampling_probability:.6g}",
-                    "steps T": made.steps,
-                    "expected batch": f"{made.expected_batch:g}",
-                    "views a record K": made.views,
-                    "clip norm C": f"{made.clip_norm:g}",
+                    "calibrated by": made.calibration.upper(),
+                    **{_LABELS.get(n, n): f"{value:.6g}" for n, value in made.numbers.items()},
                     "parameters": f"{cost.parameters:,}",
                     "views in all": f"{cost.views:,.0f}",
                     "training (estimate)": _work(cost.training_flops, cost.training_seconds),

@@ -19,16 +19,14 @@ from pipeline.cluster.actor_group import ActorGroup, open_rendezvous, tune_mallo
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, sanitize_errors
 from pipeline.cluster.connection import per_worker
-from pipeline.models import build_denoiser
+from pipeline.methods import build_method
 from pipeline.runs.dataset_identity import DatasetIdentity
 from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess
-from privacy.errors import UmbraError
+from privacy.ledger.records import Component
 from synth.attempt import Attempt
-from synth.checkpoint import newest
 from synth.records import Records
 from synth.storage import StoragePath, write_bytes
-from synth.training import Trainer, Training
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class TrainingJob:
 
     Attributes:
         spec: the run's spec.
-        training: the public settings of the plan.
+        components: what was reserved and is charged step by step.
         reservation_id: what steps are charged to.
         content: the records that were reserved for; its key, the run's secret, keys the masks too.
         checkpoints: folder for checkpoints (internal).
@@ -46,7 +44,7 @@ class TrainingJob:
     """
 
     spec: Spec
-    training: Training
+    components: tuple[Component, ...]
     reservation_id: str
     content: DatasetIdentity
     checkpoints: StoragePath
@@ -72,7 +70,7 @@ def train(job: TrainingJob, manager: Any, on_steps: Callable[[int], object]) -> 
         per_worker(resources),
         size=None if resources.workers == "auto" else resources.workers,
         # With more workers than there are records in a batch some would be idle.
-        at_most=max(1, int(job.training.dpsgd.expected_batch)),
+        at_most=build_method(job.spec).max_workers(job.components),
     )
     try:
         group.run(on_steps)
@@ -126,18 +124,16 @@ class TrainingWorker:
             device = torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
             number = begin_attempt(self._manager, job.reservation_id) if rank == 0 else 0
             attempt = Attempt.start(number, job.content.key, job.spec.privacy.seed, collective)
-            weights = Trainer(
-                job.training,
-                build_denoiser(job.spec).to(device),
+            weights = build_method(job.spec).fit(
                 load_records(job, device),
+                job.components,
                 attempt,
                 ActorMeter(self._manager, job.reservation_id, attempt.number),
                 job.checkpoints,
                 collective,
                 self._count_steps,
-            ).run()
-            if rank == 0:  # alone writes checkpoints; the others may be here before it has
-                _require_steps(job.checkpoints)
+            )
+            if rank == 0:
                 write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
 
     def _count_steps(self, phase: str, done: int, total: int) -> None:
@@ -174,12 +170,3 @@ def load_records(job: TrainingJob, device: torch.device) -> Records:
     data = job.spec.data
     loaded = job.content.verify(data.source.load(data.size, data.channels, data.classes))
     return Records.from_uint8(loaded.images, loaded.labels, device)
-
-
-def _require_steps(checkpoints: StoragePath) -> None:
-    found = newest(checkpoints).checkpoint
-    if found is None or found.step == 0:
-        raise UmbraError(
-            "every reserved step was charged, and none survived the crashes: there is no trained "
-            "model to release. Submit a new run."
-        )

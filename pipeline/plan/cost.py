@@ -1,33 +1,23 @@
 """What training and sampling would take: operations, memory and, by a short trial, time.
 
-Everything but the parameter count is an estimate. Nothing here opens data: the trial runs
-the network of the spec, untrained, on random numbers.
+Everything but the parameter count is an estimate. Nothing here opens data: the trial runs the
+network of the spec, untrained, on zeros.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from pipeline.models import (
-    build_denoiser,
-    build_sampler,
-    gradient_engine,
-    micro_batch_of,
-    views_of,
-)
 from pipeline.spec import Spec
-from privacy.gradients import RecordEngine
-from privacy.gradients.memory import activation_bytes
+from synth.methods.base import Workload
 
 # Weights 4, EMA 4, Adam 8, and sum of clipped gradients and noise in float64, 8 each.
 _BYTES_PER_PARAMETER = 32
 # A backward pass multiplies every activation twice: once for inputs, once for weights.
 _BACKWARD_FACTOR = 3
-_TRIAL_SECONDS = 0.25
+_TRIAL_SECONDS = 0.1
 _TRIAL_VIEWS = 1024
 
 
@@ -46,7 +36,7 @@ class Cost:
         gradient_engine: how clipped gradients are computed; has no influence on them.
         micro_batch: records at a time; has no influence either.
         device: what the trial ran on; None where there was no trial.
-        views_per_second: measured in a trial of a second or so, or None.
+        views_per_second: measured in a trial of a moment, or None.
         training_seconds: estimated from the trial for the spec's workers ("auto" counts as one,
             for how many there will be is not known), or None.
         sampling_seconds: estimated from the trial for one actor, or None.
@@ -66,79 +56,98 @@ class Cost:
     sampling_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes, for JSON."""
+        """Return the attributes, for JSON."""
         return asdict(self)
 
 
-def estimate(spec: Spec, views: float, *, trial: bool = True) -> Cost:
-    """The cost of running `spec`, whose training sees `views` noised copies.
+def estimate(spec: Spec, work: Workload, *, trial: bool = True) -> Cost:
+    """Return the cost of running `spec`, whose method has that much work.
 
     Args:
         spec: the spec.
-        views: expected noised copies over the whole training.
+        work: the method's own estimate.
         trial: whether to time the network for a moment on this machine.
 
     Raises:
         InvalidRequest: the spec's network cannot be built.
     """
-    with torch.device("meta"):
-        denoiser = build_denoiser(spec)
-        inputs = views_of(spec, 1)
-    forward = _forward_flops(denoiser, inputs)
+    # Torch takes seconds to import on a slow machine, and only this needs it.
+    from pipeline.models import build_denoiser, build_sampler
+    from privacy.gradients.memory import activation_bytes
+    from synth.preconditioning import example_inputs
+
+    denoiser = build_denoiser(spec)
+    inputs = example_inputs(1, spec.data.channels, spec.data.size)
+    with _counted_flops(denoiser) as flops:
+        activations = activation_bytes(denoiser, inputs)
+    forward = sum(flops)
+    guided = 2 if spec.synthesize.guidance > 0 else 1
+    evaluations = spec.synthesize.total * build_sampler(spec).nfe * guided
     parameters = sum(weight.numel() for weight in denoiser.parameters())
-    engine = gradient_engine(spec, views / spec.train.views)
-    micro_batch = micro_batch_of(spec)
-    records_at_once = 1 if isinstance(engine, RecordEngine) else micro_batch
-    activations = activation_bytes(denoiser, inputs) * spec.train.views * records_at_once
-    evaluations = spec.synthesize.total * evaluations_per_image(spec)
     cost = Cost(
         parameters=parameters,
-        views=views,
+        views=work.views,
         flops_per_view=forward * _BACKWARD_FACTOR,
-        training_flops=views * forward * _BACKWARD_FACTOR,
+        training_flops=work.views * forward * _BACKWARD_FACTOR,
         sampling_flops=float(evaluations * forward),
-        worker_bytes=parameters * _BYTES_PER_PARAMETER + activations,
-        gradient_engine=engine.name,
-        micro_batch=micro_batch,
+        worker_bytes=parameters * _BYTES_PER_PARAMETER + activations * work.views_at_once,
+        gradient_engine=work.engine,
+        micro_batch=work.micro_batch,
     )
-    return _with_times(cost, spec, evaluations) if trial else cost
-
-
-def evaluations_per_image(spec: Spec) -> int:
-    """Network evaluations for one image; guidance doubles them."""
-    once = build_sampler(spec).nfe
-    return once * (2 if spec.synthesize.guidance > 0 else 1)
-
-
-def _with_times(cost: Cost, spec: Spec, evaluations: int) -> Cost:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rate = _views_per_second(spec, device)
+    if not trial:
+        return cost
+    device, rate = _views_per_second(spec, denoiser)
     workers = 1 if spec.resources.workers == "auto" else spec.resources.workers
-    return Cost(
-        **{
-            **asdict(cost),
-            "device": device,
-            "views_per_second": rate,
-            "training_seconds": cost.views / rate / workers,
-            # An evaluation without a backward pass is a third of a view.
-            "sampling_seconds": evaluations / (rate * _BACKWARD_FACTOR),
-        }
+    return replace(
+        cost,
+        device=device,
+        views_per_second=rate,
+        training_seconds=cost.views / rate / workers,
+        # An evaluation without a backward pass is a third of a view.
+        sampling_seconds=evaluations / (rate * _BACKWARD_FACTOR),
     )
 
 
-def _forward_flops(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        network(*inputs)
-    return counter.get_total_flops()
+@contextmanager
+def _counted_flops(network: Any) -> Iterator[list[int]]:
+    """Yield the list to which every product and convolution of a forward pass adds its FLOPs."""
+    # torch.utils.flop_counter counts the same, but takes over a second to begin.
+    from torch import nn
+
+    from synth.unet import Attention
+
+    flops: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, Attention):  # q·k and the weighted sum of v
+            tokens = output[0, 0].numel()
+            flops.append(4 * output.shape[0] * output.shape[1] * tokens**2)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            flops.append(2 * output.numel() * module.weight[0].numel())
+
+    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    try:
+        yield flops
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _views_per_second(spec: Spec, device: str) -> float:
-    """Forward and backward passes a second, in the smallest batch that takes long enough."""
-    denoiser = build_denoiser(spec).to(device)
+def _views_per_second(spec: Spec, denoiser: Any) -> tuple[str, float]:
+    """Return the device and its forward and backward passes a second.
+
+    They are measured in the smallest batch that takes long enough.
+    """
+    import torch
+
+    from synth.preconditioning import example_inputs
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    denoiser = denoiser.to(device)
 
     def seconds(views: int) -> float:
         with torch.device(device):
-            inputs = views_of(spec, views)
+            inputs = example_inputs(views, spec.data.channels, spec.data.size)
         start = time.perf_counter()
         denoiser(*inputs).square().mean().backward()
         if device == "cuda":
@@ -149,4 +158,4 @@ def _views_per_second(spec: Spec, device: str) -> float:
     seconds(views)  # the first pass builds kernels and takes memory
     while (taken := seconds(views)) < _TRIAL_SECONDS and views < _TRIAL_VIEWS:
         views *= 2
-    return views / taken
+    return device, views / taken

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.methods import build_method
 from pipeline.metrics import flat, paid_metrics, released
 from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.ancestry import record_head
@@ -67,8 +68,7 @@ def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
         ),
         source=spec.data.name,
         method=(
-            f"DPDM: a {spec.model.config.upper()} diffusion model trained by DP-SGD with noise "
-            f"multiplicity K = {spec.train.views}, sampled by {synthesize.sampler} in "
+            f"{build_method(spec).describe()}, sampled by {synthesize.sampler} in "
             f"{synthesize.steps} steps with guidance {synthesize.guidance:g}"
         ),
         version=version("umbra-synth"),

@@ -11,12 +11,14 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.spec.sections import Data, Evaluate, Privacy, Resources
+from synth.methods import METHODS
 from synth.settings import (
     FieldError,
     ModelSettings,
     Settings,
     SynthesizeSettings,
     TrainSettings,
+    one_of,
     raise_if_any,
 )
 
@@ -29,8 +31,9 @@ class Spec(Settings):
     name: RunName
     data: Data
     privacy: Privacy
+    method: Annotated[str, one_of(METHODS)] = "diffusion"
     model: ModelSettings = Field(default_factory=ModelSettings)
-    train: TrainSettings
+    train: TrainSettings | None = None
     synthesize: SynthesizeSettings
     evaluate: Evaluate | None = None
     resources: Resources = Field(default_factory=Resources)
@@ -39,6 +42,7 @@ class Spec(Settings):
     def _sections_agree(self) -> Self:
         raise_if_any(
             chain(
+                _method_errors(self),
                 _privacy_errors(self),
                 _network_errors(self),
                 _synthesis_errors(self),
@@ -65,13 +69,18 @@ class Spec(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _method_errors(spec: Spec) -> Iterator[FieldError]:
+    if spec.method == "diffusion" and spec.train is None:
+        yield FieldError(("train",), "a section, for the method is diffusion", "nothing")
+
+
 def _privacy_errors(spec: Spec) -> Iterator[FieldError]:
     N, delta = spec.data.records, spec.privacy.delta
     if delta >= 1 / N:
         # At δ = 1/N publishing one whole record at random would count as private.
         expected = f"a number below 1/records = 1/{N} = {1 / N:.3g}"
         yield FieldError(("privacy", "delta"), expected, f"{delta:g}")
-    if spec.train.batch > N:
+    if spec.train is not None and spec.train.batch > N:
         expected = f"at most the number of records ({N})"
         yield FieldError(("train", "batch"), expected, str(spec.train.batch))
     if spec.privacy.records_per_unit > N:

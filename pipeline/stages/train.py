@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.cluster.calls import get_result
 from pipeline.cluster.training import TrainingJob, train
-from pipeline.models import build_training
+from pipeline.methods import build_method
 from pipeline.privacy_statement import charged_mechanisms
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
@@ -32,17 +32,17 @@ class Train:
         if note := _skipped(run.checkpoints):
             run.update(message=note)
         reservation = context.budget.reservation(context.reservation_id)
-        training = build_training(spec, reservation)
+        method = build_method(spec)
         job = TrainingJob(
             spec=spec,
-            training=training,
+            components=reservation.plan,
             reservation_id=context.reservation_id,
             content=DatasetIdentity.of(run, spec.data.name, TRAIN),
             checkpoints=run.checkpoints,
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
         )
-        total = training.steps + (training.warmup.steps if training.warmup else 0)
+        total = method.total_steps(reservation.plan)
         # The weights are written at the very end. With them there the training is over, though the
         # run may have died before it noted that; its reservation may be settled by now.
         if not job.weights.exists():

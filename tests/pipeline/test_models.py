@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.methods import build_method
 from pipeline.models import (
     Recipe,
     build_denoiser,
     build_guided,
     build_sampler,
-    build_training,
-    micro_batch_of,
 )
 from pipeline.spec import Spec
 from synth.preconditioning import EDM, VE, VP, V
@@ -106,9 +105,9 @@ def test_what_is_trained_is_what_was_reserved(house, blots_spec):
     run = house.reserve(blots_spec())
     reservation = house.budget.reservation(run.state().reservation_id)
     mechanism = reservation.component("dp-sgd").mechanism
-    training = build_training(run.spec(), reservation)
+    training = build_method(run.spec()).training(reservation.plan)
     assert training.dpsgd.mechanism(training.steps) == mechanism
-    assert (training.dpsgd.records, training.steps, training.views) == (40, 4, 2)
+    assert (training.dpsgd.records, training.steps, training.settings.views) == (40, 4, 2)
 
 
 GPU = {"gpus_per_worker": 1}
@@ -133,14 +132,14 @@ GPU = {"gpus_per_worker": 1}
     ],
 )
 def test_a_gpus_micro_batch_is_made_for_public_sizes(train, resources, expected) -> None:
-    assert micro_batch_of(_spec(train=train, resources=resources)) == expected
+    assert build_method(_spec(train=train, resources=resources)).micro_batch() == expected
 
 
 def test_a_gpu_with_little_memory_takes_equal_parts_of_a_large_batch() -> None:
     sizes = {}
     for gib in (0.02, 0.05, 0.1):
         memory = {"memory_gib_per_worker": gib}
-        fitting = micro_batch_of(_spec(train={"batch": 1437}, resources=GPU | memory))
+        fitting = build_method(_spec(train={"batch": 1437}, resources=GPU | memory)).micro_batch()
         assert fitting < 1437
         parts = -(-1437 // fitting)
         assert parts * fitting - 1437 < parts
@@ -149,5 +148,5 @@ def test_a_gpu_with_little_memory_takes_equal_parts_of_a_large_batch() -> None:
 
 
 def test_a_cpus_micro_batch_does_not_depend_on_the_batch() -> None:
-    sizes = {micro_batch_of(_spec(train={"batch": batch})) for batch in (1, 64, 1437)}
+    sizes = {build_method(_spec(train={"batch": batch})).micro_batch() for batch in (1, 64, 1437)}
     assert sizes == {2**17 // (2 * 8 * 8)}

@@ -33,8 +33,8 @@ from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
+from synth.settings import TrainSettings, WarmupSettings
 from synth.training import PRIVATE, WARMUP, Trainer, Training
-from synth.warmup import Warmup
 
 KEY, SEED = bytes(range(32)), bytes(range(32, 64))
 STEPS, RUNS = 12, 60  # of one run; runs that the budget has room for
@@ -45,7 +45,7 @@ PHASES = (
 )  # fmt: skip
 
 DPSGD_STEP = DPSGD(records=20, sampling_probability=0.2, noise_multiplier=6.0, clip_norm=1.0)
-QUERY = Warmup(noise_multiplier=12.0, clip_norm=1.0, steps=3, batch=4, learning_rate=0.01)
+QUERY = WarmupSettings(noise_multiplier=12.0, clip_norm=1.0, steps=3, batch=4, learning_rate=0.01)
 QUERY_DRAWS = 2 * 4 * 4  # normals of the warm-up's one draw, of all classes and pixels
 STEP_DRAWS = (9, 1)  # normals that a step draws: weights and bias
 IMAGES = np.arange(20 * 4 * 4, dtype=np.uint8).reshape(20, 4, 4, 1)
@@ -197,8 +197,15 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
     journal.write("begun", number)
     journal.phase("restore")
     training = Training(
-        dpsgd=DPSGD_STEP, steps=STEPS, views=2, learning_rate=0.01, ema=0.9, label_dropout=0.1,
-        classes=2, charge_block=2, checkpoint_every=3, micro_batch=8, warmup=QUERY,
+        dpsgd=DPSGD_STEP,
+        steps=STEPS,
+        classes=2,
+        label_dropout=0.1,
+        micro_batch=8,
+        settings=TrainSettings(
+            batch=8, steps=STEPS, views=2, learning_rate=0.01, ema=0.9, charge_block=2,
+            checkpoint_every=3, warmup=QUERY,
+        ),
     )  # fmt: skip
     records = Records.from_uint8(IMAGES, LABELS, torch.device("cpu"))
     run_key = hashlib.sha256(life.run.encode()).digest()

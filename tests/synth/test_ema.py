@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.ema import EMA
+from synth.ema import EMA, cosine
 
 
 @pytest.fixture
@@ -61,20 +62,6 @@ def test_average_of_half_precision_is_kept_in_float32(model):
     moved(model, 0.5)
     ema.update(model)
     assert ema.state_dict()["0.weight"].dtype == torch.float32
-    ema.copy_to(model)
-    assert model[0].weight.dtype == torch.bfloat16
-
-
-def test_apply_to_gives_back_even_after_an_error(model):
-    ema = EMA(model)
-    moved(model, 1.0)
-    own = model[0].weight.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"), ema.apply_to(model) as averaged:
-        assert averaged is model
-        assert torch.equal(model[0].weight, ema.state_dict()["0.weight"])
-        assert not torch.equal(model[0].weight, own)
-        raise RuntimeError("inside")
-    assert torch.equal(model[0].weight, own)
 
 
 def test_state_survives(model):
@@ -87,11 +74,6 @@ def test_state_survives(model):
     for average in (ema, other):
         average.update(model)
     assert all(torch.equal(other.state_dict()[n], t) for n, t in ema.state_dict().items())
-
-
-def test_copy_to_leaves_gradients_on(model):
-    EMA(model).copy_to(model)
-    assert all(p.requires_grad and p.grad_fn is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("harm", ["missing", "unknown", "shape"])
@@ -113,3 +95,23 @@ def test_state_of_another_network_is_refused_whole(model, harm):
 def test_bad_decay_is_refused(model, bad):
     with pytest.raises(InvalidRequest, match="decay"):
         EMA(model, bad)
+
+
+def test_half_a_cosine_from_the_peak_to_zero():
+    assert cosine(3e-4, 0, 100) == 3e-4
+    assert cosine(3e-4, 25, 100) == pytest.approx(3e-4 * (1 + math.sqrt(0.5)) / 2)
+    assert cosine(3e-4, 50, 100) == pytest.approx(1.5e-4)
+    assert cosine(3e-4, 100, 100) == pytest.approx(0, abs=1e-19)
+
+
+def test_falls_all_the_way_and_never_rises_again():
+    rates = [cosine(1.0, step, 40) for step in range(60)]
+    assert all(after < before for before, after in itertools.pairwise(rates[:41]))
+    assert rates[40:] == [rates[40]] * 20
+
+
+def test_a_frozen_parameter_is_not_averaged(model):
+    model[0].requires_grad_(False)
+    ema = EMA(model, 0.5)
+    ema.update(model)
+    assert list(ema.state_dict()) == ["1.weight", "1.bias"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from privacy.dp_sgd import DPSGD, PrivateGradient
@@ -23,14 +24,14 @@ from synth.checkpoint import newest
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
 from synth.records import NoisedViews, Records
+from synth.settings import TrainSettings, WarmupSettings
 from synth.training import PRIVATE, WARMUP, Trainer, Training
 from synth.unet import UNet, UNetConfig
-from synth.warmup import Warmup
 
 KEY = bytes(range(32))
 N, SIZE, CLASSES, T = 24, 4, 2, 7
 Q, SIGMA, C = 0.3, 0.8, 0.5
-QUERY = Warmup(noise_multiplier=1.0, clip_norm=2.0, steps=3, batch=4, learning_rate=0.01)
+QUERY = WarmupSettings(noise_multiplier=1.0, clip_norm=2.0, steps=3, batch=4, learning_rate=0.01)
 
 
 class Network(nn.Module):
@@ -67,18 +68,25 @@ def make_records(size=SIZE):
 
 def settings(**changes):
     values = {
-        "dpsgd": DPSGD(N, Q, SIGMA, C),
-        "steps": T,
         "views": 2,
         "learning_rate": 0.01,
         "ema": 0.6,
-        "label_dropout": 0.2,
-        "classes": CLASSES,
         "charge_block": 3,
         "checkpoint_every": 1,
         "micro_batch": 4,
-    }
-    return Training(**values | changes)
+    } | changes
+    own = {name: values.pop(name) for name in list(values) if name in TrainSettings.model_fields}
+    return Training(
+        **{
+            "dpsgd": DPSGD(N, Q, SIGMA, C),
+            "steps": T,
+            "classes": CLASSES,
+            "label_dropout": 0.2,
+            "micro_batch": own["micro_batch"],
+        }
+        | values,
+        settings=TrainSettings(batch=1, **{"steps": T} | own),
+    )
 
 
 class Meter:
@@ -328,7 +336,7 @@ def charged_after_the_block(patch):
     def wrong(self):
         if owed and self._collective.rank == 0:
             self._meter.charge(PRIVATE, owed.pop())
-        block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+        block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
         if block and self._collective.rank == 0:
             owed.append(block)
         return self._collective.broadcast_from_rank0(block)
@@ -343,7 +351,7 @@ def one_step_more_than_charged(patch):
 
 def others_do_not_wait_for_the_charge(patch):
     def wrong(self):
-        block = min(self._meter.remaining(PRIVATE), self._training.charge_block)
+        block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
         block = self._collective.broadcast_from_rank0(block)
         if block and self._collective.rank == 0:
             self._meter.charge(PRIVATE, block)
@@ -463,8 +471,8 @@ class TestRun:
         assert not same(found, weights[-1])
 
     def test_a_used_up_reservation_takes_no_step(self, tmp_path, trace):
-        found = trainer(tmp_path, Meter(steps=0, trace=trace)).run()
-        assert same(found, dict(Denoiser(Network(), EDM()).named_parameters()))
+        with pytest.raises(UmbraError, match="Submit a new run"):
+            trainer(tmp_path, Meter(steps=0, trace=trace)).run()
         assert trace.events == []
         assert newest(tmp_path).checkpoint is None
 
@@ -535,7 +543,15 @@ class TestRun:
 
     def test_trains_the_network_that_ships(self, tmp_path):
         network = UNet(
-            UNetConfig(8, 1, base=8, multipliers=(1,), blocks=1, attention=(), classes=CLASSES)
+            UNetConfig(
+                size=8,
+                channels=1,
+                base=8,
+                multipliers=(1,),
+                blocks=1,
+                attention=(),
+                classes=CLASSES,
+            )
         )
         denoiser = Denoiser(network, EDM())
         before = {name: p.detach().clone() for name, p in denoiser.named_parameters()}
@@ -715,7 +731,7 @@ class TestSettings:
     )
     @pytest.mark.parametrize("value", [0, -1, 2.5, True])
     def test_counts_are_at_least_one(self, name, value):
-        with pytest.raises(InvalidRequest, match=name):
+        with pytest.raises((InvalidRequest, ValidationError), match=name):
             settings(**{name: value})
 
     @pytest.mark.parametrize(
@@ -723,10 +739,9 @@ class TestSettings:
         [
             {"learning_rate": 0.0},
             {"learning_rate": math.nan},
-            {"label_dropout": 1.1},
-            {"label_dropout": math.nan},
+            {"ema": 1.0},
         ],
     )
     def test_numbers_that_make_no_sense(self, change):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(ValidationError):
             settings(**change)

@@ -8,15 +8,15 @@ from scipy import stats
 from torch import nn
 
 from privacy.errors import DataError
-from privacy.mechanisms import Gaussian
 from privacy.noise import SecureGaussian
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
-from synth.warmup import Warmup, release_class_means, train_on_means
+from synth.settings import WarmupSettings
+from synth.warmup import release_class_means, train_on_means
 
 CLASSES, SIZE = 3, 4
-WARMUP = Warmup(noise_multiplier=0.6, clip_norm=1.5, steps=40, batch=16, learning_rate=0.02)
+WARMUP = WarmupSettings(noise_multiplier=0.6, clip_norm=1.5, steps=40, batch=16, learning_rate=0.02)
 TINY = 1e-12
 
 
@@ -63,7 +63,9 @@ class TestReleaseClassMeans:
         size = 60
         dark = Records(torch.full((8, 1, size, size), -1.0), torch.zeros(8, dtype=torch.int64))
         # Noise of 0.1 in units of the mean: seen where it is not cut off, that is above zero.
-        warmup = Warmup(0.1 * 8 / CLASSES, 1.0, 1, 1, 0.1)
+        warmup = WarmupSettings(
+            noise_multiplier=0.1 * 8 / CLASSES, clip_norm=1.0, steps=1, batch=1, learning_rate=0.1
+        )
         means = (means_of(dark, warmup).double() + 1) / 2 / 0.1
         for mean in means:
             assert (mean == 0).double().mean() == pytest.approx(0.5, abs=0.05)
@@ -74,7 +76,12 @@ class TestReleaseClassMeans:
         images = torch.full((20, 1, 2, 2), -1.0)
         images[:12] = -0.8
         labels = torch.tensor([0] * 12 + [1] * 8)
-        means = means_of(Records(images, labels), Warmup(TINY, 10.0, 1, 1, 0.1))
+        means = means_of(
+            Records(images, labels),
+            WarmupSettings(
+                noise_multiplier=TINY, clip_norm=10.0, steps=1, batch=1, learning_rate=0.1
+            ),
+        )
         torch.testing.assert_close((means[0] + 1) / 2, torch.full((1, 2, 2), 12 * 0.1 / (20 / 3)))
 
     def test_a_record_that_is_not_finite_adds_nothing(self):
@@ -91,9 +98,6 @@ class TestReleaseClassMeans:
         with pytest.raises(DataError) as refusal:
             means_of(records)
         assert str(int(records.labels.max())) not in str(refusal.value)
-
-    def test_is_charged_as_what_it_does(self):
-        assert WARMUP.mechanism() == Gaussian(0.6, steps=1)
 
 
 class TestTrainOnMeans:
@@ -128,7 +132,12 @@ class TestTrainOnMeans:
 
     def test_equals_a_naive_loop(self, means):
         """Adam under a rate that falls linearly; every image is a record with one view."""
-        warmup, seed = Warmup(1.0, 1.0, steps=6, batch=5, learning_rate=0.05), 3
+        warmup, seed = (
+            WarmupSettings(
+                noise_multiplier=1.0, clip_norm=1.0, steps=6, batch=5, learning_rate=0.05
+            ),
+            3,
+        )
         denoiser, generator = Denoiser(Network(), EDM()), torch.Generator().manual_seed(seed)
         adam = torch.optim.Adam(denoiser.parameters())
         for step in range(6):
@@ -167,5 +176,8 @@ class TestTrainOnMeans:
 
     def test_no_steps_change_nothing(self, means):
         before = copy.deepcopy(Denoiser(Network(), EDM()).state_dict()["network.labels.weight"])
-        after = self.trained(means, Warmup(1.0, 1.0, 0, 4, 0.1)).state_dict()
+        after = self.trained(
+            means,
+            WARMUP.model_copy(update={"steps": 0}),
+        ).state_dict()
         assert torch.equal(after["network.labels.weight"], before)

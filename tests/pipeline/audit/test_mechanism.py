@@ -34,7 +34,7 @@ def test_a_spec(house, blots, asked):
     from pipeline.spec import load_spec
 
     planned = plan(load_spec(blots / "blots.yaml"), trial=False)
-    assert dpsgd == DPSGD(40, 0.5, planned.noise_multiplier, 1.0)
+    assert dpsgd == DPSGD(40, 0.5, planned.numbers["noise_multiplier"], 1.0)
     path = settings.pop("path")
     assert settings == {"views": 2, "delta": 1e-3, "trials": 300}
     assert path.engine.name == "layerwise"

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.audit import run as one_run_audit
 from pipeline.audit.run import RunAudit, audit_training
-from pipeline.models import build_training
+from pipeline.methods import build_method
 from pipeline.progress import SilentProgress
 from pipeline.sources.npz import NpzSource
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
@@ -132,13 +132,13 @@ def test_it_trains_the_runs_own_recipe_with_fresh_noise(house, blots_spec, monke
             given.append((training, records, attempt, meter))
             super().__init__(training, denoiser, records, attempt, meter, *others, **named)
 
-    monkeypatch.setattr(one_run_audit, "Trainer", Watched)
+    monkeypatch.setattr("synth.training.Trainer", Watched)
     monkeypatch.setattr(one_run_audit, "_coins", lambda count: np.ones(count, dtype=bool))
     found = audit(house, run, canaries=8)
     (training, records, attempt, meter), *_ = given
     reservation = house.budget.reservation(run.state().reservation_id)
-    assert training == build_training(run.spec(), reservation)
-    assert training.warmup is not None
+    assert training == build_method(run.spec()).training(reservation.plan)
+    assert training.settings.warmup is not None
     assert (len(records), attempt.seed) == (40, None)
     assert found.void
     # Every step that was reserved was taken and counted, and the claim is about those.

@@ -20,7 +20,6 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from pipeline.cluster.connection import cluster
 from pipeline.home import Home
-from pipeline.models import build_training
 from pipeline.plan.plan import plan
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
@@ -105,7 +104,7 @@ def _job(run: RunDirectory, budget: Budget):
     spec, reserved = run.spec(), run.state().reservation_id
     return TrainingJob(
         spec=spec,
-        training=build_training(spec, budget.reservation(reserved)),
+        components=budget.reservation(reserved).plan,
         reservation_id=reserved,
         content=DatasetIdentity.of(run, spec.data.name, TRAIN),
         checkpoints=run.internal / "checkpoints",

@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pipeline.cluster.training as subject
 from pipeline.cluster.actor_group import MAX_RESTARTS
 from pipeline.cluster.budget_actor import budget_manager
 from pipeline.cluster.training import TrainingJob, TrainingWorker, _backend, load_records, train
-from pipeline.models import build_denoiser, build_training
+from pipeline.models import build_denoiser
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
@@ -32,7 +31,7 @@ def prepare(house, blots_spec):
         spec, reserved = run.spec(), run.state().reservation_id
         return TrainingJob(
             spec=spec,
-            training=build_training(spec, house.budget.reservation(reserved)),
+            components=house.budget.reservation(reserved).plan,
             reservation_id=reserved,
             content=DatasetIdentity.of(run, "blots", TRAIN),
             checkpoints=run.internal / "checkpoints",
@@ -145,13 +144,11 @@ def test_a_refusal_ends_the_group_at_once(start, prepare, starts):
 @pytest.mark.slow
 def test_the_text_of_an_unforeseen_error_stays_inside(start, prepare, secret, capfd):
     class Bomb:
-        expected_batch = 20
-
         @property
-        def records(self):
+        def key(self):
             raise ArithmeticError(secret)
 
-    job = replace(prepare(), training=SimpleNamespace(dpsgd=Bomb()))
+    job = replace(prepare(), content=Bomb())
     with pytest.raises(UmbraError) as raised:
         start(job)
     traces = list(job.traces.iterdir())

@@ -1,13 +1,17 @@
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.methods import build_method
 from pipeline.models import build_denoiser
 from pipeline.plan import cost
-from pipeline.plan.cost import estimate, evaluations_per_image
+from pipeline.plan.cost import estimate as estimate_work
 from pipeline.spec import parse_spec
+from privacy.budget import Component
+from privacy.mechanisms import SubsampledGaussian
 
 SPEC = """
 name: small
@@ -31,6 +35,17 @@ def spec(*changes):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     return parse_spec(text)
+
+
+def estimate(spec, views, *, trial=True):
+    method = build_method(spec)
+    work = method.workload([Component("dp-sgd", SubsampledGaussian(0.1, 1.0, 40))])
+    return estimate_work(spec, replace(work, views=views), trial=trial)
+
+
+def evaluations_per_image(spec):
+    found = estimate(spec, 1.0, trial=False)
+    return 3 * found.sampling_flops / found.flops_per_view / spec.synthesize.total
 
 
 def test_operations_of_a_view_against_a_counted_forward_and_backward():
@@ -86,7 +101,7 @@ def test_memory_is_that_of_one_record_where_they_are_taken_one_by_one():
 
 
 def test_times_come_from_the_trial_alone(monkeypatch):
-    monkeypatch.setattr(cost, "_views_per_second", lambda spec, device: 50.0)
+    monkeypatch.setattr(cost, "_views_per_second", lambda spec, denoiser: ("cpu", 50.0))
     found = estimate(spec(), 1000.0)
     assert found.views_per_second == 50.0
     assert found.training_seconds == 20.0

@@ -55,14 +55,14 @@ def planned(text, *changes, trial=False):
 
 def test_the_papers_setting_gives_the_papers_noise():
     found = planned(MNIST)
-    assert (found.sampling_probability, found.steps) == (1 / 15, 4500)
-    assert found.expected_batch == pytest.approx(4000)
-    assert found.noise_multiplier == pytest.approx(2.48779296875, rel=1e-3)  # Table 4.9
+    assert (found.numbers["sampling_probability"], found.numbers["steps"]) == (1 / 15, 4500)
+    assert found.numbers["expected_batch"] == pytest.approx(4000)
+    assert found.numbers["noise_multiplier"] == pytest.approx(2.48779296875, rel=1e-3)  # Table 4.9
     assert found.epsilon.rdp == pytest.approx(9.9959, abs=1e-2)
     assert found.epsilon.pld == pytest.approx(9.2916, abs=1e-2)
     assert found.epsilon.pld <= found.epsilon.prv <= found.epsilon.rdp <= 10
     assert found.components == (
-        Component("dp-sgd", SubsampledGaussian(1 / 15, found.noise_multiplier, 4500)),
+        Component("dp-sgd", SubsampledGaussian(1 / 15, found.numbers["noise_multiplier"], 4500)),
     )
     assert found.notes == ()
     assert not found.void
@@ -83,7 +83,7 @@ def test_warmup_and_training_meet_the_target_together():
     alone = planned(DIGITS)
     assert [component.name for component in found.components] == ["warmup", "dp-sgd"]
     assert found.components[0].mechanism == Gaussian(5.0, 1)
-    assert found.noise_multiplier > alone.noise_multiplier
+    assert found.numbers["noise_multiplier"] > alone.numbers["noise_multiplier"]
     mechanisms = [component.mechanism for component in found.components]
     epsilon = accountant("rdp").epsilon(mechanisms, 1e-4)
     assert round_up(epsilon) == found.epsilon.rdp
@@ -100,7 +100,7 @@ def test_a_warmup_that_spends_everything_is_refused_with_its_price():
 def test_calibrated_under_prv_it_says_what_the_ledger_needs():
     found = planned(DIGITS, ("delta: 1e-4", "delta: 1e-4, calibration: prv"))
     assert 0.98 * 3 < found.epsilon.prv <= 3 < found.epsilon.rdp
-    assert found.noise_multiplier < planned(DIGITS).noise_multiplier
+    assert found.numbers["noise_multiplier"] < planned(DIGITS).numbers["noise_multiplier"]
     (note,) = found.notes
     assert "RDP" in note
     assert str(found.to_dict()["epsilon"]["rdp"]) in note
@@ -144,7 +144,7 @@ def test_it_is_the_same_every_time_and_plain_json():
         "mechanism": {
             "type": "subsampled_gaussian",
             "sampling_probability": 256 / 1438,
-            "noise_multiplier": first.noise_multiplier,
+            "noise_multiplier": first.numbers["noise_multiplier"],
             "steps": 40,
         },
     }

@@ -238,10 +238,14 @@ def test_one_problem_one_line(complaints, case):
 
 
 def test_a_misspelt_section_is_recognised(complaints):
-    missing, unknown = complaints(("train:\n", "trian:\n"))
-    assert missing.endswith("found nothing (did you mean trian?)")
+    (unknown,) = complaints(("train:\n", "trian:\n"))
     assert unknown.startswith("my.yaml:18: trian: ")
     assert unknown.endswith("(did you mean train?)")
+
+
+def test_the_methods_section_is_required(complaints):
+    (missing,) = complaints(("train:\n", "#\n"), ("  batch: 256\n", ""), ("  steps: 40\n", ""))
+    assert "train: expected a section, for the method is diffusion, found nothing" in missing
 
 
 def test_problems_of_many_sections_come_together_in_the_order_of_the_file(complaints):

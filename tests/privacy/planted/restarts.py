@@ -23,12 +23,22 @@ from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
+from synth.settings import TrainSettings
 from synth.training import PRIVATE, Trainer, Training
 from tests.privacy.planted.bug import Bug
 
 KEY = bytes(range(32))
 N, STEPS, BLOCK, CRASH_AFTER = 64, 12, 4, 2
 ACCOUNTED = DPSGD(N, 0.2, 2.0, 1.0)
+SETTINGS = TrainSettings(
+    batch=8,
+    steps=STEPS,
+    views=2,
+    learning_rate=0.01,
+    ema=0.9,
+    charge_block=BLOCK,
+    checkpoint_every=1,
+)
 
 NOT_CHARGED = "steps were taken that are not charged"
 MASK_TWICE = "a mask was used twice"
@@ -107,7 +117,7 @@ def findings(folder, trainer=Trainer, attempt=Attempt):
             for on_progress in (crash, lambda *told: None):
                 number = budget.begin_attempt(reservation, secrets.token_hex(8))
                 start = trainer(
-                    Training(ACCOUNTED, STEPS, 2, 0.01, 0.9, 0.1, 1, BLOCK, 1, 8),
+                    Training(ACCOUNTED, STEPS, 1, 0.1, 8, SETTINGS),
                     Denoiser(Network(), EDM()),
                     records,
                     attempt.start(number, KEY, None, SingleProcess()),
