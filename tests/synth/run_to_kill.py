@@ -26,7 +26,7 @@ from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD
 from privacy.errors import BudgetRefused
 from privacy.ledger import Ledger
-from privacy.mechanisms import Mechanism
+from privacy.mechanisms import Gaussian, Mechanism
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.attempt import Attempt
@@ -54,7 +54,7 @@ LABELS = np.arange(20, dtype=np.int64) % 2
 
 def mechanisms(steps: int, queries: int) -> list[Mechanism]:
     """What so many steps and warm-up queries are, whichever runs took them."""
-    return [DPSGD_STEP.mechanism(steps), QUERY.mechanism().with_steps(queries)]
+    return [DPSGD_STEP.mechanism(steps), Gaussian(QUERY.noise_multiplier, queries)]
 
 
 def plan(steps: int, queries: int) -> list[Component]:
