@@ -1,7 +1,7 @@
-"""Whether a Ray cluster asks who calls. Ray runs any code of whoever reaches it, beside the images.
+"""Refuse Ray clusters that require no token: Ray runs the code of anyone who reaches it.
 
-A cluster's own settings cannot be read from outside, so it is asked a harmless question without a
-token: one that asks who calls refuses to answer.
+A cluster's settings cannot be read from outside, so a harmless request is sent without a token,
+which a cluster that requires one refuses.
 """
 
 import os
@@ -18,9 +18,9 @@ OPEN_CLUSTER = "UMBRA_OPEN_CLUSTER"
 _SECONDS = 10
 _UNAUTHORISED = (401, 403)
 _CLIENT_PORT, _GCS_PORT = 10001, 6379
-# Neither changes anything. Of Ray's own ports the first is the client server's, `ray://`.
-_CLIENT_QUESTION = "/ray.rpc.RayletDriver/ClusterInfo"
-_GCS_QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+# Neither request changes anything. The client server listens at `ray://`.
+_CLIENT_REQUEST = "/ray.rpc.RayletDriver/ClusterInfo"
+_GCS_REQUEST = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def is_jobs_api(address: str | None) -> bool:
@@ -29,10 +29,9 @@ def is_jobs_api(address: str | None) -> bool:
 
 
 def require_token(address: str) -> None:
-    """Refuse a cluster that answers whoever calls, and let Ray send the token to one that does not.
+    """Refuse a cluster that requires no token, and have Ray send the token to one that does.
 
-    Call it before Ray is imported. Clusters whose members show certificates to each other
-    (RAY_USE_TLS) know who calls, too.
+    Call it before Ray is imported. Clusters with mutual TLS (RAY_USE_TLS) know their callers, too.
 
     Args:
         address: `http(s)://host:port` of the Jobs API, `ray://host:port`, `host:port` or "auto".
@@ -41,12 +40,22 @@ def require_token(address: str) -> None:
         UmbraError: nothing answers there, the cluster is open, or it refuses this token.
     """
     if is_jobs_api(address):
-        guarded = _http_guarded(address)
+        if "@" in urlsplit(address).netloc:
+            raise UmbraError(
+                "the address of a Jobs API is written to the run's folder and may hold no "
+                "password: give a token instead (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+            )
+        refuses = _http_refuses
     elif os.environ.get("RAY_USE_TLS") == "1":
         return
     else:
-        guarded = _grpc_guarded(address)
-    if guarded:
+        refuses = _grpc_refuses
+    if refuses(address, {}):
+        if refuses(address, {"authorization": f"Bearer {_token(address)}"}):
+            raise UmbraError(
+                f"the Ray cluster at {address} refused the token of this process: take the "
+                "cluster's own (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+            )
         if "ray" not in sys.modules:  # later it would no longer be read; `ray.init` sees to it then
             os.environ["RAY_AUTH_MODE"] = "token"
     elif os.environ.get(OPEN_CLUSTER) != "1":
@@ -58,82 +67,53 @@ def require_token(address: str) -> None:
         )
 
 
-def _http_guarded(address: str) -> bool:
-    if "@" in urlsplit(address).netloc:
-        raise UmbraError(
-            "the address of a Jobs API is noted in the run's folder and may hold no password: give "
-            "a token instead (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
-        )
-    if not _http_refuses(address, None):
-        return False
-    if _http_refuses(address, _token(address)):
-        raise _refused(address)
-    return True
-
-
-def _http_refuses(address: str, token: str | None) -> bool:
-    """Whether the Jobs API refuses to tell its version to the holder of `token`."""
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    question = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers)  # noqa: S310
+def _http_refuses(address: str, headers: dict[str, str]) -> bool:
+    """Whether the Jobs API refuses to return its version."""
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(question, timeout=_SECONDS):  # noqa: S310 - http and https only
+        with urllib.request.urlopen(request, timeout=_SECONDS):  # noqa: S310 - http and https only
             return False
     except urllib.error.HTTPError as error:
         if error.code in _UNAUTHORISED:
             return True
-        raise _nothing(address, f"it answered HTTP {error.code}") from None
+        raise _unreachable(address, f"it answered HTTP {error.code}") from None
     except (OSError, ValueError) as error:
-        raise _nothing(address, str(getattr(error, "reason", error))) from None
+        raise _unreachable(address, str(getattr(error, "reason", error))) from None
 
 
-def _grpc_guarded(address: str) -> bool:
-    target, question = _target(address)
-    if not _grpc_refuses(address, target, question, None):
-        return False
-    if _grpc_refuses(address, target, question, _token(address)):
-        raise _refused(address)
-    return True
+def _grpc_refuses(address: str, headers: dict[str, str]) -> bool:
+    """Whether the cluster, or its client server at `ray://`, refuses a request."""
+    import grpc  # type: ignore[import-untyped]  # which Ray itself speaks
 
-
-def _target(address: str) -> tuple[str, str]:
-    """Return `host:port` and the question for what listens there."""
-    if address.startswith("ray://"):
-        host = address.removeprefix("ray://").split("/")[0]
-        return host if ":" in host else f"{host}:{_CLIENT_PORT}", _CLIENT_QUESTION
+    client = address.startswith("ray://")
+    host = address.removeprefix("ray://").split("/")[0]
     if address in {"auto", "local"}:
-        address = _address_here(address)
-    return address if ":" in address else f"{address}:{_GCS_PORT}", _GCS_QUESTION
+        host = _local_cluster(address)
+    target = host if ":" in host else f"{host}:{_CLIENT_PORT if client else _GCS_PORT}"
+    with grpc.insecure_channel(target) as channel:
+        send: Any = channel.unary_unary(_CLIENT_REQUEST if client else _GCS_REQUEST)
+        try:
+            send(b"", timeout=_SECONDS, metadata=tuple(headers.items()))
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise _unreachable(address, "no answer") from None
+            return code is grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
-def _address_here(address: str) -> str:
-    """Return the cluster that Ray would take by itself, by the rules that `ray.init` documents."""
+def _local_cluster(address: str) -> str:
+    """Return the cluster that Ray would join by itself, by the rules that `ray.init` documents."""
     if named := os.environ.get("RAY_ADDRESS"):
         return named
     try:
         return Path("/tmp/ray/ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own
     except OSError:
-        raise _nothing(address, "no Ray cluster runs on this machine") from None
-
-
-def _grpc_refuses(address: str, target: str, question: str, token: str | None) -> bool:
-    import grpc  # type: ignore[import-untyped]  # which Ray itself speaks
-
-    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-    with grpc.insecure_channel(target) as channel:
-        ask: Any = channel.unary_unary(question)
-        try:
-            ask(b"", timeout=_SECONDS, metadata=metadata)
-        except grpc.RpcError as error:
-            code = error.code()
-            if code is grpc.StatusCode.UNAUTHENTICATED:
-                return True
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise _nothing(address, "no answer") from None
-    return False
+        raise _unreachable(address, "no Ray cluster runs on this machine") from None
 
 
 def _token(address: str) -> str:
-    """Return the token from where Ray looks for it, in its order."""
+    """Return the token from where Ray looks for it, in the same order."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -146,14 +126,7 @@ def _token(address: str) -> str:
         ) from None
 
 
-def _refused(address: str) -> UmbraError:
-    return UmbraError(
-        f"the Ray cluster at {address} refused the token of this process: take the cluster's own "
-        "(RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
-    )
-
-
-def _nothing(address: str, why: str) -> UmbraError:
+def _unreachable(address: str, why: str) -> UmbraError:
     return UmbraError(
         f"the Ray cluster at {address} could not be reached ({why}). Check the address: "
         "http://HOST:8265 is a cluster's Jobs API, HOST:6379 or ray://HOST:10001 the cluster itself"

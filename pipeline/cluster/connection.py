@@ -78,7 +78,7 @@ def cluster(
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with nullcontext() if address else _own_folder() as folder:
+    with nullcontext() if address else _private_folder() as folder:
         try:
             _join(_arguments(address, folder, object_store_gib), address)
             signal.signal(signal.SIGTERM, on_terminate)
@@ -89,18 +89,9 @@ def cluster(
 
 
 @contextmanager
-def _own_folder() -> Iterator[str]:
-    """Make a private folder for the block, and let no process of the cluster outlive it."""
-    with _private_folder() as folder, reaped(folder):
-        yield folder
-
-
-@contextmanager
 def _private_folder() -> Iterator[str]:
-    """Make a folder for the block, and remove those of processes that were killed in theirs.
-
-    Ray's logs lie in it, and nobody knows what a library writes into them.
-    """
+    """Make a folder for a cluster that ends with the block; remove those of killed processes."""
+    # Private, because nobody knows what a library writes into Ray's logs.
     # Short, because a socket's name may have no more than 107 characters.
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS))
     with _locked(folder):
@@ -108,7 +99,8 @@ def _private_folder() -> Iterator[str]:
             with suppress(OSError), _locked(other):
                 shutil.rmtree(other, ignore_errors=True)
         try:
-            yield str(folder)
+            with reaped(str(folder)):
+                yield str(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

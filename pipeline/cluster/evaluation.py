@@ -1,6 +1,6 @@
 """Metrics as Ray tasks, side by side: each loads what it compares and returns plain numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ def evaluate(
         for kind in kinds
     }
     features = task.remote(traces, _compare_features, spec, release, holdout)
-    results: dict[str, Any] = {kind: {} for kind in kinds}
+    # Tasks end in any order; the results are in the order of the spec.
+    results: dict[str, Any] = {kind: dict.fromkeys(names) for kind in kinds}
     waiting = [features, *tasks]
     while waiting:
         (done,), waiting = wait(waiting)
@@ -69,11 +70,7 @@ def evaluate(
             kind, name = tasks[done]
             results[kind][name] = get_result(done)
         on_task()
-    return {kind: _in_order(results[kind], names) for kind in kinds} | {FEATURES: results[FEATURES]}
-
-
-def _in_order(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: results[name] for name in names}
+    return results
 
 
 def _measure(traces: Path, metric: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
@@ -114,10 +111,7 @@ def _compare_features(
         extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
     )
     prdc = precision_recall(
-        extract(real),
-        extract(synthetic),
-        nearest=wanted.neighbours,
-        seed=wanted.seed,
+        extract(real), extract(synthetic), nearest=wanted.neighbours, seed=wanted.seed
     )
     return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
 
