@@ -40,7 +40,7 @@ _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKEN = {"RAY_AUTH_MODE": "token"}
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchange their sums
 _FOLDERS = "umbra-ray-"
-_OBJECT_STORE_BYTES = 200 * 1024**2
+_OBJECT_STORE_GIB = 200 / 1024
 _GIB = 1024**3
 _SECONDS = 3.0  # between two looks at what a run waits for
 _LIMIT = 1000
@@ -80,7 +80,7 @@ def cluster(
     on_terminate = signal.getsignal(signal.SIGTERM)
     with nullcontext() if address else _private_folder() as folder:
         try:
-            _join(_arguments(address, folder, object_store_gib), address)
+            _join(address, folder, object_store_gib)
             signal.signal(signal.SIGTERM, on_terminate)
             with abort_when(lost_node_condition(), grace_period=0):
                 yield {"GPU": 0.0, **ray.cluster_resources()}
@@ -116,18 +116,28 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _join(arguments: dict[str, Any], address: str | None) -> None:
+def _join(address: str | None, folder: str | None, object_store_gib: float | None) -> None:
     import ray
 
+    if address:
+        where, advice = f"the Ray cluster at {address}", "that `ray status` answers there"
+        arguments: dict[str, Any] = {"address": address}
+    else:
+        where, advice = "an embedded Ray cluster", "that memory and disk are free"
+        arguments = {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": int((object_store_gib or _OBJECT_STORE_GIB) * _GIB),
+            # Ray's docstring lists it among the options that may change; there is no other way to
+            # keep logs and sockets out of /tmp/ray, which others may read.
+            "_temp_dir": folder,
+        }
     try:
-        ray.init(**arguments)
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
-        where, advice = "an embedded Ray cluster", "Check that memory and disk are free"
-        if address:
-            where = f"the Ray cluster at {address}"
-            advice = "Check the address and that `ray status` answers there"
+        line = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
         raise UmbraError(
-            f"{where} could not be joined: {type(error).__name__}: {_first_line(error)} {advice}; "
+            f"{where} could not be joined: {type(error).__name__}: {line}. Check {advice}; "
             "`umbra resume` tries again."
         ) from error
     if address is None:
@@ -153,34 +163,6 @@ def _require_loopback(address: str) -> None:
             "this process imported Ray before Umbra could configure it: run Umbra in a process of "
             "its own"
         )
-
-
-def _arguments(
-    address: str | None, folder: str | None, object_store_gib: float | None
-) -> dict[str, Any]:
-    common: dict[str, Any] = {
-        "namespace": NAMESPACE,
-        "log_to_driver": False,
-        "configure_logging": True,
-        "logging_level": logging.ERROR,
-    }
-    if address:
-        return {**common, "address": address}
-    store = int(object_store_gib * 1024**3) if object_store_gib else _OBJECT_STORE_BYTES
-    return {
-        **common,
-        "address": "local",
-        "include_dashboard": False,
-        "object_store_memory": store,
-        # Ray's docstring lists it among the options that may change; there is no other way to keep
-        # logs and sockets out of /tmp/ray, which others may read.
-        "_temp_dir": folder,
-    }
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or ["no reason given"])[0]
-    return line.rstrip(".") + "."
 
 
 def require_room(resources: Resources, available: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster, through its Jobs API: handed over, asked after, stopped."""
+"""Runs as jobs of a Ray cluster: submitted, queried and stopped through its Jobs API."""
 
 import os
 import shlex
@@ -14,26 +14,26 @@ from pipeline.runs.state import JOB_VARIABLE, RayJob
 from pipeline.spec.sections import Workers
 from privacy.errors import UmbraError
 
-# Ray's client lets these replace the address it is given; a run is asked after where it is.
+# Ray's client lets these replace the address it is given; a job is queried where it was submitted.
 _MISLEADING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-_STOP_SECONDS = "30"  # before a job that was told to stop is killed; Ray's own 3 s are too few
+_STOP_SECONDS = "30"  # from the request to stop until a job is killed; Ray's own 3 s are too few
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
 _OURS = "umbra: "
 _MISSING = 404
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed", "gone"]
 
 
 @dataclass(frozen=True)
 class JobReport:
-    """What a cluster says of a job; "gone" is one that it does not know, or no longer.
+    """The status of a job; "gone" is one that the cluster does not know, or no longer.
 
-    `words` are Umbra's own last line in the job's output, or Ray's reason where it never began.
+    `message` is Umbra's own last line in the job's output, or Ray's reason where it never began.
     """
 
     status: JobStatus
-    words: str = ""
+    message: str = ""
 
     @property
     def over(self) -> bool:
@@ -55,14 +55,14 @@ class Jobs:
 
         hidden = {name: os.environ.pop(name) for name in _MISLEADING if name in os.environ}
         try:
-            self._client = self._asked(lambda: JobSubmissionClient(self.address))
+            self._client = self._call(lambda: JobSubmissionClient(self.address))
         finally:
             os.environ.update(hidden)
 
     def submit(self, job: RayJob, run_id: str, home: Home, workers: Workers | None) -> None:
-        """Let the cluster go on with a run, on room that it finds there (address "auto").
+        """Submit a job that continues a run on the cluster it runs in.
 
-        The command takes no processor from those who wait for one: it waits itself.
+        The command itself reserves no processor: its workers wait for theirs.
 
         Raises:
             UmbraError: the cluster refused it.
@@ -71,7 +71,7 @@ class Jobs:
         if workers is not None:
             command += ["--workers", str(workers)]
         variables = job_environment(home) | {JOB_VARIABLE: job.submission_id}
-        self._asked(
+        self._call(
             lambda: self._client.submit_job(
                 entrypoint=f"exec {shlex.join(command)}",
                 submission_id=job.submission_id,
@@ -80,36 +80,36 @@ class Jobs:
         )
 
     def report(self, job: RayJob) -> JobReport:
-        """Ask after a job.
+        """Return a job's status.
 
         Raises:
             UmbraError: the cluster cannot be reached.
         """
         try:
-            found = self._asked(lambda: self._client.get_job_info(job.submission_id))
+            found = self._call(lambda: self._client.get_job_info(job.submission_id))
         except _NoSuchJob:
             return JobReport("gone")
         status: Any = found.status.value.lower()
-        return JobReport(status, _words(found.message or ""))
+        return JobReport(status, _last_line(found.message or ""))
 
     def stop(self, job: RayJob) -> None:
-        """Tell a job to stop; it may take some seconds to.
+        """Request that a job stops; it may take some seconds.
 
         Raises:
             UmbraError: the cluster cannot be reached.
         """
         try:
-            self._asked(lambda: self._client.stop_job(job.submission_id))
+            self._call(lambda: self._client.stop_job(job.submission_id))
         except _NoSuchJob:
             return
 
-    def _asked(self, ask: Callable[[], _Answer]) -> _Answer:
-        with _in_words(self.address):
-            return ask()
+    def _call(self, request: Callable[[], _Result]) -> _Result:
+        with _sanitized(self.address):
+            return request()
 
 
 def job_environment(home: Home) -> dict[str, str]:
-    """Return the variables that a job is given. The dashboard shows them: none holds a secret.
+    """Return a job's environment. The dashboard shows it: no variable holds a secret.
 
     An address with a password in it is left out, and the cluster's own takes its place.
     """
@@ -139,8 +139,8 @@ class _NoSuchJob(UmbraError):
 
 
 @contextmanager
-def _in_words(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises, which may hold the server's trace, into a sentence."""
+def _sanitized(address: str) -> Iterator[None]:
+    """Replace errors of Ray's client, which may hold the server's trace, by a sentence."""
     try:
         yield
     except UmbraError:
@@ -157,7 +157,7 @@ def _in_words(address: str) -> Iterator[None]:
         ) from None
 
 
-def _words(message: str) -> str:
+def _last_line(message: str) -> str:
     """Return Umbra's last line in a job's output, else the first line of Ray's own reason."""
     lines = [line.strip() for line in message.strip().splitlines()]
     ours = [line.removeprefix(_OURS) for line in lines if line.startswith(_OURS)]

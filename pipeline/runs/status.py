@@ -139,7 +139,7 @@ def _submitted(run: RunDirectory, job: RayJob, ask: AskJob) -> RunStatus:
         return run_status(run, ask)
     match report.status:
         case "pending":
-            return RunStatus("queued", f"{job} waits for its turn: {report.words}")
+            return RunStatus("queued", f"{job} waits for its turn: {report.message}")
         case "running":
             return RunStatus("queued", f"{job} is about to start it")
         case "stopped":
@@ -148,7 +148,7 @@ def _submitted(run: RunDirectory, job: RayJob, ask: AskJob) -> RunStatus:
             why = "the cluster does not know it, or no longer: was it restarted?"
         case _:
             # By far the commonest reason: the job sees another folder of that name.
-            why = f"{report.words}. UMBRA_HOME must be the same folder there as here"
+            why = f"{report.message}. UMBRA_HOME must be the same folder there as here"
     return RunStatus("failed", f"{job} ended before it started the run: {why}")
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.cluster.authentication import OPEN_CLUSTER
-from pipeline.cluster.jobs import _in_words, _NoSuchJob, _words, job_environment
+from pipeline.cluster.jobs import _last_line, _NoSuchJob, _sanitized, job_environment
 from pipeline.home import Home
 from pipeline.runs.state import RayJob
 from privacy.errors import UmbraError
@@ -60,12 +60,12 @@ def test_a_handing_over_has_a_name_of_its_own():
     ],
 )
 def test_the_words_of_a_job_are_its_own_last_line(message, words):
-    assert _words(message) == words
+    assert _last_line(message) == words
 
 
 def test_a_trace_of_the_server_is_not_passed_on():
-    with pytest.raises(UmbraError, match="HTTP 500") as told, _in_words("http://h:1"):
+    with pytest.raises(UmbraError, match="HTTP 500") as told, _sanitized("http://h:1"):
         raise RuntimeError("Request failed with status code 500: Traceback (most recent ...")
     assert "Traceback" not in str(told.value)
-    with pytest.raises(_NoSuchJob), _in_words("http://h:1"):
+    with pytest.raises(_NoSuchJob), _sanitized("http://h:1"):
         raise RuntimeError("Request failed with status code 404: Job x does not exist.")
