@@ -8,10 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, select, text
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from privacy.ledger.chain import GENESIS_PREV_HASH, broken, row_hash
+from privacy.ledger.chain import GENESIS_PREV_HASH, Signer, broken, row_hash
+from privacy.ledger.database import ADDED, COLUMNS, LEDGER
 from privacy.ledger.rows import Head, Kind, Row, canonical
-from privacy.ledger.schema import ADDED, COLUMNS, LEDGER
-from privacy.ledger.signatures import Signer
 
 # Whatever columns there are: a reader must neither fail on a ledger of schema 1 nor miss the new
 # columns of one that another process migrates meanwhile.

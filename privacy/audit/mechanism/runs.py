@@ -1,21 +1,105 @@
-"""Starts of the audited path on toy data."""
+"""What an audit runs the path for, and what it reads off the results."""
 
+import dataclasses
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from privacy.audit.mechanism.toy import Toy, mean_output
 from privacy.collective import Collective, SingleProcess
-from privacy.dp_sgd import PrivateGradient
-from privacy.gradients import ENGINES, GradientEngine
+from privacy.dp_sgd import DPSGD, PrivateGradient
+from privacy.gradients import ENGINES, GradientEngine, ModelCall
 from privacy.keystream import os_key
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+
+LAYERS = 3
+IDLE = 8
+
+_EXPECTED_BATCH = 2
+_FEWEST, _MOST = 8, 512
+
+
+def toy_size(q: float) -> int:
+    """Return how many toy records make a batch of about two, between 8 and 512."""
+    return int(min(max(np.ceil(_EXPECTED_BATCH / q), _FEWEST), _MOST))
+
+
+class Readout(nn.Module):
+    """Several layers that are each multiplied with their part of the record: x [K, layers, d]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList(
+            [torch.zeros(width, dtype=torch.float64) for _ in range(LAYERS)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [K]."""
+        parts = [x[:, i] @ layer for i, layer in enumerate(self.layers)]
+        return torch.stack(parts).sum(dim=0)
+
+
+def mean_output(model: ModelCall, views: Tensor) -> Tensor:
+    """Return the loss of one record, the mean over its views [K, layers, width]."""
+    return model(views).mean()
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Toy records of one mechanism.
+
+    Attributes:
+        dpsgd: the mechanism; its number of records is that of the toys.
+        views: K, copies of a record, which point in different directions.
+    """
+
+    dpsgd: DPSGD
+    views: int
+
+    @property
+    def canary(self) -> int:
+        """The record whose presence is to be found out; not rank 0's where there are two."""
+        return self.dpsgd.records - 1
+
+    @cached_property
+    def model(self) -> Readout:
+        """The network; nothing trains it."""
+        return Readout(self.dpsgd.records + IDLE)
+
+    @cached_property
+    def records(self) -> Tensor:
+        """Views [N, K, layers, width], float64.
+
+        Norms go from 3 C to 30,000 C. Views come in pairs that stray from their mean as far as it
+        is long, on idle coordinates and in opposite directions.
+        """
+        n, clip_norm = self.dpsgd.records, self.dpsgd.clip_norm
+        norms = 3 * clip_norm * 10.0 ** (torch.arange(n, dtype=torch.float64) % 5)
+        views = torch.zeros(n, self.views, LAYERS, n + IDLE, dtype=torch.float64)
+        every = torch.arange(n)
+        views[every, :, :, every] = (norms / LAYERS**0.5)[:, None, None]
+        stray = (norms / (LAYERS * IDLE) ** 0.5)[:, None, None, None]
+        paired = self.views // 2 * 2
+        views[:, 0:paired:2, :, n:] += stray
+        views[:, 1:paired:2, :, n:] -= stray
+        return views
+
+    def in_units(self, gradients: np.ndarray) -> np.ndarray:
+        """Scale gradients so that a clipped record's step is 1 on each of its coordinates."""
+        return gradients * (self.dpsgd.expected_batch * LAYERS**0.5 / self.dpsgd.clip_norm)
+
+    def in_deviations(self, gradients: np.ndarray) -> np.ndarray:
+        """Scale gradients so that noise is standard normal."""
+        spread = self.dpsgd.noise_multiplier * self.dpsgd.clip_norm
+        return gradients * (self.dpsgd.expected_batch / spread)
 
 
 @dataclass(frozen=True)
@@ -181,3 +265,138 @@ def run(
     agreed = all(np.array_equal(found, other, equal_nan=True) for other in others)
     finite = np.isfinite(found)
     return Outcome(np.where(finite, found, 0.0), bool(finite.all()), agreed)
+
+
+ATTEMPTS = (1, 2)
+
+_QUIET = 2.0**-40  # so little noise that what a step did to every record can be read off
+_SHARE = 4  # trials for every start that serves the checks alone
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Results by number of workers.
+
+    Attributes:
+        toy: the records.
+        present: starts with all records.
+        absent: starts without the canary.
+        empty: starts without any record.
+        quiet: starts with all records and hardly any noise, for each attempt; start i of any
+            number of workers and any attempt has the same key.
+    """
+
+    toy: Toy
+    present: dict[int, Outcome]
+    absent: dict[int, Outcome]
+    empty: dict[int, Outcome]
+    quiet: dict[int, tuple[Outcome, ...]]
+
+    @classmethod
+    def gather(
+        cls, path: StepPath, toy: Toy, workers: Sequence[int], trials: int, steps: int
+    ) -> "Evidence":
+        """Run `path`: `trials` starts with, and as many without, the canary, and others beside."""
+        everyone = np.arange(toy.dpsgd.records)
+        count = trials // len(workers)
+        few = max(count // _SHARE, 2)
+        keys = [path.key() for _ in range(few)]
+        silenced = dataclasses.replace(toy.dpsgd, noise_multiplier=_QUIET)
+        quiet = dataclasses.replace(toy, dpsgd=silenced)
+
+        def runs(present: np.ndarray, starts: int) -> dict[int, Outcome]:
+            return {
+                size: run(
+                    path,
+                    toy,
+                    workers=size,
+                    keys=[path.key() for _ in range(starts)],
+                    steps=steps,
+                    present=present,
+                )
+                for size in workers
+            }
+
+        return cls(
+            toy,
+            present=runs(everyone, count),
+            absent=runs(np.delete(everyone, toy.canary), count),
+            empty=runs(everyone[:0], few),
+            quiet={
+                size: tuple(
+                    run(
+                        path,
+                        quiet,
+                        workers=size,
+                        keys=keys,
+                        steps=steps,
+                        present=everyone,
+                        attempt=attempt,
+                    )
+                    for attempt in ATTEMPTS
+                )
+                for size in workers
+            },
+        )
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield the results of all runs."""
+        yield from self.present.values()
+        yield from self.absent.values()
+        yield from self.empty.values()
+        yield from itertools.chain.from_iterable(self.quiet.values())
+
+    def scores(self, canary: bool, steps: int) -> np.ndarray:
+        """Return how much likelier each start is with the canary than without: [starts].
+
+        The log-likelihood ratio of `steps` steps, in x, the projection of a gradient on the
+        canary's, in units of C / (q N): sum of ln(1 - q + q exp((2 x - 1) / (2 sigma^2))).
+        """
+        outcomes = self.present if canary else self.absent
+        gradients = np.concatenate([outcome.gradients for outcome in outcomes.values()])
+        units = self.toy.in_units(gradients[:, :steps, :, self.toy.canary])
+        x = units.sum(axis=-1) / LAYERS
+        q, sigma = self.toy.dpsgd.sampling_probability, self.toy.dpsgd.noise_multiplier
+        with np.errstate(divide="ignore"):
+            left_out = np.log1p(-q)
+        taken = np.log(q) + (2 * x - 1) / (2 * sigma**2)
+        return np.logaddexp(left_out, taken).sum(axis=1)
+
+    @cached_property
+    def noise(self) -> dict[int, np.ndarray]:
+        """Noise in standard deviations where no record adds to it: [starts, steps, coordinates]."""
+        idle = slice(self.toy.dpsgd.records, None)
+        joined = {
+            size: np.concatenate([with_it.gradients, self.absent[size].gradients])
+            for size, with_it in self.present.items()
+        }
+        return {
+            size: self.toy.in_deviations(gradients[..., idle]).reshape(*gradients.shape[:2], -1)
+            for size, gradients in joined.items()
+        }
+
+    @cached_property
+    def noise_of_empty_batches(self) -> dict[int, np.ndarray]:
+        """Noise in standard deviations of steps without records: [starts, steps, coordinates]."""
+        return {
+            size: self.toy.in_deviations(outcome.gradients).reshape(
+                *outcome.gradients.shape[:2], -1
+            )
+            for size, outcome in self.empty.items()
+        }
+
+    @cached_property
+    def steps_of_records(self) -> dict[int, np.ndarray]:
+        """Quiet steps in units of a clipped record: [starts, attempts, steps, layers, width]."""
+        return {
+            size: self.toy.in_units(np.stack([one.gradients for one in attempts], axis=1))
+            for size, attempts in self.quiet.items()
+        }
+
+    @cached_property
+    def masks(self) -> dict[int, np.ndarray]:
+        """Who was in a batch: bool [starts, attempts, steps, N]."""
+        return {
+            size: moved[..., 0, : self.toy.dpsgd.records] > 0.5
+            for size, moved in self.steps_of_records.items()
+        }

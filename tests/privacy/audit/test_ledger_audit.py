@@ -6,7 +6,7 @@ import pytest
 
 from privacy.accounting.guarantee import group, replace_one
 from privacy.audit import audit_ledger
-from privacy.audit.datasets import epsilons, opacus_epsilon
+from privacy.audit.ledger import epsilons, opacus_epsilon
 from privacy.audit.replay import Replay, connected
 from privacy.budget import Budget, Component
 from privacy.budget.identity import Content

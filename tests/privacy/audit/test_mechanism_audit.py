@@ -14,12 +14,25 @@ from privacy.accounting import accountant
 from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, StepPath, audit_mechanism
 from privacy.audit.mechanism import laws as noise
-from privacy.audit.mechanism.contribution import levels, sensitivity
-from privacy.audit.mechanism.evidence import Evidence
-from privacy.audit.mechanism.laws import batch_laws, inclusion, paired, size_variance
-from privacy.audit.mechanism.results import FALSE_ALARM, Law, judge
-from privacy.audit.mechanism.runs import run_workers
-from privacy.audit.mechanism.toy import IDLE, LAYERS, Toy, mean_output, toy_size
+from privacy.audit.mechanism.audit import levels, sensitivity
+from privacy.audit.mechanism.laws import (
+    FALSE_ALARM,
+    Law,
+    batch_laws,
+    inclusion,
+    judge,
+    paired,
+    size_variance,
+)
+from privacy.audit.mechanism.runs import (
+    IDLE,
+    LAYERS,
+    Evidence,
+    Toy,
+    mean_output,
+    run_workers,
+    toy_size,
+)
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES

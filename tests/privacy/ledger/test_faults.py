@@ -243,7 +243,7 @@ def test_an_interrupted_sqlite_charges_once(ledger, again, ask):
 
 
 def test_a_locked_file_is_waited_for_and_then_said(ledger, tmp_path, again, ask, monkeypatch):
-    monkeypatch.setattr("privacy.ledger.engine.WAIT_S", 0.05)
+    monkeypatch.setattr("privacy.ledger.database.WAIT_S", 0.05)
     budget = Budget(again(ledger))
     budget.declare("digits", 10.0, 1e-5)
     reservation = ask(budget, "r", PLAN)

@@ -12,8 +12,7 @@ from sqlalchemy import Engine, event, inspect
 
 from privacy.budget import Budget, Component
 from privacy.errors import InvalidRequest, LedgerUnavailable
-from privacy.ledger import Head, Kind, Ledger
-from privacy.ledger import genesis as migration
+from privacy.ledger import Head, Kind, Ledger, database
 from privacy.mechanisms import Gaussian
 
 OLD_HEAD = Head(11, "a240ae4f9e685f040ed3155e2afdf708a10ab68e60cddaa04cd49b86dd12bcf6")
@@ -94,7 +93,7 @@ def test_of_processes_that_migrate_at_once_one_does(any_old, key, in_processes):
 
 @pytest.mark.parametrize("after", ["author", "signature", "row"])
 def test_an_error_in_the_middle_leaves_schema_1(any_old, key, monkeypatch, after):
-    def stop(connection, transaction, real=migration.schema.add_columns):
+    def stop(connection, transaction, real=database.add_columns):
         if after == "author":
             connection.exec_driver_sql("ALTER TABLE umbra_ledger ADD COLUMN author TEXT")
         else:

@@ -9,9 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from privacy.errors import InvalidRequest
 from privacy.keys import load_or_create_key
 from privacy.ledger import Kind, Ledger
-from privacy.ledger.chain import replay, row_hash
+from privacy.ledger.chain import Signer, replay, row_hash
 from privacy.ledger.rows import canonical
-from privacy.ledger.signatures import Signer
 
 SEED, OTHER = bytes([7]) * 32, bytes([8]) * 32
 

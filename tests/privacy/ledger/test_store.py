@@ -124,8 +124,8 @@ def test_reading_makes_no_ledger(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path, key, monkeypatch):
-    monkeypatch.setattr("privacy.ledger.genesis.SCHEMA_VERSION", 3)
-    monkeypatch.setattr("privacy.ledger.genesis.SCHEMA_VERSION", 3)
+    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 3)
+    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 3)
     Ledger.open(tmp_path / "ledger.db", key)
     monkeypatch.undo()
     with pytest.raises(LedgerUnavailable, match="schema version 3"):

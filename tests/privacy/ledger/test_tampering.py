@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy.budget import Budget, Component
 from privacy.errors import IntegrityBroken
-from privacy.ledger import Head, Kind, Ledger, Row, chain, signatures
+from privacy.ledger import Head, Kind, Ledger, Row, chain
 from privacy.ledger.chain import replay, row_hash
 from privacy.mechanisms import Gaussian
 
@@ -28,7 +28,7 @@ def rows(filled):
 def found(monkeypatch):
     """Whether the real replay finds anything; rows that were judged before are not hashed anew."""
     monkeypatch.setattr(chain, "broken", lru_cache(maxsize=None)(chain.broken))
-    monkeypatch.setattr(signatures, "is_signed", lru_cache(maxsize=None)(signatures.is_signed))
+    monkeypatch.setattr(chain, "is_signed", lru_cache(maxsize=None)(chain.is_signed))
     return lambda rows, **options: next(replay(rows, **options), None) is not None
 
 

@@ -12,7 +12,7 @@ import torch
 
 from privacy.audit.mechanism import StepPath, audit_mechanism
 from privacy.audit.mechanism.audit import FEWEST_TRIALS
-from privacy.audit.mechanism.toy import toy_size
+from privacy.audit.mechanism.runs import toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES, clip_and_add
 from privacy.gradients.fixed_batch import FixedBatch
