@@ -1,10 +1,9 @@
-"""Heads of the ledger that a run wrote down outside it: they show when rows were cut off later."""
+"""Heads of the ledger that a run recorded outside it, which reveal rows that were cut off later."""
 
 from pipeline.runs.directory import RunDirectory
 from privacy.durable import append_line
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.ledger import Head, Ledger
-from synth.checkpoint import newest
 
 _HEADS = "ledger-heads"
 
@@ -28,6 +27,8 @@ def recorded_heads(run: RunDirectory) -> list[Head]:
     Raises:
         IntegrityBroken: the record of the heads is damaged.
     """
+    from synth.checkpoint import newest  # loads torch
+
     path = run.internal / _HEADS
     try:
         lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []

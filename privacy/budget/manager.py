@@ -23,72 +23,21 @@ from privacy.ledger.records import (
 )
 from privacy.validation import positive_number
 
+ADMITS = "rdp"
+"""The accountant that admits, written into every reservation."""
 
-class BudgetReader:
-    """The budgets of all data sets of one ledger, which may be opened for reading only."""
+
+class Budget:
+    """The budgets of all data sets of one ledger.
+
+    A ledger that was opened for reading only serves the methods that change nothing. The object
+    keeps no state of its own: any number of processes may hold one on the same ledger.
+    A method that raises has changed nothing, except that after LedgerUnavailable the answer may
+    have been lost on its way: repeat the call with the same idempotency key.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-
-    def quote(self, dataset: str, plan: Sequence[Component], partition: str = TRAIN) -> Quote:
-        """Return what a plan would cost on one part of a data set, and whether it is admitted.
-
-        Nothing is set aside: another run may take the budget before this one reserves. That the
-        content is what the name stands for, and δ < 1/N, is for `reserve` to say.
-
-        Raises:
-            InvalidRequest: on values that make no sense.
-            BudgetRefused: where undeclared.
-        """
-        parts = checked_plan(plan)
-        validation.identifier("partition's name", partition)
-        with self.ledger.reading() as view:
-            declaration = rules.declared(view, dataset)
-            before = spending(view, dataset).get(partition, Spending((), (), ()))
-            return rules.quote_plan(view, declaration, before, parts)
-
-    def reservation(self, reservation_id: str) -> Reservation:
-        """Return a reservation. Raises InvalidRequest where it is unknown."""
-        with self.ledger.reading() as view:
-            return Reservation.from_row(rules.opening(view, reservation_id))
-
-    def reserved(self, idempotency_key: str) -> Reservation | None:
-        """Return what was reserved under a key, None where nothing was: the answer may be lost."""
-        validation.text_line("idempotency key", idempotency_key)
-        with self.ledger.reading() as view:
-            row = view.by_claim(rules.reserve_claim(idempotency_key))
-            return None if row is None else Reservation.from_row(row)
-
-    def charged_steps(self, reservation_id: str) -> dict[str, int]:
-        """Return the steps charged so far, for every component of the plan.
-
-        Raises InvalidRequest where the reservation is unknown.
-        """
-        with self.ledger.reading() as view:
-            return read_state(view, rules.opening(view, reservation_id)).charged
-
-    def odometer(self, name: str) -> Odometer:
-        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
-        with self.ledger.reading() as view:
-            return odometer(view, rules.declared(view, name))
-
-    def show(self) -> tuple[Odometer, ...]:
-        """Return the odometers of all declared data sets, in the order of their declaration."""
-        with self.ledger.reading() as view:
-            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
-
-    def history(self, name: str) -> Iterator[Row]:
-        """Yield every row about a data set, oldest first: who did what and when.
-
-        Raises BudgetRefused where undeclared.
-        """
-        with self.ledger.reading() as view:
-            rules.declared(view, name)
-        return self.ledger.rows(dataset=name)
-
-
-class Declarations(BudgetReader):
-    """The part of `Budget` that is used between runs."""
 
     def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
         """Give a data set its whole budget, once and for ever.
@@ -151,19 +100,6 @@ class Declarations(BudgetReader):
             if row is None:
                 row = t.append(Kind.OVERLAP, {"other": other}, dataset=name, claim=claim)
             return row.head
-
-
-ADMITS = "rdp"
-"""The accountant that admits, written into every reservation."""
-
-
-class Budget(Declarations):
-    """The budgets of all data sets of one ledger.
-
-    The object keeps no state of its own: any number of processes may hold one on the same ledger.
-    A method that raises has changed nothing, except that after LedgerUnavailable the answer may
-    have been lost on its way: repeat the call with the same idempotency key.
-    """
 
     def reserve(
         self,
@@ -383,3 +319,59 @@ class Budget(Declarations):
                 body.setdefault("used", charged)
                 row = t.append(Kind.EXPORT, body, opening.dataset, reservation_id, claim)
             return row.head
+
+    def quote(self, dataset: str, plan: Sequence[Component], partition: str = TRAIN) -> Quote:
+        """Return what a plan would cost on one part of a data set, and whether it is admitted.
+
+        Nothing is set aside: another run may take the budget before this one reserves. That the
+        content is what the name stands for, and δ < 1/N, is for `reserve` to say.
+
+        Raises:
+            InvalidRequest: on values that make no sense.
+            BudgetRefused: where undeclared.
+        """
+        parts = checked_plan(plan)
+        validation.identifier("partition's name", partition)
+        with self.ledger.reading() as view:
+            declaration = rules.declared(view, dataset)
+            before = spending(view, dataset).get(partition, Spending((), (), ()))
+            return rules.quote_plan(view, declaration, before, parts)
+
+    def reservation(self, reservation_id: str) -> Reservation:
+        """Return a reservation. Raises InvalidRequest where it is unknown."""
+        with self.ledger.reading() as view:
+            return Reservation.from_row(rules.opening(view, reservation_id))
+
+    def reserved(self, idempotency_key: str) -> Reservation | None:
+        """Return what was reserved under a key, None where nothing was: the answer may be lost."""
+        validation.text_line("idempotency key", idempotency_key)
+        with self.ledger.reading() as view:
+            row = view.by_claim(rules.reserve_claim(idempotency_key))
+            return None if row is None else Reservation.from_row(row)
+
+    def charged_steps(self, reservation_id: str) -> dict[str, int]:
+        """Return the steps charged so far, for every component of the plan.
+
+        Raises InvalidRequest where the reservation is unknown.
+        """
+        with self.ledger.reading() as view:
+            return read_state(view, rules.opening(view, reservation_id)).charged
+
+    def odometer(self, name: str) -> Odometer:
+        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
+        with self.ledger.reading() as view:
+            return odometer(view, rules.declared(view, name))
+
+    def show(self) -> tuple[Odometer, ...]:
+        """Return the odometers of all declared data sets, in the order of their declaration."""
+        with self.ledger.reading() as view:
+            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
+
+    def history(self, name: str) -> Iterator[Row]:
+        """Yield every row about a data set, oldest first: who did what and when.
+
+        Raises BudgetRefused where undeclared.
+        """
+        with self.ledger.reading() as view:
+            rules.declared(view, name)
+        return self.ledger.rows(dataset=name)
