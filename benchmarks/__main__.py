@@ -19,17 +19,17 @@ _KINDS = ("sections", "rates", "orchestration", "memory", "curves")
 
 
 def main() -> None:
-    """Print each section's table as it is done, and write all of them as JSON and as a picture."""
+    """Print the table of each section, and write all of them as JSON and as a picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="within minutes, wider spread")
+    parser.add_argument("--quick", action="store_true", help="five minutes, wider spread")
     parser.add_argument(
         "--only",
         metavar="REGEX",
         type=re.compile,
         default=re.compile(""),
-        help="measure the sections whose title it is found in; --list names them",
+        help="measure the sections whose title matches; --list shows them",
     )
-    parser.add_argument("--list", action="store_true", help="show the titles and measure nothing")
+    parser.add_argument("--list", action="store_true", help="print the titles and measure nothing")
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
@@ -42,7 +42,7 @@ def main() -> None:
             print(*(section.title for section in chosen), sep="\n")
             return
         if not chosen:
-            parser.error("no section's title matches; --list names them")
+            parser.error("no section's title matches; --list shows them")
         _measure(chosen, arguments.quick, arguments.json)
 
 
@@ -71,14 +71,14 @@ def _introduce(console: Console, machine: Mapping[str, Any]) -> None:
         shown = value if not isinstance(value, dict) else "  ".join(map(" ".join, value.items()))
         console.print(f"{name}: {shown}", markup=False, highlight=False)
     console.print(
-        "\nOne run, cases interleaved. A ratio is a time over the first row's: its median over\n"
-        "the rounds, the least and the greatest; above 1 is slower. Quote ratios, not times.\n",
+        "\nOne run, cases interleaved. A ratio is a time over the first row's: median, least and\n"
+        "greatest over the rounds; above 1 is slower. Quote ratios, not times.\n",
         highlight=False,
     )
     if busy():
         console.print(
-            "WARNING: other processes use these cores. Ratios will be wide and the run long;\n"
-            "wait for a quiet machine, or set OMP_NUM_THREADS=1.\n",
+            "WARNING: other processes use these cores. Ratios will spread and take longer:\n"
+            "wait for an idle machine, or set OMP_NUM_THREADS=1.\n",
             highlight=False,
         )
 

@@ -1,8 +1,8 @@
-"""How the cost of a step grows with records B, views K, pixels and workers W: straight lines.
+"""How the time of a step grows with records B, views K, pixels and workers W: straight lines.
 
-A point is the least of its rounds, for what disturbs a machine only ever adds time. All points of
-a curve are computed by one engine at one micro-batch, so that nothing but the size varies; where
-images grow, the micro-batch shrinks as a training's does, for all points to hold as much at a time.
+A point is the minimum over its rounds, since disturbances only add time. All points of a curve use
+one engine and one micro-batch, so that nothing but the size varies; where images grow, the
+micro-batch shrinks as in a training, to keep the memory constant.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +27,21 @@ _RECORDS = (32, 64, 128, 256)
 _VIEWS = (2, 4, 8, 16)
 _SIDES = (8, 12, 16, 32)
 _PIXELS = 2**15  # of all views in a micro-batch
-_WORKERS = (1, 2, 4)
+_WORKERS = (1, 2, 3)
 _GPU_TIMES = 16  # as many records for a GPU
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds against one size of the problem, and how straight the line through them is.
+    """Seconds against one size of the problem, with a least-squares line.
 
     Attributes:
         title: what varies.
         unit: of `x`.
         x: sizes.
-        seconds: the least of the rounds.
-        r_squared: of the least squares line; 1 is straight.
-        intercept: of that line, as a part of the last value: what does not grow.
+        seconds: minimum over the rounds.
+        r_squared: of the line; 1 is straight.
+        intercept: of the line, as a fraction of the last value: the part that does not grow.
     """
 
     title: str
@@ -66,26 +66,27 @@ class Curve:
         return asdict(self)
 
 
-def curves(rounds: int, kind: str) -> Iterator[Curve]:
+def curves(seconds: float, kind: str) -> Iterator[Curve]:
     """Measure clipped sums at growing sizes, with the engine that training chooses at 8x8.
 
     Args:
-        rounds: times each point is run.
+        seconds: of timed rounds in all.
         kind: type of the device.
     """
     small = replace(SMALL, kind=kind)
+    each = seconds / 4
     times = _GPU_TIMES if kind == "cuda" else 1
     size = _MICRO_BATCH * times
-    # Each step has its own, or what is captured for one would be made anew for the next.
+    # One for each step, since a captured graph is recaptured when the size changes.
     engine = partial(choose, small.network.size**2, small.views, kind, "float32", records=0)
     step = partial(_step, engine=engine, micro_batch=size)
 
     of_records = [step(small, times * n) for n in _RECORDS]
-    yield _curve("records B", "records", [times * n for n in _RECORDS], of_records, rounds)
+    yield _curve("records B", "records", [times * n for n in _RECORDS], of_records, each)
     of_views = [step(replace(small, views=K), size) for K in _VIEWS]
-    yield _curve("views K", "views", _VIEWS, of_views, rounds)
+    yield _curve("views K", "views", _VIEWS, of_views, each)
     # Attention costs the square of the pixels; without it the cost is theirs.
-    networks = [replace(small.network, size=side, attention=()) for side in _SIDES]
+    networks = [small.network.model_copy(update={"size": side, "attention": ()}) for side in _SIDES]
     largest = size // 2
     of_pixels = [
         _step(
@@ -96,22 +97,23 @@ def curves(rounds: int, kind: str) -> Iterator[Curve]:
         )
         for network in networks
     ]
-    yield _curve("image size", "pixels", [side**2 for side in _SIDES], of_pixels, rounds)
-    yield workers(rounds)
+    yield _curve("image size", "pixels", [side**2 for side in _SIDES], of_pixels, each)
+    yield workers(each)
 
 
-def workers(rounds: int, counts: Sequence[int] = _WORKERS) -> Curve:
-    """Measure W workers of one CPU thread each, side by side, each with the same number of records.
+def workers(seconds: float, counts: Sequence[int] = _WORKERS) -> Curve:
+    """Measure W workers of one CPU thread each, in parallel and with equally many records.
 
-    Their seconds are times the cores that they share: a line, if side by side nothing is lost.
+    Times are multiplied by the cores that they share: a straight line, if sharing costs nothing.
     """
-    seconds = []
+    points = []
     for count in counts:
         with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-            list(pool.map(_alone, [1] * count))  # builds kernels
+            warm_up = max(pool.map(_alone, [1] * count))[0]
+            rounds = max(3, int(seconds / len(counts) / warm_up))
             slowest = np.max(list(pool.map(_alone, [rounds] * count)), axis=0)
-            seconds.append(float(slowest.min()) * min(count, cores()))
-    return Curve.of("workers W, equal work each", "workers", counts, seconds)
+            points.append(float(slowest.min()) * min(count, cores()))
+    return Curve.of("workers W, equal work each", "workers", counts, points)
 
 
 def _alone(rounds: int) -> list[float]:
@@ -135,8 +137,8 @@ def _step(
 
 
 def _curve(
-    title: str, unit: str, x: Sequence[float], steps: list[Callable[[], object]], rounds: int
+    title: str, unit: str, x: Sequence[float], steps: list[Callable[[], object]], seconds: float
 ) -> Curve:
     cases = [Case(str(size), step) for size, step in zip(x, steps, strict=True)]
-    measured = interleave(cases, rounds)
+    measured = interleave(cases, seconds)
     return Curve.of(title, unit, x, [min(measured[case.name]) for case in cases])

@@ -73,7 +73,7 @@ def distance_cases(count: int, dimension: int) -> Cases:
     return cases, [f"{count} features of dimension {dimension} a side; equal to 1e-8."]
 
 
-def ball_cases(count: int, dimension: int) -> Cases:
+def prdc_cases(count: int, dimension: int) -> Cases:
     """Return precision, recall, density and coverage: whole distance matrices, and as shipped.
 
     Raises:
@@ -85,10 +85,10 @@ def ball_cases(count: int, dimension: int) -> Cases:
         found = precision_recall(real, synthetic)
         return [found.precision, found.recall, found.density, found.coverage]
 
-    expected = np.array(plain_balls(real, synthetic, NEAREST))
+    expected = np.array(plain_prdc(real, synthetic, NEAREST))
     _require_close("precision and recall", expected, np.array(shipped()), 1e-12)
     cases = [
-        Case("scikit-learn's neighbours, numpy", lambda: plain_balls(real, synthetic, NEAREST)),
+        Case("scikit-learn's neighbours, numpy", lambda: plain_prdc(real, synthetic, NEAREST)),
         Case("precision_recall", shipped),
     ]
     return cases, [f"{count} features of dimension {dimension} a side, k = {NEAREST}; all equal."]
@@ -175,7 +175,7 @@ def _cells(image: np.ndarray, cells: int) -> np.ndarray:
     return np.array([image[rows, columns].mean() for rows in spans for columns in spans])
 
 
-def plain_balls(real: np.ndarray, synthetic: np.ndarray, k: int) -> list[float]:
+def plain_prdc(real: np.ndarray, synthetic: np.ndarray, k: int) -> list[float]:
     """Return precision, recall, density and coverage from whole matrices of distances."""
     # The nearest of all is the point itself.
     reach_real, reach_synthetic = (

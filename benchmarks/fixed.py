@@ -1,4 +1,4 @@
-"""What a private step pays once, however many records it sees: noise, mask and ledger."""
+"""The costs of a private step that do not depend on its batch: noise, mask and ledger."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +12,20 @@ from privacy.noise import SecureGaussian, privatize
 from privacy.poisson import PoissonSampler
 
 from .ledger import charger, committer
-from .steps import limit
+from .steps import limit, records_in
 from .timing import Case
 from .workload import Workload
 
 
-def fixed_cases(workload: Workload, n: int, folder: Path) -> tuple[list[Case], list[str]]:
-    """Return the non-private step of B records and, beside it, what privacy adds to each step."""
-    B, N = workload.batch, workload.dataset
+def fixed_cases(workload: Workload, seconds: float, folder: Path) -> tuple[list[Case], list[str]]:
+    """Return the non-private step of B records and, beside it, what privacy adds to each step.
+
+    Args:
+        workload: the size.
+        seconds: that the non-private step is measured for, at least.
+        folder: of the ledger.
+    """
+    B, N, n = workload.batch, workload.dataset, records_in(workload, seconds)
     noise, draw = _noise(workload)
     mask, choose = _mask(workload)
     charge = charger(Ledger.open(folder / "ledger.db", os_key()), B / N, N)
@@ -41,9 +47,9 @@ def fixed_cases(workload: Workload, n: int, folder: Path) -> tuple[list[Case], l
         Case("charge, mask and noise", all_three),
     ]
     notes = [
-        f"The step is one of B = {B} records, out of N = {N}: measured with {n}, times B/n.",
-        "A charge pays for a block of steps (50 by default); here it is held against one step.",
-        "SQLite syncs every commit to disk: the ledger's times are the disk's.",
+        f"The step has B = {B} of N = {N} records: measured with {n} records, times B/n.",
+        "A charge pays for a block of steps (50 by default); here it is compared with one step.",
+        "SQLite syncs every commit to disk, so the ledger's times depend on the disk.",
     ]
     return cases, notes
 

@@ -1,4 +1,4 @@
-"""What the ledger costs: a charge beside a bare commit, an audit beside reading the rows."""
+"""The cost of the ledger: a charge against a bare commit, an audit against reading the rows."""
 
 import sqlite3
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _BARE = "bare SQLite commit"
 
 
 def charge_cases(folder: Path) -> tuple[list[Case], list[str]]:
-    """Return a commit of SQLite alone, and charges of ledgers that do more and more."""
+    """Return a commit of SQLite alone, and charges with author, witness and signature added."""
     witness = {"author": "bench", "witness": folder / "head"}
     signed = Ledger.open(folder / "signed.db", os_key(), author="bench", witness=folder / "s.head")
     signed.start_signing(os_key())
@@ -32,14 +32,14 @@ def charge_cases(folder: Path) -> tuple[list[Case], list[str]]:
         Case("charge, author, witness, signature", charger(signed)),
     ]
     notes = [
-        "SQLite syncs every commit to disk: these times are the disk's as well.",
+        "SQLite syncs every commit to disk, so these times depend on the disk.",
         "A charge pays for a block of steps (50 by default).",
     ]
     return cases, notes
 
 
 def audit_cases(folder: Path, rows: int) -> tuple[list[Case], list[str]]:
-    """Return reading a ledger of so many charges with SQLite alone, verifying and auditing it."""
+    """Return reading a ledger of `rows` charges with SQLite alone, verifying and auditing it."""
     ledger = Ledger.open(folder / "long.db", os_key(), author="bench")
     long_ledger(ledger, rows)
 
@@ -55,13 +55,13 @@ def audit_cases(folder: Path, rows: int) -> tuple[list[Case], list[str]]:
         Case("audit", lambda: audit_ledger(ledger)),
     ]
     notes = [
-        f"{rows} charges of one run. Every ε is recomputed, which after the first time is cached."
+        f"{rows} charges of one run. Every ε is recomputed in the warm-up and cached after it."
     ]
     return cases, notes
 
 
 def long_ledger(ledger: Ledger, rows: int) -> None:
-    """Append so many charges in one transaction: a charge each would sync the disk each."""
+    """Append `rows` charges in one transaction, since each of its own would sync the disk."""
     reservation, attempt = _begun(Budget(ledger), rows)
     with ledger.transaction() as t:
         for done in range(1, rows + 1):

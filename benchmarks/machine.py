@@ -1,4 +1,4 @@
-"""The machine that the numbers belong to."""
+"""The machine on which the numbers were measured."""
 
 import os
 import platform
@@ -25,12 +25,12 @@ def describe() -> dict[str, str | int | float | dict[str, str]]:
 
 
 def load() -> float:
-    """Return how many processes wanted a core over the last minute, in the mean."""
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def busy() -> bool:
-    """Return whether others use the cores: threads then wait for each other at every small step."""
+    """Return whether other processes use the cores, which makes threads wait for each other."""
     return load() > cores() / 2
 
 

@@ -1,6 +1,6 @@
-"""Peak memory of a step: every way in a process of its own, above what was there before it.
+"""Peak memory of a step: each way in its own process, above what the process held before.
 
-On a GPU it is the device's memory that counts, and what the weights and records take is left out.
+On a GPU the device's memory is measured, without weights and records.
 """
 
 import sys
@@ -45,8 +45,8 @@ class Peak:
         return asdict(self)
 
 
-# Size, way, records, micro-batch: all ways at equal micro-batch, then one at growing B and K, where
-# it should stay flat.
+# Size, way, records, micro-batch: all ways at the same micro-batch, then one at growing B and K,
+# where memory should stay flat.
 QUICK_PEAKS = [("small", way, 32, 32) for way in (LIMIT, "layerwise", _OPACUS)]
 PEAKS = [
     *(("small", way, 32, 32) for way in (LIMIT, *ENGINES, _OPACUS)),

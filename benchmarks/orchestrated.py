@@ -1,7 +1,7 @@
-"""One training in a process of its own: as a whole run on Ray, or as the bare loop of its steps.
+"""One training in its own process: as a whole run on Ray, or as the bare loop of its steps.
 
 `python -m benchmarks.orchestrated run|bare|trial BATCH STEPS BLOCK FOLDER` prints a line of JSON.
-A run and a bare loop that are given the same folder take turns, block by block.
+A run and a bare loop with the same folder take turns, block by block.
 """
 
 import atexit
@@ -48,20 +48,20 @@ READY = "ready"  # a file: the bare loop waits for its turn
 _IN_TURNS = "in-turns.json"
 _TIMES = "times.txt"
 _TRAIN = "train"
-_BETWEEN_READINGS = 10.0  # seconds: to read is work too
+_BETWEEN_READINGS = 10.0  # seconds; reading takes CPU time too
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a process measured of its training.
+    """The times of one training.
 
     Attributes:
-        steps: when each step had been done, seconds on one clock.
-        waited: seconds that this process waited for its turn, before every block.
-        other_stages: seconds of the run's stages that are no training.
-        others_cpu: seconds of processor time that a second of training took from the first step
-            to the last, in all processes of the run but the worker's, less what they took to
-            charge: the worker waits for that. None if it cannot be told.
+        steps: at which each step ended, in seconds on one clock.
+        waited: seconds that this process waited for its turn, before each block.
+        other_stages: seconds of the run's stages other than training.
+        others_cpu: CPU seconds per second between the first and the last step, of all processes of
+            the run but the worker, without the charges, for which the worker waits. None if
+            unknown.
     """
 
     steps: tuple[float, ...]
@@ -71,12 +71,12 @@ class Timed:
 
 
 def spec_of(batch: int, steps: int, block: int) -> Spec:
-    """Return the spec of the training: 8x8, 0.19 M parameters, K = 8, all else by default.
+    """Return the spec of the training: 8x8, 0.19 M parameters, K = 8, otherwise defaults.
 
     Args:
-        batch: B, which sets how long a step takes.
+        batch: B, which determines the time of a step.
         steps: T.
-        block: steps to a charge and to a checkpoint.
+        block: steps between charges and between checkpoints.
     """
     network = SMALL.network
     sections = {
@@ -90,7 +90,7 @@ def spec_of(batch: int, steps: int, block: int) -> Spec:
             "classes": [str(label) for label in range(network.classes)],
             "public": True,
         },
-        # With a seed both processes draw the same batches, which else differ by a tenth in size.
+        # With a seed both processes draw the same batches; otherwise sizes differ by a tenth.
         "privacy": {"epsilon": 5.0, "delta": 1e-4, "seed": 0},
         "model": {
             "base": network.base,
@@ -111,11 +111,11 @@ def spec_of(batch: int, steps: int, block: int) -> Spec:
 
 
 def run(spec: Spec, folder: Path) -> Timed:
-    """Execute a whole run in a new home: ledger, MLflow, Ray, checkpoints as for any user."""
+    """Execute a whole run in a new home: ledger, MLflow, Ray, checkpoints as for a user."""
     home = Home.locate({"UMBRA_HOME": str(folder / "home")}).ensure()
     Budget(LedgerAccess.of(home).open()).declare(spec.data.name, 10.0, spec.privacy.delta)
     watch = _Watch(folder / _TIMES)
-    # To reach these Ray is imported earlier than the engine does; this must be set before.
+    # Patching imports Ray earlier than the engine does; these must be set before.
     os.environ.update(connection._EVERYWHERE | connection._LOOPBACK | connection._TOKEN)
     with (
         patch("pipeline.cluster.training.TrainingWorker", _timed_worker(watch.file)),
@@ -129,7 +129,7 @@ def run(spec: Spec, folder: Path) -> Timed:
 
 
 def bare(spec: Spec, folder: Path) -> Timed:
-    """Take the same steps in this process: no Ray, ledger, MLflow or checkpoint between them."""
+    """Take the same steps in this process, without Ray, ledger, MLflow and checkpoints."""
     return _loop(spec, folder, Turns(folder, 0))
 
 
@@ -168,7 +168,7 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
 
 
 class _Unlimited:
-    """Grants a number of steps and keeps no books; with turns it gives the turn after a block."""
+    """A meter that grants a number of steps and, with turns, gives the turn after each block."""
 
     def __init__(self, steps: int, turns: Turns | None) -> None:
         self._left = steps
@@ -187,7 +187,7 @@ class _Unlimited:
 
 
 def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
-    """Start the budget manager that lets a block be charged when it is the run's turn."""
+    """Start a budget manager that charges a block when it is the run's turn."""
     import ray
 
     from pipeline.cluster.budget_actor import BudgetManager
@@ -196,7 +196,7 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
         def __init__(self, access: LedgerAccess) -> None:
             super().__init__(access)
             self._turns = Turns(folder, 1)
-            self._charging: list[tuple[float, float]] = []  # when, and processor seconds
+            self._charging: list[tuple[float, float]] = []  # time, CPU seconds
 
         def charge(self, *of: Any) -> Any:
             self._turns.give()
@@ -208,12 +208,12 @@ def _manager_in_turns(folder: Path, access: LedgerAccess) -> Any:
             (folder / _IN_TURNS).write_text(json.dumps(noted))
             return receipt
 
-    # Calls run in threads: while one waits for its turn, the process idles as any actor's does.
+    # With two threads the process idles as usual while a charge waits for its turn.
     return ray.remote(InTurns).options(num_cpus=0, max_concurrency=2).remote(access)
 
 
 def _timed_worker(file: Path) -> type:
-    """Return a training worker that notes in a file when each step is done."""
+    """Return a training worker that writes the time of each step to a file."""
     from pipeline.cluster.training import TrainingWorker
 
     class TimedWorker(TrainingWorker):
@@ -227,7 +227,7 @@ def _timed_worker(file: Path) -> type:
 
 @dataclass
 class _Watch:
-    """A run's progress: reads processor times meanwhile, and in the end when steps were done."""
+    """A run's progress that reads CPU times meanwhile and, at the end, the times of the steps."""
 
     file: Path
     times: list[float] = field(default_factory=list)
@@ -244,16 +244,16 @@ class _Watch:
         """See `Stage.advance`."""
 
     def reach(self, done: int) -> None:
-        """Read processor times while steps are being taken."""
+        """Read CPU times during training."""
         now = monotonic()
         if done > 0 and (not self._cpu or now - self._cpu[-1][0] > _BETWEEN_READINGS):
             self._cpu.append((now, cpu_seconds(os.getpid())))
 
     def others_cpu(self, charging: Sequence[tuple[float, float]] = ()) -> float | None:
-        """Return processor seconds, a second, of all but the busiest process: the worker.
+        """Return CPU seconds per second of all processes but the busiest, which is the worker.
 
         Args:
-            charging: when others had charged, and the processor seconds of it, which do not count.
+            charging: times at which others had charged, and its CPU seconds, which do not count.
         """
         inside = [reading for reading in self._cpu if reading[0] < self.times[-1] and reading[1]]
         if len(inside) < 2:

@@ -1,19 +1,17 @@
-"""What Ray, the ledger, MLflow and checkpoints cost a training: a whole run beside its bare steps.
+"""The cost of Ray, ledger, MLflow and checkpoints: a whole run against its bare training steps.
 
-The run and the bare loop of the very same steps (same batches, masks and noise) are two processes
-that take turns, a block of a few steps each, so that they meet the same machine. In a round the run
-pays for its block: two questions to the ledger's actor, a charge that is synced to disk and a
-checkpoint. That price is then spread over the steps of a block as specs have it by default.
+The run and a bare loop over the same steps (same batches, masks and noise) are two processes that
+take turns, a block of a few steps each, so that they see the same machine. In each block the run
+makes two calls to the budget actor, a charge that is synced to disk and a checkpoint. Their cost is
+then spread over the steps of a block of the default size.
 
-Two answers are given:
+The overhead of a step is computed in two ways:
 
-- by the clock: the steps within a block of the run over the bare ones of the same round, plus the
-  block's price. While either works, the run's other processes are there: beside the one worker they
-  have the other cores.
-- by the books: the block's price, plus the processor time that the run's other processes took
-  while it trained, as a part of all cores; not what they took to charge, which is in the block's
-  price. It is what a run loses that trains on every core, and hardly depends on what else a machine
-  does.
+- by wall clock: the steps of the run within a block over the bare steps of the same round, plus the
+  cost of a block. The run's other processes use the cores that its one worker does not.
+- by CPU time: the cost of a block, plus the CPU time of the run's other processes while it trained
+  as a fraction of all cores, without the charges, which are in the cost of a block. A run that
+  trains on all cores loses as much, and the figure hardly depends on other load.
 """
 
 import json
@@ -37,7 +35,7 @@ from .timing import Ratio
 from .workload import SMALL
 
 STEP_SECONDS = 0.5
-MOST = 0.03  # of a run
+MAX_SHARE = 0.03  # of a run
 TOTALS = (200, 1000, 4500)  # steps T: a small run, a usual one, the paper's for MNIST
 
 _BLOCK = 2  # steps of a turn: the shorter, the more alike is what both sides meet
@@ -46,20 +44,19 @@ _TRIAL_RECORDS, _TRIAL_STEPS = 128, 20
 
 @dataclass(frozen=True)
 class Orchestration:
-    """What a run costs beside the bare loop of its steps; all times in seconds.
+    """The cost of a run beyond the bare loop of its steps; all times in seconds.
 
     Attributes:
         batch: B, chosen so that a step takes about half a second here.
         steps: T of the measured run.
-        block: steps to a charge and to a checkpoint by default.
+        block: default number of steps between charges and between checkpoints.
         bare_step: median step of the bare loop.
-        step: steps within a block of the run over the same bare ones: median over the rounds,
-            least and greatest.
-        block_price: median of what a step that begins a block takes beyond its part of `step`.
-        others_cpu: processor seconds a second in the run's other processes; None if not known.
+        step: ratio of the run's steps within a block to the same bare steps.
+        block_cost: median extra time of a step that begins a block.
+        others_cpu: CPU seconds per second of the run's other processes; None if unknown.
         cores: that the processes share.
-        fixed: what a run takes once: it, less its steps, its waiting, its other stages and what the
-            bare loop takes to its first step's end.
+        fixed: cost of a run however long: its time without steps, waiting and other stages, less
+            the time of the bare loop until its first step ends.
     """
 
     batch: int
@@ -67,55 +64,55 @@ class Orchestration:
     block: int
     bare_step: float
     step: Ratio
-    block_price: float
+    block_cost: float
     others_cpu: float | None
     cores: int
     fixed: float
 
     @property
     def of_blocks(self) -> float:
-        """The block's price as a part of a bare step."""
-        return self.block_price / self.block / self.bare_step
+        """The cost of a block, spread over its steps, as a fraction of a bare step."""
+        return self.block_cost / self.block / self.bare_step
 
-    def by_the_clock(self) -> Ratio:
-        """Return what a step costs more, as a part of a bare one: middle, least and greatest."""
+    def by_wall_clock(self) -> Ratio:
+        """Return the overhead of a step as a fraction of a bare one."""
         more = self.of_blocks - 1
         return Ratio(self.step.median + more, self.step.low + more, self.step.high + more)
 
-    def by_the_books(self) -> float | None:
-        """Return the same from the block's price and the other processes' part of all cores."""
+    def by_cpu_time(self) -> float | None:
+        """Return the same from the cost of a block and the other processes' CPU time."""
         if self.others_cpu is None:
             return None
         return self.of_blocks + self.others_cpu / self.cores
 
-    def share(self, growing: float, steps: int) -> float:
-        """Return the orchestration's part of a whole run of so many steps.
+    def share(self, overhead: float, steps: int) -> float:
+        """Return the share of orchestration in a whole run of `steps` steps.
 
         Args:
-            growing: what a step costs more, as a part of a bare one.
+            overhead: of a step, as a fraction of a bare one.
             steps: T.
         """
-        more = self.fixed + steps * growing * self.bare_step
+        more = self.fixed + steps * overhead * self.bare_step
         return more / (more + steps * self.bare_step)
 
-    def steps_below(self, growing: float, share: float = MOST) -> int | None:
-        """Return from how many steps on the orchestration's part is at most `share`, if ever."""
-        room = share / (1 - share) - growing
+    def steps_below(self, overhead: float, share: float = MAX_SHARE) -> int | None:
+        """Return the number of steps from which the share is at most `share`, if there is one."""
+        room = share / (1 - share) - overhead
         return math.ceil(self.fixed / (room * self.bare_step)) if room > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with the shares of runs of several lengths."""
-        growing = {"clock": self.by_the_clock().median, "books": self.by_the_books()}
+        overhead = {"wall": self.by_wall_clock().median, "CPU": self.by_cpu_time()}
         shares = {
             way: {str(T): self.share(more, T) for T in TOTALS}
-            for way, more in growing.items()
+            for way, more in overhead.items()
             if more is not None
         }
-        return asdict(self) | growing | {"shares": shares}
+        return asdict(self) | overhead | {"shares": shares}
 
 
 def orchestration(steps: int) -> Orchestration:
-    """Measure a run of so many steps beside as many of the bare loop."""
+    """Measure a run of `steps` steps and as many of the bare loop."""
     with (
         tempfile.TemporaryDirectory(prefix="umbra-bench-") as folder,
         tempfile.TemporaryDirectory(prefix="umbra-bench-") as trial_folder,
@@ -137,7 +134,7 @@ def orchestration(steps: int) -> Orchestration:
 
 
 def calibrated(trial: Timed) -> int:
-    """Return the batch whose step takes half a second, from steps of a few records."""
+    """Return the batch whose step takes half a second, given steps of a few records."""
     (inside,), _ = split(trial.steps, len(trial.steps))
     records = round(_TRIAL_RECORDS * STEP_SECONDS / statistics.median(inside))
     return max(1, min(SMALL.dataset, records))
@@ -146,23 +143,23 @@ def calibrated(trial: Timed) -> int:
 def compared(
     batch: int, bare: Timed, run: Timed, bare_begun: float, run_seconds: float
 ) -> Orchestration:
-    """Return the costs from what both processes measured.
+    """Return the costs from the measurements of both processes.
 
     Args:
         batch: B of both.
         bare: the bare loop.
         run: the run.
-        bare_begun: when the bare loop's process was started.
-        run_seconds: seconds that the run's process took in all.
+        bare_begun: when the process of the bare loop was started.
+        run_seconds: total seconds of the run's process.
     """
     (bare_blocks, bare_first), (run_blocks, run_first) = (_rounds(timed) for timed in (bare, run))
-    prices = [
+    costs = [
         ours - plain * of_run / of_bare
         for ours, plain, of_run, of_bare in zip(
             run_first, bare_first, run_blocks[1:], bare_blocks[1:], strict=True
         )
     ]
-    # From the end of the first step, which is like no other, to that of the last.
+    # From the end of the first step, which includes start-up, to that of the last.
     span = run.steps[-1] - run.steps[0] + run.waited[0]
     bare_start = bare.steps[0] - bare_begun - bare.waited[0]
     return Orchestration(
@@ -171,7 +168,7 @@ def compared(
         block=int(TrainSettings.model_fields["charge_block"].default),
         bare_step=statistics.median(bare_blocks) / (_BLOCK - 1),
         step=Ratio.of(run_blocks, bare_blocks),
-        block_price=statistics.median(prices),
+        block_cost=statistics.median(costs),
         others_cpu=run.others_cpu,
         cores=cores(),
         fixed=run_seconds - span - run.other_stages - bare_start,
@@ -179,10 +176,10 @@ def compared(
 
 
 def split(times: Sequence[float], block: int) -> tuple[list[list[float]], list[float]]:
-    """Return seconds of the steps within each block, and of those that begin one but the first.
+    """Return seconds of the steps within each block, and of the steps that begin one.
 
     Args:
-        times: when each step had been done.
+        times: at which each step ended.
         block: steps of a block.
     """
     gaps = [later - earlier for earlier, later in pairwise(times)]
@@ -192,7 +189,7 @@ def split(times: Sequence[float], block: int) -> tuple[list[list[float]], list[f
 
 
 def _rounds(timed: Timed) -> tuple[list[float], list[float]]:
-    """Return seconds of all steps within each block, and of those that begin one, not waiting."""
+    """Return seconds of the steps within each block, and of those that begin one, less waiting."""
     inside, between = split(timed.steps, _BLOCK)
     # The first block was waited for before its first step, which is in neither.
     first = [gap - waited for gap, waited in zip(between, timed.waited[1:], strict=True)]

@@ -1,4 +1,4 @@
-"""What was measured, as one picture with a panel for everything that the report holds."""
+"""The report as one picture, with a panel for each result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from .orchestration import MOST
+from .orchestration import MAX_SHARE
 from .table import short
 
 _BAR = "#4c72b0"
@@ -20,7 +20,7 @@ _LABELS = {"of_matrix": "of the matrix rate", "of_bandwidth": "of the bandwidth"
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draw what a report holds into a PNG file: sections, rates, memory, runs and curves."""
+    """Draw a report into a PNG file: sections, rates, memory, runs and curves."""
     panels = list(_panels(report))
     rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(
@@ -42,7 +42,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _panels(report: Mapping[str, Any]) -> Iterator[Callable[[Axes], None]]:
-    """Return what draws each panel, in order."""
+    """Yield the function that draws each panel, in order."""
     yield from (partial(_ratios, section=section) for section in report["sections"])
     if report["rates"]:
         yield partial(_rates, rates=report["rates"])
@@ -66,7 +66,7 @@ def _ratios(axis: Axes, section: Mapping[str, Any]) -> None:
     axis.axvline(1.0, color=_LIMIT, linewidth=1)
     axis.margins(x=0.15)
     axis.invert_yaxis()
-    axis.set(title=section["title"], xlabel=f"time over that of: {section['base']}")
+    axis.set(title=section["title"], xlabel=f"time relative to: {section['base']}")
 
 
 def _rates(axis: Axes, rates: Sequence[Mapping[str, Any]]) -> None:
@@ -78,7 +78,7 @@ def _rates(axis: Axes, rates: Sequence[Mapping[str, Any]]) -> None:
     axis.set_yticks(places, names, fontsize=6)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
-    axis.set(title="achieved, in parts of the device's own rates", xlabel="%")
+    axis.set(title="achieved rates, relative to the device's own", xlabel="%")
 
 
 def _memory(axis: Axes, title: str, peaks: Sequence[Mapping[str, Any]]) -> None:
@@ -88,7 +88,7 @@ def _memory(axis: Axes, title: str, peaks: Sequence[Mapping[str, Any]]) -> None:
     axis.bar_label(bars, [f"{p['mib']:.0f}" for p in here], padding=4, fontsize=8)
     axis.margins(x=0.15)
     axis.invert_yaxis()
-    axis.set(title=f"peak memory, {title}", xlabel="MiB above the process before it")
+    axis.set(title=f"peak memory, {title}", xlabel="MiB above the process before the step")
 
 
 def _runs(axis: Axes, cost: Mapping[str, Any]) -> None:
@@ -96,14 +96,14 @@ def _runs(axis: Axes, cost: Mapping[str, Any]) -> None:
         steps = [int(T) for T in shares]
         axis.plot(steps, [100 * share for share in shares.values()], marker="o", label=way)
     axis.set_xscale("log")
-    totals = [int(T) for T in cost["shares"]["clock"]]
+    totals = [int(T) for T in cost["shares"]["wall"]]
     axis.set_xticks(totals, [str(T) for T in totals])
     axis.minorticks_off()
-    axis.axhline(100 * MOST, color=_LIMIT, linewidth=1)
+    axis.axhline(100 * MAX_SHARE, color=_LIMIT, linewidth=1)
     axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    axis.legend(fontsize=8, title="what a step costs more, by the")
+    axis.legend(fontsize=8, title="overhead of a step, by")
     axis.set(
-        title=f"orchestration of a run, {cost['fixed']:.0f} s once",
+        title=f"orchestration of a run, {cost['fixed']:.0f} s fixed",
         xlabel="steps T of the run",
         ylabel="% of the run",
     )
@@ -117,8 +117,8 @@ def _lines(axis: Axes, curves: Sequence[Mapping[str, Any]]) -> None:
         axis.plot(x, y, marker="o", label=label)
     axis.set(
         title="growth of a step's time",
-        xlabel="size over the largest",
-        ylabel="time over the largest's",
+        xlabel="size relative to the largest",
+        ylabel="time relative to the largest",
     )
     axis.set_xlim(0)
     axis.set_ylim(0)

@@ -1,4 +1,4 @@
-"""Measuring in processes of their own; their processor time and memory, from /proc on Linux."""
+"""Processes to measure in; their CPU time and memory, from /proc on Linux."""
 
 import os
 import resource
@@ -13,16 +13,16 @@ _PARENT, _USER, _SYSTEM = 1, 11, 12
 
 
 def start(module: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a module in a process of its own."""
+    """Start a module in a process."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def last_line(process: subprocess.Popen[str]) -> str:
-    """Wait for the end of a process and return the last line that it prints.
+    """Wait for a process to end and return the last line that it printed.
 
     Raises:
-        RuntimeError: it failed; with what it wrote of it.
+        RuntimeError: it failed; with its standard error.
     """
     shown, errors = process.communicate()
     if process.returncode != 0:
@@ -31,7 +31,7 @@ def last_line(process: subprocess.Popen[str]) -> str:
 
 
 def cpu_seconds(root: int, proc: Path = _PROC) -> dict[int, float]:
-    """Return seconds of processor time by process id: `root` and all its descendants.
+    """Return seconds of CPU time by process id, of `root` and all its descendants.
 
     Empty where the system has no /proc.
     """
@@ -50,15 +50,15 @@ def cpu_seconds(root: int, proc: Path = _PROC) -> dict[int, float]:
 
 
 def others(before: Mapping[int, float], after: Mapping[int, float]) -> float:
-    """Return what all processes but the busiest took between two readings."""
+    """Return the CPU seconds of all processes but the busiest between two readings."""
     taken = [after[pid] - before.get(pid, 0.0) for pid in after]
     return sum(taken) - max(taken, default=0.0)
 
 
 def peak_bytes(status: Path = _PROC / "self/status") -> int:
-    """Return the most memory that this process has held."""
+    """Return the peak memory of this process."""
     if status.exists():
-        # getrusage's number is no use here: a child begins with what its parent had reached.
+        # Not getrusage: a child starts from the peak of its parent.
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024

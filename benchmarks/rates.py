@@ -1,8 +1,7 @@
-"""What a step achieves of its device: operations against matrix rate, bytes against bandwidth.
+"""The rates that a step achieves: operations against matrix rate, bytes against bandwidth.
 
-The rates to hold a step against are measured here too, on the same device in the same rounds:
-nobody has to look up a data sheet, and a card that is shared or throttled is judged by what it
-gives.
+The device's own rates are measured in the same rounds, so that a card that is shared or throttled
+is judged by what it can do now rather than by its data sheet.
 """
 
 import statistics
@@ -20,7 +19,7 @@ from synth.loss import DenoisingLoss, autocast
 from synth.preconditioning import Denoiser
 from synth.settings import PRECISIONS, Precision
 
-from .steps import LIMIT, in_each_order, micro_batches, non_private
+from .steps import LIMIT, in_each_order, micro_batches, non_private, records_in
 from .timing import Case, fastest, interleave
 from .workload import PAPER_STEPS, Workload
 
@@ -33,17 +32,16 @@ _FLOAT = 4
 NOTES = (
     "Operations: those of the non-private step (torch's FlopCounterMode: products, convolutions,",
     "forward and backward). The private step is credited with the same, however many it needs.",
-    "Bytes: the least that must move: what autograd keeps, written and read once; weights, read",
-    "twice, and their gradients, written once, a micro-batch. Caches may spare part of it, and",
-    "what lies between two operations is not counted.",
-    "Held against the device's product of large matrices and its copy, timed in the same rounds;",
-    "convolutions by fewer multiplications than they are counted for can be faster than products.",
+    "Bytes: the minimum: tensors saved for backward are written and read once; per micro-batch,",
+    "weights are read twice and their gradients written once. Intermediates are not counted.",
+    "Compared with a product of large matrices and a copy, timed in the same rounds. Convolutions",
+    "that need fewer multiplications than are counted can exceed the rate of products.",
 )
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one way to take a step achieves in one precision.
+    """The rates of one way to take a step in one precision.
 
     Attributes:
         workload: the size's name.
@@ -74,25 +72,35 @@ class Rate:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to take a step, and the micro-batch that suits it."""
+    """A way to take a step, and its fastest micro-batch."""
 
     case: Case
     micro_batch: int
 
 
-def rates(workload: Workload, n: int, rounds: int) -> list[Rate]:
-    """Measure the limit and the chosen engine on `n` records, in each precision."""
-    flops = useful_flops(workload, n)
+def rates(workload: Workload, step_seconds: float, seconds: float) -> list[Rate]:
+    """Measure the non-private step and the chosen engine in each precision.
+
+    Args:
+        workload: the size.
+        step_seconds: that the non-private step takes at least.
+        seconds: of timed rounds in all.
+    """
     found = []
     for precision in PRECISIONS:
+        with autocast(precision, workload.kind):
+            n = records_in(workload, step_seconds)
+        flops = useful_flops(workload, n)
         ways = _ways(workload, n, precision)
         product, copy = _product(workload.kind, precision), _copy(workload.kind)
-        measured = interleave([product, copy, *(way.case for way in ways)], rounds)
-        seconds = {name: statistics.median(taken) for name, taken in measured.items()}
-        matrix = 2 * _SIDE[workload.kind] ** 3 / seconds[product.name]
-        bandwidth = 2 * _COPIED[workload.kind] / seconds[copy.name]
+        measured = interleave(
+            [product, copy, *(way.case for way in ways)], seconds / len(PRECISIONS)
+        )
+        medians = {name: statistics.median(taken) for name, taken in measured.items()}
+        matrix = 2 * _SIDE[workload.kind] ** 3 / medians[product.name]
+        bandwidth = 2 * _COPIED[workload.kind] / medians[copy.name]
         for way in ways:
-            taken = seconds[way.case.name]
+            taken = medians[way.case.name]
             moved = least_bytes(workload, n, way.micro_batch, precision)
             found.append(
                 Rate(
@@ -100,7 +108,7 @@ def rates(workload: Workload, n: int, rounds: int) -> list[Rate]:
                     way=way.case.name,
                     precision=precision,
                     seconds=taken,
-                    ratio=taken / seconds[LIMIT],
+                    ratio=taken / medians[LIMIT],
                     teraflops=flops / taken / 1e12,
                     of_matrix=flops / taken / matrix,
                     gigabytes=moved / taken / 1e9,
@@ -119,7 +127,7 @@ def useful_flops(workload: Workload, n: int) -> int:
 
 
 def least_bytes(workload: Workload, n: int, micro_batch: int, precision: Precision) -> int:
-    """Return the bytes that a non-private step of `n` records cannot but move; see `NOTES`."""
+    """Return the bytes that a non-private step of `n` records must move; see `NOTES`."""
     denoiser, records = workload.denoiser(), workload.records(1)
     image, label, sigma, noise = (part[0] for part in records)
     inputs = image + noise, sigma, label.expand(workload.views)
@@ -135,7 +143,7 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
 
     @cache
     def engine(size: int) -> GradientEngine:
-        # One for each size: what is captured is made anew when the size changes.
+        # One for each size, since a captured graph is recaptured when the size changes.
         return choose(
             workload.network.size**2,
             workload.views,

@@ -1,7 +1,7 @@
-"""The shipped Churn sampler beside a plain eager loop in float32.
+"""The shipped Churn sampler against a plain eager loop in float32.
 
-Both use all threads that torch would: the plain loop in one process, the shipped sampler as it is
-spread over actors, one process with one thread for each.
+Both use as many threads as torch would: the plain loop in one process, the shipped sampler as on
+Ray actors, in processes of one thread each.
 """
 
 import math
@@ -22,7 +22,7 @@ from synth.samplers.churn import Churn
 from synth.samplers.guidance import guided
 from synth.settings import PRECISIONS, Precision
 
-from .timing import Case, fastest
+from .timing import Case, fastest, size_for
 from .workload import Workload
 
 Draw = Callable[[tuple[int, ...]], Tensor]
@@ -34,9 +34,9 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # mean, relative to the larges
 def plain_churn(
     denoiser: Denoiser, labels: Tensor, churn: Churn, shape: tuple[int, ...], w: float, draw: Draw
 ) -> Tensor:
-    """Return what Karras et al. 2022, algorithm 2, gives, written out in float32.
+    """Run algorithm 2 of Karras et al. 2022, written out in float32.
 
-    With guidance w it runs the two branches one after the other.
+    With guidance w, the two branches run one after the other.
     """
     null = torch.full_like(labels, denoiser.network.config.classes)
 
@@ -61,16 +61,20 @@ def plain_churn(
     return x
 
 
-def sampling_cases(workload: Workload) -> tuple[list[Case], list[str]]:
-    """Return the plain loop and the shipped sampler in every precision, without and with guidance.
+def sampling_cases(workload: Workload, seconds: float) -> tuple[list[Case], list[str]]:
+    """Return the plain loop and the shipped sampler in each precision, without and with guidance.
+
+    Args:
+        workload: the size.
+        seconds: that the plain loop takes at least in one thread.
 
     Raises:
-        AssertionError: from the same draws they make other images.
+        AssertionError: from the same draws they make different images.
     """
     network, churn = workload.network, Churn(steps=workload.nfe_steps)
     workers = torch.get_num_threads()
-    # A batch of the largest kind for each.
-    count = workers * chosen_batch(network.size, network.base, "bfloat16")
+    batch = chosen_batch(network.size, network.base, "float32")
+    count = workers * min(batch, size_for(seconds, partial(_plain, workload, churn, 0.0)))
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_as_an_actor
     )
@@ -84,23 +88,32 @@ def sampling_cases(workload: Workload) -> tuple[list[Case], list[str]]:
     notes = [
         f"{count} images, Churn with {churn.nfe} evaluations each, w = 0 and w = 1.",
         f"The plain loop runs in one process with {workers} threads, at its fastest batch.",
-        f"As shipped: {workers} processes of one thread, at the batch the sampler chooses.",
-        "The shipped sampler keeps its state in float64; from the same draws the same images.",
+        f"As shipped: {workers} processes of one thread, at the batch that the sampler chooses.",
+        "The shipped sampler keeps its state in float64; the same draws make the same images.",
     ]
     return cases, notes
 
 
 def _plain_case(workload: Workload, churn: Churn, count: int, w: float) -> Case:
-    network, denoiser = workload.network, workload.denoiser().eval()
-    shape, labels = (network.channels, network.size, network.size), torch.arange(count) % 10
+    batches = sorted({min(batch, count) for batch in (16, 64, 256)})
 
     def plain(batch: int) -> None:
-        for y in labels.split(batch):
-            plain_churn(denoiser, y, churn, shape, w, torch.randn)
+        for begun in range(0, count, batch):
+            _plain(workload, churn, w, min(batch, count - begun))
 
-    batches = [b for b in (16, 64, 256, 1024) if b <= count]
     best = fastest([Case(str(b), partial(plain, b)) for b in batches])
     return Case(f"plain eager float32 loop, w={w:g} (batch {best.name})", best.run)
+
+
+def _plain(workload: Workload, churn: Churn, w: float, count: int) -> None:
+    network, labels = workload.network, torch.arange(count) % 10
+    shape = (network.channels, network.size, network.size)
+    plain_churn(_denoiser(workload), labels, churn, shape, w, torch.randn)
+
+
+@cache
+def _denoiser(workload: Workload) -> Denoiser:
+    return workload.denoiser().eval()
 
 
 def _shipped_case(
@@ -113,7 +126,6 @@ def _shipped_case(
 ) -> Case:
     network = workload.network
     batch = chosen_batch(network.size, network.base, precision, guided=w != 0)
-    # The last one is short where the batch does not divide the images.
     sizes = [min(batch, count - begun) for begun in range(0, count, batch)]
 
     def run() -> None:
@@ -123,7 +135,7 @@ def _shipped_case(
 
 
 def _as_an_actor() -> None:
-    """Make this process what `ShardSampler` makes of an actor's."""
+    """Set this process up as `ShardSampler` does an actor's."""
     torch.set_num_threads(1)
     tune_malloc()
 

@@ -1,6 +1,6 @@
-"""The price of clipping: every way to clipped per-record gradients beside the non-private step.
+"""The cost of clipping: each way to clipped per-record gradients against the non-private step.
 
-All run as in a training: in all workers at the same time, each with as many records.
+All run as in a training: in all workers at the same time, with equally many records each.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from privacy.gradients import ENGINES, CompiledEngine, GradientEngine, choose
 from synth.preconditioning import Denoiser
 
 from .opacus_peer import OpacusPeer
-from .timing import Case, fastest
+from .timing import Case, fastest, size_for
 from .worker import Workers
 from .workload import PAPER_STEPS, Workload
 
@@ -27,7 +27,7 @@ Sums = dict[str, Tensor]
 
 
 def non_private(denoiser: Denoiser, records: tuple[Tensor, ...], micro_batch: int) -> None:
-    """Do a plain backward pass of the mean loss over all records and views: the limit."""
+    """Run a plain backward pass of the mean loss over all records and views: the lower bound."""
     n, views = records[2].shape
     for image, label, sigma, noise in zip(*(p.split(micro_batch) for p in records), strict=True):
         noisy = (image[:, None] + noise).flatten(0, 1)
@@ -37,6 +37,16 @@ def non_private(denoiser: Denoiser, records: tuple[Tensor, ...], micro_batch: in
         ((denoiser.preconditioning.weight(levels) * squared).sum() / (n * views)).backward()
     for parameter in denoiser.parameters():
         parameter.grad = None
+
+
+def records_in(workload: Workload, seconds: float) -> int:
+    """Return how many records make a non-private step take at least so many seconds here."""
+    denoiser = workload.denoiser()
+
+    def step(n: int) -> None:
+        non_private(denoiser, workload.records(n), n)
+
+    return size_for(seconds, step)
 
 
 def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
@@ -53,18 +63,26 @@ def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
 
 
 def in_each_order(workload: Workload) -> dict[str, Denoiser]:
-    """Return the denoiser with its weights, and so its feature maps, in each order of memory."""
+    """Return the denoiser in each memory format, which its feature maps follow."""
     return {n: workload.denoiser().to(memory_format=order) for n, order in _ORDERS.items()}
 
 
-def step_cases(workload: Workload, n: int, workers: Workers) -> tuple[list[Case], list[str]]:
-    """Return the limit, every engine and Opacus on the same records and views, and notes.
+def step_cases(
+    workload: Workload, seconds: float, workers: Workers
+) -> tuple[list[Case], list[str]]:
+    """Return the non-private step, each engine and Opacus on the same records and views; notes.
 
-    Each runs at the micro-batch that suits it best, the limit in its better order of memory, too.
+    Each runs at its fastest micro-batch, the non-private step also in its faster memory format.
+
+    Args:
+        workload: the size.
+        seconds: that the non-private step takes at least.
+        workers: to measure in.
 
     Raises:
-        AssertionError: one of them does not give the sums that all the others give.
+        AssertionError: the sums of one of them differ from the others'.
     """
+    n = records_in(workload, seconds)
 
     def at_best(name: str, ways: tuple[str, ...]) -> Case:
         # A compiler takes minutes for each size.
@@ -84,16 +102,16 @@ def step_cases(workload: Workload, n: int, workers: Workers) -> tuple[list[Case]
         f"{n} records a worker; the training would choose the engine {chosen!r} here.",
         f"Workers: {workers.count}, each a process with {workers.threads} thread(s), that work at "
         "the same time.",
-        "All give the same sums of gradients clipped once a record (checked before timing).",
-        "Each runs at its fastest micro-batch, the limit in its faster order of memory, too.",
-        "No optimiser, no noise, no exchange between workers.",
+        "All return the same sums of per-record clipped gradients (checked before timing).",
+        "Each runs at its fastest micro-batch, the first also in its faster memory format.",
+        "Without optimiser, noise and exchange between workers.",
     ]
     return cases, notes
 
 
 def micro_batches(n: int) -> list[int]:
     """Return the micro-batches that are tried for `n` records."""
-    return sorted({n, max(n // 2, 1), max(n // 4, 1)})
+    return sorted({n, max(n // 4, 1)})
 
 
 def _chosen(workload: Workload) -> GradientEngine:
@@ -140,7 +158,9 @@ def _check(workload: Workload, n: int, way: str) -> None:
     error = _norm(sums[key].double() - total for key, total in expected.items())
     relative = error / _norm(iter(expected.values()))
     if not relative < _TOLERANCE:
-        raise AssertionError(f"{way} gives other sums than the record engine: {relative:.1e} off")
+        raise AssertionError(
+            f"{way} does not agree with the record engine: {relative:.1e} relative error"
+        )
 
 
 def _norm(tensors: Iterator[Tensor]) -> float:

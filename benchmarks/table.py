@@ -1,4 +1,4 @@
-"""What was measured, as a table to read and as JSON to keep."""
+"""Results as tables to read and as JSON to keep."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .curves import Curve
 from .memory import Peak
-from .orchestration import MOST, STEP_SECONDS, TOTALS, Orchestration
+from .orchestration import MAX_SHARE, STEP_SECONDS, TOTALS, Orchestration
 from .rates import NOTES, Rate
 from .timing import Case, Ratio
 from .workload import SMALL
@@ -20,7 +20,7 @@ from .workload import SMALL
 
 @dataclass(frozen=True)
 class Row:
-    """One case: seconds (median), its ratio to the base of its section and to its peer."""
+    """One case: median seconds, ratio to the base of its section and to its peer."""
 
     case: str
     seconds: float
@@ -31,14 +31,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A section of the benchmark.
+    """The ratios of a section.
 
     Attributes:
         title: what was compared.
         base: the case whose ratio is 1.
-        rounds: times each case was timed.
-        notes: what a reader must know to judge the numbers.
-        rows: the base and all others, in order.
+        rounds: number of samples of each case.
+        notes: what a reader needs to judge the numbers.
+        rows: the base and all other cases, in order.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Result:
         seconds: Mapping[str, Sequence[float]],
         notes: Sequence[str] = (),
     ) -> "Result":
-        """Compare what `interleave` measured; the first case is the base."""
+        """Compare the samples of `interleave`; the first case is the base."""
         base = cases[0].name
         rows = tuple(
             Row(
@@ -75,10 +75,7 @@ class Result:
 
 
 def render(result: Result) -> Group:
-    """Return the table of a section and its notes.
-
-    Times are there to be divided, the ratios to be quoted.
-    """
+    """Return the table of a section and its notes."""
     table = Table(
         title=Text(f"{result.title} ({result.rounds} rounds)"),
         box=box.SIMPLE,
@@ -99,7 +96,7 @@ def render(result: Result) -> Group:
 
 def render_peaks(peaks: Sequence[Peak]) -> Table:
     """Return the table of peak memory."""
-    table = _plain_table("Peak memory of a step, above what the process held before it")
+    table = _plain_table("Peak memory of a step, above what the process held before")
     for heading in ("size", "way", "records", "micro-batch", "MiB"):
         table.add_column(heading)
     for peak in peaks:
@@ -109,9 +106,9 @@ def render_peaks(peaks: Sequence[Peak]) -> Table:
 
 
 def render_curves(curves: Sequence[Curve]) -> Table:
-    """Return the table of how cost grows."""
+    """Return the table of growth."""
     table = _plain_table("Growth of a step's time")
-    for heading in ("against", "sizes", "ms", "R²", "what does not grow"):
+    for heading in ("against", "sizes", "ms", "R²", "constant part"):
         table.add_column(heading)
     for curve in curves:
         sizes = " ".join(f"{x:g}" for x in curve.x)
@@ -122,7 +119,7 @@ def render_curves(curves: Sequence[Curve]) -> Table:
 
 
 def render_rates(rates: Sequence[Rate]) -> Group:
-    """Return the table of what steps achieve of the device."""
+    """Return the table of achieved rates."""
     table = _plain_table("Achieved rates")
     table.add_column("size")
     table.add_column("way")
@@ -138,38 +135,38 @@ def render_rates(rates: Sequence[Rate]) -> Group:
 
 
 def render_orchestration(found: Sequence[Orchestration]) -> Group:
-    """Return the table of what a run costs beside its bare steps."""
+    """Return the table of the cost of orchestration."""
     (cost,) = found
     table = _plain_table("Orchestration of a run: Ray, ledger, MLflow, checkpoints")
     table.add_column("what")
     table.add_column("found", justify="right")
     table.add_row("bare step", f"{cost.bare_step * 1e3:.0f} ms")
     within = f"{cost.step.median:.3f} ({cost.step.low:.3f} to {cost.step.high:.3f})"
-    table.add_row("step of the run, within a block, over a bare one", within)
-    table.add_row("charge and checkpoint, a block", f"{cost.block_price * 1e3:.1f} ms")
-    table.add_row("  over the steps of a block", _percent(cost.of_blocks))
-    clock = cost.by_the_clock()
+    table.add_row("step of the run within a block, relative to a bare step", within)
+    table.add_row("charge and checkpoint of a block", f"{cost.block_price * 1e3:.1f} ms")
+    table.add_row("  spread over the steps of a block", _percent(cost.of_blocks))
+    clock = cost.by_wall_clock()
     spread = f"({_percent(clock.low)} to {_percent(clock.high)})"
-    table.add_row("more a step, by the clock", f"{_percent(clock.median)} {spread}")
+    table.add_row("overhead of a step, wall clock", f"{_percent(clock.median)} {spread}")
     if cost.others_cpu is not None:
-        table.add_row("other processes of the run, of one core", _percent(cost.others_cpu))
-    growing = {"clock": clock.median}
-    if (books := cost.by_the_books()) is not None:
-        table.add_row("more a step, by the books", _percent(books))
-        growing["books"] = books
-    table.add_row("once a run", f"{cost.fixed:.1f} s")
+        table.add_row("other processes of the run, fraction of one core", _percent(cost.others_cpu))
+    overhead = {"wall": clock.median}
+    if (cpu := cost.by_cpu_time()) is not None:
+        table.add_row("overhead of a step, CPU time", _percent(cpu))
+        overhead["CPU"] = cpu
+    table.add_row("fixed cost of a run", f"{cost.fixed:.1f} s")
     for T in TOTALS:
-        shares = ", ".join(f"{_percent(cost.share(g, T))} ({w})" for w, g in growing.items())
+        shares = ", ".join(f"{_percent(cost.share(g, T))} ({w})" for w, g in overhead.items())
         table.add_row(f"share of a run of {T} steps", shares)
-    reached = ", ".join(f"{cost.steps_below(g) or 'never'} ({w})" for w, g in growing.items())
-    table.add_row(f"share below {_percent(MOST)} from T =", reached)
+    reached = ", ".join(f"{cost.steps_below(g) or 'never'} ({w})" for w, g in overhead.items())
+    table.add_row(f"share below {_percent(MAX_SHARE)} from T =", reached)
     notes = [
         f"{SMALL.name}: B = {cost.batch} for a step of {STEP_SECONDS} s. {cost.steps} steps of a",
-        "whole run and as many of a bare loop, which takes turns with it, block by block.",
-        f"A charge and a checkpoint were made every few steps; specs have {cost.block} by default.",
-        "By the clock the run's other processes had the cores beside its one worker. The books",
-        f"take the block's price and their time, of {cost.cores} cores: what is lost where all are",
-        "trained on. Rounds differ by as much as the machine is busy; the books hardly do.",
+        "whole run and as many of a bare loop take turns, block by block.",
+        f"Charge and checkpoint came every few steps; the default is every {cost.block} steps.",
+        "Wall clock: the run's other processes had the cores beside its one worker. CPU time: cost",
+        f"of a block plus their CPU time over {cost.cores} cores, which is the loss of a run that",
+        "trains on all cores; it hardly depends on other load.",
     ]
     return Group(table, _notes(notes), "")
 
@@ -187,13 +184,13 @@ def _plain_table(title: str) -> Table:
 
 
 def short(workload: str) -> str:
-    """Return a size's name without its parameters: 28x28, K=8."""
+    """Return a size's name without its number of parameters: 28x28, K=8."""
     pixels, _, views = workload.split(", ")
     return f"{pixels}, {views}"
 
 
 def number(value: float) -> str:
-    """Write a positive number with three significant digits, those before the point kept."""
+    """Format a positive number with three significant digits, keeping all before the point."""
     if value >= 99.5:
         return f"{value:,.0f}"
     if value >= 9.95:

@@ -1,15 +1,20 @@
-"""Interleaved timing: every round runs all cases, so what disturbs the machine hits all alike."""
+"""Interleaved timing: each round runs all cases, so that disturbances affect all of them alike."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-# A sample this long is far above the clock's grain and a scheduler's hiccup.
+# A sample this long is far above the clock's resolution and a scheduler's delay.
 _SAMPLE_SECONDS = 0.02
-_MOST_CALLS = 10_000
+_MAX_CALLS = 10_000
+# A median needs three rounds; after so many it hardly moves.
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 30
+
+_MAX_SIZE = 1024
 
 Clock = Callable[[], float]
 
@@ -19,9 +24,9 @@ class Case:
     """Something to time.
 
     Attributes:
-        name: as it stands in the table.
-        run: does it once.
-        weight: its time counts so many times: B/n where B records are meant and n are run.
+        name: shown in the table.
+        run: runs it once.
+        weight: factor of its time: B/n where n records stand for B.
         peer: name of the case that does the same with another library, if any.
     """
 
@@ -33,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Quotients of two cases, one a round: their median, least and greatest."""
+    """Quotients of two cases, one for each round: median, minimum and maximum."""
 
     median: float
     low: float
@@ -41,47 +46,61 @@ class Ratio:
 
     @classmethod
     def of(cls, case: Sequence[float], base: Sequence[float]) -> "Ratio":
-        """Divide round by round: both numbers of a quotient met the same noise."""
+        """Divide round by round, since both times of a round saw the same disturbances."""
         quotients = [a / b for a, b in zip(case, base, strict=True)]
         return cls(statistics.median(quotients), min(quotients), max(quotients))
 
 
 def interleave(
     cases: Sequence[Case],
-    rounds: int,
+    seconds: float,
     clock: Clock = time.perf_counter,
     sample_seconds: float = _SAMPLE_SECONDS,
 ) -> dict[str, list[float]]:
-    """Time all cases `rounds` times, in turns, and return seconds (times weight) by name.
+    """Time all cases in turns for about `seconds`, and return seconds (times weight) by name.
 
-    Each case is warmed up first. A short one is called as often as fills `sample_seconds`, and
-    the mean of these calls is one sample. The order turns by one place a round, so that no case
-    always follows the same one.
+    Each case is warmed up first. A short one is repeated until it fills `sample_seconds`, and the
+    mean of these calls is one sample. There are at least three rounds. Their order rotates, so
+    that no case always follows the same one.
     """
     calls = {case.name: _calls(case, clock, sample_seconds) for case in cases}
-    seconds: dict[str, list[float]] = {case.name: [] for case in cases}
-    for number in range(rounds):
-        turn = number % len(cases)
-        for case in [*cases[turn:], *cases[:turn]]:
+    samples: dict[str, list[float]] = {case.name: [] for case in cases}
+    start = clock()
+    for number in range(_MAX_ROUNDS):
+        if number >= _MIN_ROUNDS and clock() - start >= seconds:
+            break
+        first = number % len(cases)
+        for case in [*cases[first:], *cases[:first]]:
             taken = _seconds(case, calls[case.name], clock)
-            seconds[case.name].append(taken / calls[case.name] * case.weight)
-    return seconds
+            samples[case.name].append(taken / calls[case.name] * case.weight)
+    return samples
 
 
 def fastest(cases: Sequence[Case], clock: Clock = time.perf_counter) -> Case:
-    """Return the case with the least time of three runs, in turns: every side at its best."""
+    """Return the case with the shortest of two runs, taken in turns."""
     if len(cases) == 1:
         return cases[0]
-    rounds = [[_seconds(case, 1, clock) for case in cases] for _ in range(3)]
+    rounds = [[_seconds(case, 1, clock) for case in cases] for _ in range(2)]
     best = [min(taken) for taken in zip(*rounds, strict=True)]
     return cases[best.index(min(best))]
+
+
+def size_for(seconds: float, run: Callable[[int], object], clock: Clock = time.perf_counter) -> int:
+    """Return the smallest power of two for which `run` takes `seconds`, at most `_MAX_SIZE`."""
+    size = 1
+    while size < _MAX_SIZE:
+        case = Case("", partial(run, size))
+        if min(_seconds(case, 1, clock) for _ in range(2)) >= seconds:
+            break
+        size *= 2
+    return size
 
 
 def _calls(case: Case, clock: Clock, sample_seconds: float) -> int:
     first = _seconds(case, 1, clock)  # builds kernels and takes memory
     if first >= 10 * sample_seconds:
         return 1
-    once = max(_seconds(case, 1, clock), sample_seconds / _MOST_CALLS)
+    once = max(_seconds(case, 1, clock), sample_seconds / _MAX_CALLS)
     return max(1, round(sample_seconds / once))
 
 
@@ -95,6 +114,6 @@ def _seconds(case: Case, calls: int, clock: Clock) -> float:
 
 
 def _wait() -> None:
-    """Wait until a GPU has done what it was told, which calls do not wait for."""
+    """Wait for a GPU, whose calls return before the work is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -1,27 +1,28 @@
-"""Two processes that take turns, so that only one of them works and noise hits both alike."""
+"""Two processes that take turns, so that only one works at a time and both see the same noise."""
 
 import os
 import select
 from pathlib import Path
 from time import monotonic
 
-_PATIENCE = 300.0  # seconds; the other process has died by then
+_TIMEOUT = 300.0  # seconds after which the other process must have died
 
 
 class Turns:
-    """One of two sides, each in a process of its own; at first nobody has the turn.
+    """One of two sides, in two processes; at first neither has the turn.
 
     Attributes:
-        waited: seconds that every turn was waited for.
+        waited: seconds of waiting for each turn.
     """
 
     def __init__(self, folder: Path, side: int) -> None:
-        """Join the pipes in `folder`, as side 0 or 1; who comes first makes them."""
+        """Open the pipes in `folder` as side 0 or 1, creating them if missing."""
         pipes = [folder / "turn-of-0", folder / "turn-of-1"]
         for pipe in pipes:
             if not pipe.exists():
                 os.mkfifo(pipe)
-        # Open for both: it neither waits for the other side, nor is a byte lost before it comes.
+        # Opened for reading and writing, which neither blocks nor loses a byte before the other
+        # side comes.
         self._mine, self._theirs = (os.open(pipes[n], os.O_RDWR) for n in (side, 1 - side))
         self.waited: list[float] = []
 
@@ -33,10 +34,10 @@ class Turns:
         """Wait for the turn.
 
         Raises:
-            TimeoutError: the other side does not give it.
+            TimeoutError: the other side does not give it in time.
         """
         begun = monotonic()
-        if not select.select([self._mine], [], [], _PATIENCE)[0]:
-            raise TimeoutError("the other process does not give the turn back")
+        if not select.select([self._mine], [], [], _TIMEOUT)[0]:
+            raise TimeoutError(f"the other process did not give the turn back in {_TIMEOUT:g} s")
         os.read(self._mine, 1)
         self.waited.append(monotonic() - begun)

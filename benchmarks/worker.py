@@ -1,7 +1,7 @@
-"""Processes of their own that are what training workers are, for what training does.
+"""Processes set up like training workers.
 
-A worker keeps the memory that it frees, which makes the non-private step faster too: both sides of
-a ratio are measured in the same such processes.
+A worker keeps the memory that it frees, which makes the non-private step faster too, so both sides
+of a ratio are measured in such processes.
 """
 
 import logging
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Processes that do the same at the same time; a context manager that ends them.
+    """Processes that run the same call in parallel; a context manager that ends them.
 
     Attributes:
-        count: of processes.
-        threads: that torch has in each.
+        count: number of processes.
+        threads: torch's threads in each.
     """
 
     def __init__(self, count: int, threads: int) -> None:
@@ -31,7 +31,7 @@ class Workers:
         self.count, self.threads = count, threads
         spawn = multiprocessing.get_context("spawn")
         self._pools = [
-            # A pool each, for one pool of several might give one process the work of two.
+            # One pool each: a shared pool might hand two calls to one process.
             ProcessPoolExecutor(1, spawn, initializer=_as_a_worker, initargs=(threads,))
             for _ in range(count)
         ]
@@ -59,7 +59,7 @@ class Workers:
 
 
 def in_a_worker(function: Callable[[], T]) -> T:
-    """Call a function in a worker of its own, with as many threads as torch has here."""
+    """Call a function in a new worker with as many threads as torch has here."""
     with Workers(1, torch.get_num_threads()) as workers:
         return workers(function)[0]
 
@@ -69,7 +69,7 @@ def set_up() -> None:
     # Opacus warns of its own hooks on every backward pass.
     warnings.filterwarnings("ignore")
     logging.getLogger("opacus").setLevel(logging.ERROR)
-    # A GPU's convolutions would round to 10 bits: too far apart to be checked against each other.
+    # TF32 rounds to 10 bits, too coarse to check engines against each other.
     torch.backends.cudnn.allow_tf32 = False
 
 

@@ -1,4 +1,4 @@
-"""The sizes that are measured: the demo's, the paper's MNIST, and colour at 32x32 and 64x64.
+"""The sizes that are measured: the demo's, the paper's MNIST, and colour at 32x32.
 
 Shapes: n records run, K views, C channels, H = W = size.
 """
@@ -21,13 +21,12 @@ class Workload:
     """One size of the problem.
 
     Attributes:
-        name: as tables call it.
+        name: shown in tables.
         network: shape of the U-Net.
         views: K.
         dataset: N, over which masks are drawn.
         batch: B, the expected batch of a real step.
-        sampled: images in a batch of the sampler.
-        nfe_steps: levels of the sampler, few: every one costs the same.
+        nfe_steps: noise levels of the sampler; few, since each costs the same.
         kind: type of the device that steps run on, "cpu" or "cuda".
     """
 
@@ -36,12 +35,11 @@ class Workload:
     views: int
     dataset: int
     batch: int
-    sampled: int
     nfe_steps: int
     kind: str = "cpu"
 
     def denoiser(self) -> Denoiser:
-        """Return D with weights away from their start, where most gradients are zero."""
+        """Return D with perturbed weights: at the initial ones most gradients are zero."""
         denoiser = Denoiser(UNet(self.network), EDM())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -72,7 +70,6 @@ SMALL = Workload(
     views=8,
     dataset=1438,
     batch=256,
-    sampled=250,
     nfe_steps=6,
 )
 PAPER = Workload(
@@ -81,10 +78,8 @@ PAPER = Workload(
     views=8,
     dataset=60_000,
     batch=4000,
-    sampled=16,
     nfe_steps=2,
 )
-PAPER_K16 = replace(PAPER, name="28x28, 1.75 M parameters, K=16", views=16)
 PAPER_K32 = replace(PAPER, name="28x28, 1.75 M parameters, K=32", views=32)
 COLOUR = Workload(
     name="32x32x3, 1.81 M parameters, K=4",
@@ -92,11 +87,5 @@ COLOUR = Workload(
     views=4,
     dataset=50_000,
     batch=2000,
-    sampled=16,
     nfe_steps=2,
-)
-LARGE = replace(
-    COLOUR,
-    name="64x64x3, 2.53 M parameters, K=4",
-    network=replace(COLOUR.network, size=64, multipliers=(1, 2, 2, 2)),
 )

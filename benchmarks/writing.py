@@ -1,4 +1,4 @@
-"""A shard of 1000 images beside plain pyarrow with raw bytes."""
+"""Writing a shard of 1000 images, against plain pyarrow with raw bytes."""
 
 from pathlib import Path
 
@@ -35,7 +35,9 @@ def writing_cases(workload: Workload, folder: Path) -> tuple[list[Case], list[st
         ),
         Case("PNG encoding alone", lambda: [encode_png(image) for image in images]),
     ]
-    return cases, [f"{_IMAGES} images; raw bytes are no images to any reader, nor synced to disk."]
+    return cases, [
+        f"{_IMAGES} images; the raw bytes are neither readable images nor synced to disk."
+    ]
 
 
 def smooth_images(count: int, size: int, channels: int) -> np.ndarray:

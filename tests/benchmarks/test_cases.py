@@ -1,22 +1,14 @@
 """Which sections there are, and which are chosen."""
 
-import importlib
 import json
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def cases():
-    return importlib.import_module("benchmarks.cases")
+from benchmarks import __main__ as main
+from benchmarks import cases
 
 
-@pytest.fixture(scope="module")
-def main():
-    return importlib.import_module("benchmarks.__main__")
-
-
-def test_titles_are_unique_and_kinds_known(cases, main):
+def test_titles_are_unique_and_kinds_known():
     for effort in (cases.QUICK, cases.FULL):
         with cases.sections(effort) as every:
             titles = [section.title for section in every]
@@ -24,20 +16,20 @@ def test_titles_are_unique_and_kinds_known(cases, main):
             assert {section.kind for section in every} == set(main._KINDS)
 
 
-def test_sections_are_chosen_by_their_titles(main, monkeypatch, capsys):
+def test_sections_are_chosen_by_their_titles(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "--list", "--only", "^Ledger"])
     main.main()
     assert capsys.readouterr().out.splitlines() == ["Ledger: a charge", "Ledger: an audit"]
 
 
-def test_nothing_chosen_is_an_error(main, monkeypatch, capsys):
+def test_nothing_chosen_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench", "--only", "no such section"])
     with pytest.raises(SystemExit):
         main.main()
     assert "--list" in capsys.readouterr().err
 
 
-def test_what_was_measured_is_written_and_drawn(main, cases, monkeypatch, tmp_path, capsys):
+def test_what_was_measured_is_written_and_drawn(monkeypatch, tmp_path, capsys):
     target = tmp_path / "bench.json"
     options = ["--quick", "--only", "Ledger: a charge", "--json", str(target)]
     monkeypatch.setattr("sys.argv", ["bench", *options])

@@ -1,14 +1,9 @@
 """The peers of the evaluation give the same results, and other results stop the benchmark."""
 
-import importlib
-
 import numpy as np
 import pytest
 
-
-@pytest.fixture(scope="module")
-def subject():
-    return importlib.import_module("benchmarks.evaluation")
+from benchmarks import evaluation as subject
 
 
 @pytest.mark.parametrize(
@@ -16,12 +11,12 @@ def subject():
     [
         ("feature_cases", (60,)),
         ("distance_cases", (200, 16)),
-        ("ball_cases", (80, 8)),
+        ("prdc_cases", (80, 8)),
         ("nearest_cases", (40,)),
         ("classifier_cases", ("logreg", 400)),
     ],
 )
-def test_both_ways_agree(subject, prepare, arguments):
+def test_both_ways_agree(prepare, arguments):
     cases, notes = getattr(subject, prepare)(*arguments)
     plain, shipped = (case.run() for case in cases)
     assert len(cases) == 2
@@ -31,8 +26,8 @@ def test_both_ways_agree(subject, prepare, arguments):
         np.testing.assert_allclose(found[0], found[1], rtol=1e-6, atol=1e-9)
 
 
-def test_other_results_are_refused(subject, monkeypatch):
-    wrong = subject.plain_balls
-    monkeypatch.setattr(subject, "plain_balls", lambda *of: [x + 1e-3 for x in wrong(*of)])
+def test_other_results_are_refused(monkeypatch):
+    wrong = subject.plain_prdc
+    monkeypatch.setattr(subject, "plain_prdc", lambda *of: [x + 1e-3 for x in wrong(*of)])
     with pytest.raises(AssertionError, match="precision and recall"):
-        subject.ball_cases(80, 8)
+        subject.prdc_cases(80, 8)

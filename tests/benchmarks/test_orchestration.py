@@ -1,19 +1,11 @@
 """The arithmetic of the orchestration's share, on made-up times."""
 
-import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def subject():
-    return importlib.import_module("benchmarks.orchestration")
-
-
-@pytest.fixture(scope="module")
-def orchestrated():
-    return importlib.import_module("benchmarks.orchestrated")
+from benchmarks import orchestrated
+from benchmarks import orchestration as subject
 
 
 def _ends(gaps):
@@ -25,7 +17,7 @@ def _ends(gaps):
 
 
 @pytest.fixture
-def measured(subject, monkeypatch):
+def measured(monkeypatch):
     """Rounds of bare steps of 500, 400, 600 and 500 ms, and 1, 2, 1 and 2 % more in the run.
 
     Where a block begins the run waits for three seconds and pays 50 ms.
@@ -43,7 +35,7 @@ def measured(subject, monkeypatch):
     return subject.compared(90, bare_loop, timed, bare_begun, seconds)
 
 
-def test_blocks_are_told_from_steps(subject):
+def test_blocks_are_told_from_steps():
     times = _ends([1, 2, 9, 3, 4, 8, 5, 6])  # the ends of steps 0 to 8, in blocks of three
     assert subject.split(times, 3) == ([[1, 2], [3, 4], [5, 6]], [9, 8])
     assert subject.split(times, 9) == ([[1, 2, 9, 3, 4, 8, 5, 6]], [])
@@ -53,12 +45,12 @@ def test_what_a_step_costs_more(measured):
     of_blocks = 0.05 / 50 / 0.5
     assert (measured.steps, measured.block) == (20, 50)
     assert measured.bare_step == pytest.approx(0.5)
-    assert measured.block_price == pytest.approx(0.05)
+    assert measured.block_cost == pytest.approx(0.05)
     assert measured.of_blocks == pytest.approx(of_blocks)
-    clock = measured.by_the_clock()
+    clock = measured.by_wall_clock()
     expected = [0.015 + of_blocks, 0.01 + of_blocks, 0.02 + of_blocks]
     assert [clock.median, clock.low, clock.high] == pytest.approx(expected)
-    assert measured.by_the_books() == pytest.approx(of_blocks + 0.02 / 4)
+    assert measured.by_cpu_time() == pytest.approx(of_blocks + 0.02 / 4)
 
 
 def test_what_a_run_costs_once_is_none_of_its_steps_and_waiting(measured):
@@ -69,7 +61,7 @@ def test_the_share_of_a_run(measured):
     # 1000 steps of 500 ms, 1 % more each, and 25 s: 30 of 530 s.
     assert measured.share(0.01, 1000) == pytest.approx(30 / 530)
     assert measured.share(0.0, 10**9) == pytest.approx(0, abs=1e-6)
-    assert measured.to_dict()["shares"]["clock"]["1000"] > 0.05
+    assert measured.to_dict()["shares"]["wall"]["1000"] > 0.05
 
 
 def test_from_how_many_steps_on_the_share_is_small(measured):
@@ -78,7 +70,7 @@ def test_from_how_many_steps_on_the_share_is_small(measured):
     assert measured.steps_below(0.05, 0.03) is None
 
 
-def test_the_batch_is_scaled_to_half_a_second(subject):
+def test_the_batch_is_scaled_to_half_a_second():
     for step, batch in (
         (0.25, 2 * subject._TRIAL_RECORDS),
         (1000.0, 1),
@@ -88,14 +80,14 @@ def test_the_batch_is_scaled_to_half_a_second(subject):
         assert subject.calibrated(trial) == batch
 
 
-def test_the_bare_loop_takes_every_step(orchestrated, tmp_path):
+def test_the_bare_loop_takes_every_step(tmp_path):
     timed = orchestrated.trial(orchestrated.spec_of(8, 4, 2), tmp_path)
     assert len(timed.steps) == 4
     assert list(timed.steps) == sorted(timed.steps)
     assert timed.waited == ()
 
 
-def test_the_bare_loop_takes_turns(orchestrated, tmp_path):
+def test_the_bare_loop_takes_turns(tmp_path):
     other = orchestrated.Turns(tmp_path, 1)
 
     def take_turns():
@@ -111,13 +103,13 @@ def test_the_bare_loop_takes_turns(orchestrated, tmp_path):
     assert len(timed.waited) == len(other.waited) == 3
 
 
-def test_a_turn_that_never_comes_is_an_error(orchestrated, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.turns._PATIENCE", 0.01)
+def test_a_turn_that_never_comes_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.turns._TIMEOUT", 0.01)
     with pytest.raises(TimeoutError):
         orchestrated.Turns(tmp_path, 0).take()
 
 
-def test_the_watch_knows_what_other_processes_took(orchestrated, tmp_path):
+def test_the_watch_knows_what_other_processes_took(tmp_path):
     # The worker is 1; from the second to the fourth second the others took 0.2 s.
     readings = [(2.0, {1: 5.0, 2: 1.0}), (4.0, {1: 7.0, 2: 1.1, 3: 0.1}), (9.0, {1: 7.0, 2: 50.0})]
     watch = orchestrated._Watch(tmp_path, times=[1.0, 8.0], _cpu=readings)

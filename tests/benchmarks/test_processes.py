@@ -1,21 +1,17 @@
 """What is read from /proc."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import processes
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def processes():
-    return importlib.import_module("benchmarks.processes")
-
-
-def test_processor_time_is_that_of_all_descendants(processes, tmp_path):
+def test_processor_time_is_that_of_all_descendants(tmp_path):
     def process(pid, parent, user, system, name="ray::IDLE (x) y"):
         folder = tmp_path / str(pid)
         folder.mkdir()
@@ -34,13 +30,13 @@ def test_processor_time_is_that_of_all_descendants(processes, tmp_path):
     assert processes.cpu_seconds(10, tmp_path / "none") == {}
 
 
-def test_the_busiest_process_is_the_worker(processes):
+def test_the_busiest_process_is_the_worker():
     before, after = {1: 1.0, 2: 5.0}, {1: 1.5, 2: 15.0, 3: 0.25}
     assert processes.others(before, after) == pytest.approx(0.75)
     assert processes.others({}, {}) == 0
 
 
-def test_peak_memory_is_this_process_own(processes, tmp_path):
+def test_peak_memory_is_this_process_own(tmp_path):
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmPeak:\t 9999 kB\nVmHWM:\t    1234 kB\nVmRSS:\t 5 kB\n")
     assert processes.peak_bytes(status) == 1234 * 1024
@@ -51,7 +47,7 @@ def test_peak_memory_is_this_process_own(processes, tmp_path):
     assert len(held) == 2**26
 
 
-def test_a_child_does_not_begin_with_its_parents_peak(processes):
+def test_a_child_does_not_begin_with_its_parents_peak():
     held = b"x" * 2**28
     code = "from benchmarks.processes import peak_bytes; print(peak_bytes())"
     shown = subprocess.run(
@@ -60,10 +56,10 @@ def test_a_child_does_not_begin_with_its_parents_peak(processes):
     assert int(shown.stdout) < len(held)
 
 
-def test_a_failed_process_tells_why(processes):
+def test_a_failed_process_tells_why():
     with pytest.raises(RuntimeError, match="no_such_module"):
         processes.last_line(processes.start("no_such_module"))
 
 
-def test_what_a_process_prints_last_is_its_answer(processes):
+def test_what_a_process_prints_last_is_its_answer():
     assert processes.last_line(processes.start("platform")).strip()

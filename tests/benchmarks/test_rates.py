@@ -1,6 +1,5 @@
 """Operations and bytes against closed forms."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -8,19 +7,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import rates as subject
+from benchmarks.workload import SMALL
 from synth.unet import Attention, UNet
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return importlib.import_module("benchmarks.rates")
-
-
-@pytest.fixture(scope="module")
 def workload():
-    module = importlib.import_module("benchmarks.workload")
-    tiny = replace(module.SMALL.network, base=8, multipliers=(1,), attention=())
-    return replace(module.SMALL, network=tiny, views=3)
+    changed = {"base": 8, "multipliers": (1,), "attention": ()}
+    tiny = SMALL.network.model_copy(update=changed)
+    return replace(SMALL, network=tiny, views=3)
 
 
 def _layers(workload):
@@ -43,7 +39,7 @@ def _layers(workload):
     return found, found[network.stem]
 
 
-def test_operations_are_those_of_each_layers_products(subject, workload):
+def test_operations_are_those_of_each_layers_products(workload):
     # Forward, the weight's gradient and the input's are one product each, of the same size; only
     # the first layer's input, which is data, needs none.
     layers, stem = _layers(workload)
@@ -51,7 +47,7 @@ def test_operations_are_those_of_each_layers_products(subject, workload):
     assert found == pytest.approx(3 * sum(layers.values()) - stem, rel=0.01)
 
 
-def test_operations_grow_with_records_and_views(subject, workload):
+def test_operations_grow_with_records_and_views(workload):
     one = subject.useful_flops(workload, 1)
     assert subject.useful_flops(workload, 7) == 7 * one
     assert subject.useful_flops(replace(workload, views=6), 1) == pytest.approx(2 * one, rel=1e-3)
@@ -64,7 +60,7 @@ def test_torch_counts_two_for_a_multiplication_and_an_addition():
     assert counter.get_total_flops() == 2 * 5 * 7 * 3
 
 
-def test_bytes_are_what_is_kept_and_the_weights_of_every_micro_batch(subject, workload):
+def test_bytes_are_what_is_kept_and_the_weights_of_every_micro_batch(workload):
     weights = 4 * sum(p.numel() for p in workload.denoiser().parameters())
     whole, halves = (subject.least_bytes(workload, 8, size, "float32") for size in (8, 4))
     assert halves - whole == 3 * weights
@@ -76,14 +72,17 @@ def test_bytes_are_what_is_kept_and_the_weights_of_every_micro_batch(subject, wo
     assert subject.least_bytes(workload, 8, 8, "bfloat16") < whole
 
 
-def test_rates_are_quotients_of_what_was_measured(subject, workload, monkeypatch):
+def test_rates_are_quotients_of_what_was_measured(workload, monkeypatch):
     monkeypatch.setitem(subject._SIDE, "cpu", 100)
     monkeypatch.setitem(subject._COPIED, "cpu", 4000)
-    seconds = {"matrix product": 0.5, "copy": 0.25}
+    taken = {"matrix product": 0.5, "copy": 0.25}
     monkeypatch.setattr(
-        subject, "interleave", lambda cases, n: {c.name: [seconds.get(c.name, 2.0)] for c in cases}
+        subject,
+        "interleave",
+        lambda cases, seconds: {c.name: [taken.get(c.name, 2.0)] for c in cases},
     )
-    found = subject.rates(workload, 2, 1)
+    monkeypatch.setattr(subject, "records_in", lambda workload, seconds: 2)
+    found = subject.rates(workload, 1.0, 1.0)
     assert [rate.precision for rate in found] == ["float32"] * 2 + ["bfloat16"] * 2
     assert found[0].way == subject.LIMIT
     assert found[1].way.startswith("private")
