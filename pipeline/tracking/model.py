@@ -1,4 +1,4 @@
-"""Keeps the released weights in MLflow as a model that samples."""
+"""Logs the released weights to MLflow as a model that samples."""
 
 import importlib.metadata
 import tempfile
@@ -12,8 +12,7 @@ from mlflow.models import Model
 from pipeline.models import Recipe
 from pipeline.spec import Spec
 from pipeline.tracking import sampling_model
-from pipeline.tracking.connection import readable_errors
-from pipeline.tracking.tracker import TrackedRun
+from pipeline.tracking.tracker import TrackedRun, readable_errors
 from synth.storage import StoragePath, local_copy
 
 NAME = "sampler"
@@ -22,19 +21,19 @@ NAME = "sampler"
 def save_sampling_model(
     folder: Path, weights: StoragePath, spec: Spec, mlflow_model: Model | None = None
 ) -> None:
-    """Writes an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
+    """Write an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
 
     Args:
         folder: must not exist yet.
-        weights: safetensors of the denoiser's state dict (`network.…`), the averaged ones.
-        spec: gives image size, classes, network and sampler; its data source is left out.
-        mlflow_model: MLflow's record to fill, where it has one.
+        weights: safetensors of the denoiser's averaged state dict (`network.…`).
+        spec: has image size, classes, network and sampler; its data source is left out.
+        mlflow_model: MLflow's record to fill, where there is one.
     """
     with tempfile.TemporaryDirectory() as scratch, local_copy(weights) as copy:
         sampling = Path(scratch) / "sampling.json"
         sampling.write_text(Recipe.of(spec).model_dump_json(indent=2), encoding="utf-8")
         with warnings.catch_warnings():
-            # The signature is written by hand, so no example is needed to infer it from.
+            # The signature is explicit, so no example is needed to infer it.
             warnings.filterwarnings("ignore", message=".*[Aa]n input example was not provided")
             mlflow.pyfunc.save_model(
                 path=str(folder),
@@ -44,14 +43,14 @@ def save_sampling_model(
                     sampling_model.SAMPLING: str(sampling),
                 },
                 signature=sampling_model.SIGNATURE,
-                # Named, not inferred: inferring loads the model in a second process.
+                # Explicit: to infer them, MLflow would load the model in a second process.
                 pip_requirements=[f"umbra-synth=={importlib.metadata.version('umbra-synth')}"],
                 mlflow_model=mlflow_model,
             )
 
 
 def log_sampling_model(run: TrackedRun, weights: StoragePath, spec: Spec) -> str:
-    """Logs the sampling model as an output of `run`.
+    """Log the sampling model as an output of `run`.
 
     Returns:
         Its URI, `models:/<id>`, for `mlflow.pyfunc.load_model`.

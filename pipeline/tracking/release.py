@@ -1,9 +1,8 @@
-"""What may leave for MLflow: numbers under a closed list of names, and nothing else.
+"""The only numbers that may be logged to MLflow: those under a closed list of names.
 
-MLflow lies outside the wall. A private statistic (training loss, gradient norm, clip fraction, the
-batch that really came) must not reach it even by mistake, so the tracker accepts no dictionary: it
-accepts a `Release`, and a `Release` refuses every name it does not know. A new public metric is one
-new name in this file, where a reviewer sees it.
+A private statistic (training loss, gradient norm, clip fraction, actual batch size) must not reach
+MLflow even by mistake, so the tracker accepts no dictionary but a `Release`, which refuses unknown
+names. A new public metric is one new name in this file, where a reviewer sees it.
 """
 
 import re
@@ -14,7 +13,7 @@ from typing import Self
 
 from privacy.errors import InvalidRequest
 
-# Costs are functions of the spec alone: known before any record is read.
+# Costs are functions of the spec alone, known before any record is read.
 _COST = {"epsilon_rdp", "epsilon_prv", "epsilon_pld", "delta", "noise_multiplier", "steps"}
 PLAN_NAMES = frozenset(
     _COST
@@ -37,10 +36,10 @@ PUBLIC = "public"
 
 @dataclass(frozen=True)
 class Release:
-    """Numbers that may be shown to anyone, by full metric name; made by the factories only.
+    """Public numbers by full metric name; made by the class methods only.
 
-    The factories add the section's prefix (`plan.`, `spent.`, `eval.`, `dp.`, `time.`) and refuse
-    names outside its list. Error texts quote names, never values.
+    These add the section's prefix (`plan.`, `spent.`, `eval.`, `dp.`, `time.`) and refuse names
+    outside its list. Messages quote names, never values.
     """
 
     values: Mapping[str, float]
@@ -58,27 +57,27 @@ class Release:
 
     @classmethod
     def plan(cls, values: Mapping[str, float]) -> Self:
-        """What the run was planned to cost (names of `PLAN_NAMES`)."""
+        """Release what the run was planned to cost (names of `PLAN_NAMES`)."""
         return cls(_prefixed("plan", values))
 
     @classmethod
     def spent(cls, values: Mapping[str, float]) -> Self:
-        """What the ledger has charged (names of `SPENT_NAMES`)."""
+        """Release what the ledger has charged (names of `SPENT_NAMES`)."""
         return cls(_prefixed("spent", values))
 
     @classmethod
     def seconds(cls, stage: str, seconds: float) -> Self:
-        """How long a stage took, as `time.<stage>`."""
+        """Release how long a stage took, as `time.<stage>`."""
         return cls({f"time.{stage}": seconds})
 
     @classmethod
     def rows(cls, rows: int) -> Self:
-        """How many synthetic rows were written."""
+        """Release how many synthetic rows were written."""
         return cls({"rows": rows})
 
     @classmethod
     def evaluation(cls, values: Mapping[str, float], reference: str) -> Self:
-        """Measurements against real images, released only where those images are public.
+        """Release measurements against real images, where all of those are public.
 
         Args:
             values: `<classifier>.accuracy`, `<classifier>.ceiling`, `<classifier>.class.<k>`,
@@ -99,7 +98,7 @@ class Release:
 
     @classmethod
     def paid(cls, values: Mapping[str, float]) -> Self:
-        """Noisy figures against a private reference, released by a charged mechanism.
+        """Release noisy figures against a private reference, paid for by a charged mechanism.
 
         Args:
             values: `<classifier>.accuracy`, `class.<k>.count`, both also with `_low` and `_high`

@@ -1,10 +1,10 @@
-"""The model as MLflow serves it: asked for n images of class k, it samples them.
+"""The model as MLflow serves it: returns n images of class k.
 
-MLflow keeps a copy of this FILE beside the weights and runs it when the model is loaded ("models
-from code": nothing is pickled). So it stands alone, but for Umbra being installed.
+MLflow keeps a copy of this file beside the weights and runs it when the model is loaded ("models
+from code": nothing is pickled), so it imports nothing beside it but Umbra.
 
-A request is a table, one wish a row: `label` (integer), `count`, and optionally `seed`. The answer
-has one row an image, in the order asked: `image` (PNG, bytes), `label`, `class_name`. Sampling is
+A request is a table with columns `label` (integer), `count`, and optionally `seed`. The response
+has one row per image, in the same order: `image` (PNG, bytes), `label`, `class_name`. Sampling is
 post-processing of private weights: any number of requests costs no privacy.
 """
 
@@ -24,8 +24,8 @@ from privacy.errors import InvalidRequest
 from synth.data.shards import encode_png
 
 WEIGHTS, SAMPLING = "weights", "sampling"
-# One request may not ask for more than a machine can hold as PNGs in memory.
-MOST_IMAGES = 100_000
+# One request may not exceed what a machine can hold as PNGs in memory.
+MAX_IMAGES = 100_000
 
 SIGNATURE = ModelSignature(
     inputs=Schema(
@@ -49,7 +49,7 @@ class SamplingModel(PythonModel):
     """Samples labelled images from released weights."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Builds network and sampler from the artifacts `weights` and `sampling`."""
+        """Build network and sampler from the artifacts `weights` and `sampling`."""
         text = Path(context.artifacts[SAMPLING]).read_text(encoding="utf-8")
         self.recipe = Recipe.model_validate_json(text)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,11 +61,11 @@ class SamplingModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Samples what the table asks for.
+        """Sample the images of a request.
 
         Args:
             context: unused; the weights are loaded once.
-            model_input: columns `label`, `count` and, if the images are to be repeatable, `seed`.
+            model_input: columns `label`, `count` and, to make the images reproducible, `seed`.
             params: unused.
 
         Returns:
@@ -74,18 +74,18 @@ class SamplingModel(PythonModel):
         Raises:
             InvalidRequest: a label is unknown, or a count negative or too large.
         """
-        wishes = [self._wish(row) for row in model_input.to_dict("records")]
-        if sum(count for _, count, _ in wishes) > MOST_IMAGES:
-            raise InvalidRequest(f"at most {MOST_IMAGES} images a request: split it")
+        requests = [self._parse(row) for row in model_input.to_dict("records")]
+        if sum(count for _, count, _ in requests) > MAX_IMAGES:
+            raise InvalidRequest(f"at most {MAX_IMAGES} images a request: split it")
         classes = self.recipe.data.classes
         rows = [
             {"image": encode_png(image), "label": label, "class_name": classes[label]}
-            for label, count, seed in wishes
+            for label, count, seed in requests
             for image in self._images(label, count, seed)
         ]
         return pd.DataFrame(rows, columns=["image", "label", "class_name"])
 
-    def _wish(self, row: dict[Any, Any]) -> tuple[int, int, int | None]:
+    def _parse(self, row: dict[Any, Any]) -> tuple[int, int, int | None]:
         label, count = int(row["label"]), int(row["count"])
         if not 0 <= label < len(self.recipe.data.classes):
             raise InvalidRequest(
@@ -97,7 +97,7 @@ class SamplingModel(PythonModel):
         return label, count, None if seed is None or pd.isna(seed) else int(seed)
 
     def _images(self, label: int, count: int, seed: int | None) -> Iterator[np.ndarray]:
-        """`count` images uint8 [H, W, C], drawn batch after batch from one generator."""
+        """Yield `count` images uint8 [H, W, C], drawn batch after batch from one generator."""
         generator = torch.Generator()
         if seed is None:
             generator.seed()

@@ -1,47 +1,59 @@
 """Runs in MLflow: one parent for an Umbra run, one child for a stage, resumable by id."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
 
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunStatus
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
-
-from pipeline.spec import Spec
-from pipeline.tracking.connection import (
-    EXPERIMENT,
-    TrackingUnavailable,
-    connect,
-    open_experiment,
-    readable_errors,
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    LifecycleStage,
+    Metric,
+    Param,
+    RunStatus,
 )
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.home import without_password
+from pipeline.spec import Spec
 from pipeline.tracking.release import Release
-from privacy.errors import InvalidRequest
+from privacy.errors import InvalidRequest, UmbraError
 from synth.storage import StoragePath, is_within, local_copy
 
+EXPERIMENT = "umbra"
 RUN_TAG = "umbra.run_id"
-SPEC_TAG = "umbra.spec_sha256"
-LEDGER_TAG = "umbra.ledger_id"
 HEAD_TAG = "umbra.ledger_head"
-VOID_TAG = "umbra.void"
-ENGINE_TAG = "umbra.gradient_engine"
+STAGE_TAG = "umbra.stage"
+
+# MLflow's own limits on one request.
+_PARAMS_PER_CALL = 100
+_PARAM_CHARACTERS = 6000
+
+
+class TrackingUnavailable(UmbraError):
+    """MLflow cannot be reached or refused a request; no budget is touched by that."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What ties an MLflow run to the proof of it.
+    """Ties an MLflow run to the ledger; every field becomes a tag `umbra.<field>`.
 
     Attributes:
         run_id: the Umbra run.
         spec_sha256: digest of the spec as submitted.
         ledger_id: which ledger was charged.
         ledger_head: hash of the ledger's newest row.
-        void: a seed was given, so nothing is promised.
-        gradient_engine: how clipped gradients are computed; it has no influence on them.
+        void: a seed was given, so no privacy is guaranteed.
+        gradient_engine: how clipped gradients are computed, which does not change them.
     """
 
     run_id: str
@@ -52,22 +64,9 @@ class RunIdentity:
     gradient_engine: str
 
     def tags(self) -> dict[str, str]:
-        """The identity as MLflow tags."""
-        return {
-            RUN_TAG: self.run_id,
-            SPEC_TAG: self.spec_sha256,
-            LEDGER_TAG: self.ledger_id,
-            HEAD_TAG: self.ledger_head,
-            VOID_TAG: str(self.void).lower(),
-            ENGINE_TAG: self.gradient_engine,
-        }
-
-
-STAGE_TAG = "umbra.stage"
-
-# MLflow's own limits on one request.
-_PARAMS_A_CALL = 100
-_PARAM_CHARACTERS = 6000
+        """Return the identity as MLflow tags."""
+        tags = {f"umbra.{name}": str(value) for name, value in asdict(self).items()}
+        return tags | {"umbra.void": str(self.void).lower()}
 
 
 class Ended(IntEnum):
@@ -79,20 +78,67 @@ class Ended(IntEnum):
 
     @classmethod
     def by(cls, error: BaseException) -> "Ended":
-        """Return KILLED for what stops from outside (Ctrl-C, `umbra cancel`), else FAILED."""
+        """Return KILLED for an interrupt (Ctrl-C, `umbra cancel`), else FAILED."""
         return cls.FAILED if isinstance(error, Exception) else cls.KILLED
 
 
+@contextmanager
+def readable_errors(uri: str) -> Iterator[None]:
+    """Raise MLflow's errors as `TrackingUnavailable`, which names `uri` without its password."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = getattr(error, "error_code", type(error).__name__)
+        raise TrackingUnavailable(
+            f"MLflow at {without_password(uri)} refused or did not answer ({reason}): check "
+            "MLFLOW_TRACKING_URI and that the place can be written"
+        ) from error
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client of the server or database at `uri` that prints nothing to the terminal."""
+    # Creating a database logs every migration, and a refused statement is logged with a traceback
+    # before it is raised; `readable_errors` says it in a sentence. MLflow's own switch would also
+    # change the root logger's level.
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with readable_errors(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _open_experiment(
+    client: MlflowClient, uri: str, name: str, artifact_root: str | None
+) -> Experiment:
+    """Return the experiment called `name`, created on first use."""
+    with readable_errors(uri):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                client.create_experiment(name, artifact_location=artifact_root)
+            except MlflowException:
+                # Another run may have created it meanwhile; any other failure is raised.
+                if client.get_experiment_by_name(name) is None:
+                    raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        raise TrackingUnavailable(
+            f"the MLflow experiment {name!r} at {without_password(uri)} has been deleted: restore "
+            f"it with `mlflow experiments restore --experiment-id {experiment.experiment_id}`, or "
+            "name another experiment"
+        )
+    return experiment
+
+
 class Tracker:
-    """One MLflow experiment that Umbra's runs are kept in.
+    """The MLflow experiment that Umbra's runs are recorded in.
 
     Args:
         uri: tracking server or database, such as `sqlite:///…/mlflow.db`.
-        artifact_root: folder or URI for artifacts of a NEW experiment; None leaves it to MLflow.
+        artifact_root: folder or URI for artifacts of a new experiment; None leaves it to MLflow.
         experiment: its name.
 
     Raises:
-        TrackingUnavailable: MLflow cannot be reached.
+        TrackingUnavailable: MLflow cannot be reached, or the experiment has been deleted.
     """
 
     def __init__(
@@ -103,45 +149,40 @@ class Tracker:
         root = (
             artifact_root.absolute().as_uri() if isinstance(artifact_root, Path) else artifact_root
         )
-        self.experiment_id: str = open_experiment(self.client, uri, experiment, root).experiment_id
+        self.experiment_id: str = _open_experiment(self.client, uri, experiment, root).experiment_id
 
     def start(self, name: str, identity: RunIdentity, release: StoragePath) -> "TrackedRun":
-        """A new parent run.
+        """Create a parent run.
 
         Args:
             name: the spec's name.
             identity: becomes the run's tags.
-            release: the run's `release/` folder: the only place artifacts are taken from.
+            release: the run's `release/` folder: the only source of artifacts.
         """
         with readable_errors(self.uri):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
         return TrackedRun(self, run.info.run_id, release)
 
     def reopen(self, mlflow_run_id: str, release: StoragePath) -> "TrackedRun":
-        """The parent run of that MLflow id, set running again.
-
-        Stages of it that are said to run were those of a process that died: they become failed.
+        """Return the parent run of that MLflow id, set running again.
 
         Raises:
             TrackingUnavailable: MLflow has no such run.
         """
-        with readable_errors(self.uri):
-            self.client.get_run(mlflow_run_id)
-            for stage in self._running_stages(mlflow_run_id):
-                self.client.set_terminated(stage, RunStatus.to_string(Ended.FAILED))
-            self.client.update_run(mlflow_run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        return TrackedRun(self, mlflow_run_id, release)
-
-    def _running_stages(self, mlflow_run_id: str) -> list[str]:
         query = (
             f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{mlflow_run_id}' "
             f"and attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
         )
-        found = self.client.search_runs([self.experiment_id], query)
-        return [run.info.run_id for run in found]
+        with readable_errors(self.uri):
+            self.client.get_run(mlflow_run_id)
+            # Stages that are shown as running belong to a process that died.
+            for stage in self.client.search_runs([self.experiment_id], query):
+                self.client.set_terminated(stage.info.run_id, RunStatus.to_string(Ended.FAILED))
+            self.client.update_run(mlflow_run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        return TrackedRun(self, mlflow_run_id, release)
 
     def find(self, run_id: str) -> str | None:
-        """The MLflow id of an Umbra run's parent, or None: a crash may have left it unnoted."""
+        """Return the MLflow id of an Umbra run's parent, which a crash may have left unrecorded."""
         if not run_id.replace("-", "").replace("_", "").isalnum():
             raise InvalidRequest("a run id holds letters, digits, '-' and '_' only")
         with readable_errors(self.uri):
@@ -151,8 +192,8 @@ class Tracker:
         return found[0].info.run_id if found else None
 
 
-class _Public:
-    """What parent and child share: metrics and artifacts, public ones only.
+class StageRun:
+    """A run in MLflow, through which only public metrics and artifacts pass.
 
     Attributes:
         id: the MLflow run.
@@ -169,10 +210,10 @@ class _Public:
         self._release = release
 
     def metrics(self, release: Release, step: int = 0) -> None:
-        """Writes released numbers.
+        """Write released numbers.
 
         Raises:
-            InvalidRequest: `release` is not a `Release`: a plain dictionary was checked by nobody.
+            InvalidRequest: `release` is not a `Release`: nothing has checked a plain dictionary.
         """
         if not isinstance(release, Release):
             raise InvalidRequest(
@@ -185,7 +226,7 @@ class _Public:
             self.client.log_batch(self.id, metrics=batch)
 
     def artifact(self, path: StoragePath, folder: str | None = None) -> None:
-        """Copies a file or folder of the run's `release/` folder to MLflow.
+        """Copy a file or folder of the run's `release/` folder to MLflow.
 
         Raises:
             InvalidRequest: the path (links followed) lies outside `release/`, or is missing.
@@ -196,7 +237,7 @@ class _Public:
             send(self.id, str(copy), folder)
 
     def require_released(self, path: StoragePath) -> None:
-        """Raises InvalidRequest unless `path`, links followed, lies in the run's `release/`."""
+        """Raise InvalidRequest unless `path`, links followed, lies in the run's `release/`."""
         if not path.exists():
             raise InvalidRequest(f"there is no {path.name!r} in the run's release/ folder")
         if not is_within(path, self._release):
@@ -205,22 +246,26 @@ class _Public:
                 "there: only what was released may become an artifact"
             )
 
-    def _end(self, ended: Ended) -> None:
-        with readable_errors(self.uri):
-            self.client.set_terminated(self.id, RunStatus.to_string(ended))
+    def finish(self, ended: Ended = Ended.FINISHED) -> None:
+        """End the run; MLflow's failure is ignored unless the run succeeded.
+
+        Of a run that failed, the reason for its failure is what the user must see.
+        """
+        try:
+            with readable_errors(self.uri):
+                self.client.set_terminated(self.id, RunStatus.to_string(ended))
+        except TrackingUnavailable:
+            if ended is Ended.FINISHED:
+                raise
 
 
-class StageRun(_Public):
-    """The child run of one stage; open it with `TrackedRun.stage`."""
-
-
-class TrackedRun(_Public):
+class TrackedRun(StageRun):
     """The parent run; made by `Tracker.start` or `Tracker.reopen`."""
 
     def params(self, spec: Spec) -> None:
-        """Writes the spec, flattened to `section.field`; a spec is public by definition.
+        """Write the spec, flattened to `section.field`; a spec is public by definition.
 
-        Writing the same spec again changes nothing, so a resumed run may.
+        A resumed run writes it again, which changes nothing.
         """
         if not isinstance(spec, Spec):
             raise InvalidRequest(
@@ -229,28 +274,26 @@ class TrackedRun(_Public):
         flat = flatten(spec.model_dump(mode="json"))
         params = [Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat.items()]
         with readable_errors(self.uri):
-            for start in range(0, len(params), _PARAMS_A_CALL):
-                self.client.log_batch(self.id, params=params[start : start + _PARAMS_A_CALL])
+            for start in range(0, len(params), _PARAMS_PER_CALL):
+                self.client.log_batch(self.id, params=params[start : start + _PARAMS_PER_CALL])
 
     def log_dataset(self, name: str) -> None:
-        """Notes which declared data set was used, by name alone.
-
-        MLflow wants a digest and would compute one from the content: a plain hash of private data
-        is a leak, so the digest here is of the NAME.
-        """
+        """Record which declared data set was used, by name alone."""
+        # MLflow would compute a digest of the content, and a plain hash of private data is a leak:
+        # this is a digest of the name.
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         dataset = Dataset(name=name, digest=digest, source_type="declared", source="{}")
         with readable_errors(self.uri):
             self.client.log_inputs(self.id, [DatasetInput(dataset)])
 
     def ledger_head(self, head: str) -> None:
-        """Moves the ledger's head hash on, so that a truncated ledger shows."""
+        """Replace the ledger's head hash, by which a truncated ledger is recognised."""
         with readable_errors(self.uri):
             self.client.set_tag(self.id, HEAD_TAG, head)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageRun]:
-        """A child run around one stage: finished, failed or killed as its block was.
+        """Open a child run around one stage, which ends as its block does.
 
         The exception itself is not written: its text may hold data.
         """
@@ -258,31 +301,22 @@ class TrackedRun(_Public):
         with readable_errors(self.uri):
             child = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
         stage = StageRun(self._tracker, child.info.run_id, self._release)
-        begun = monotonic()
+        started = monotonic()
         try:
             yield stage
         except BaseException as error:
-            # The stage's own error is the one to be seen, not that MLflow could not be told of it.
-            with suppress(TrackingUnavailable):
-                stage._end(Ended.by(error))
+            stage.finish(Ended.by(error))
             raise
-        stage.metrics(Release.seconds(name, monotonic() - begun))
-        stage._end(Ended.FINISHED)
-
-    def finish(self, ended: Ended = Ended.FINISHED) -> None:
-        """Ends the parent run.
-
-        Unless it succeeded a lost MLflow is passed over: why it did not is what must be seen.
-        """
-        if ended is Ended.FINISHED:
-            self._end(ended)
-            return
-        with suppress(TrackingUnavailable):
-            self._end(ended)
+        stage.metrics(Release.seconds(name, monotonic() - started))
+        stage.finish()
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one level of dotted names; lists and scalars as their text."""
+    """Return nested mappings as one level of dotted names; lists and scalars as their text.
+
+    >>> flatten({"a": {"b": 1}, "c": None, "d": [2]})
+    {'a.b': '1', 'd': '[2]'}
+    """
     flat: dict[str, str] = {}
     for name, value in nested.items():
         full = f"{prefix}{name}"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.spec import Spec
-from pipeline.tracking.connection import connect
-from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
+from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker, connect
 
 
 @pytest.fixture(scope="session")

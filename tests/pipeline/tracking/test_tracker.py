@@ -12,9 +12,15 @@ from mlflow.entities import Run
 
 from pipeline.home import without_password
 from pipeline.spec import Spec
-from pipeline.tracking.connection import TrackingUnavailable
 from pipeline.tracking.release import Release
-from pipeline.tracking.tracker import Ended, RunIdentity, TrackedRun, Tracker, flatten
+from pipeline.tracking.tracker import (
+    Ended,
+    RunIdentity,
+    TrackedRun,
+    Tracker,
+    TrackingUnavailable,
+    flatten,
+)
 from privacy.errors import InvalidRequest
 
 
@@ -240,7 +246,7 @@ def test_what_a_full_disk_does_to_its_database_is_told_in_a_sentence(
     program = f"""
 import resource
 from pathlib import Path
-from pipeline.tracking.connection import TrackingUnavailable
+from pipeline.tracking.tracker import TrackingUnavailable
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
 run = tracker.start("n", RunIdentity("r", "s", "l", "h", True, "record"), Path({str(tmp_path)!r}))
