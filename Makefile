@@ -17,7 +17,7 @@ help:
 	@echo "make test   linters, type checker, import walls and all tests but the slow ones"
 	@echo "make slow   the slow tests: whole runs, crashes, races, damage"
 	@echo "make cluster the tests that start clusters of several machines: some ten minutes"
-	@echo "make faults 40 whole runs, each struck by one fault: takes over an hour"
+	@echo "make faults 40 whole runs, each with one injected fault: about an hour"
 	@echo "make lint   the first three only"
 	@echo "make house  the size of the code in numbers, and its tree"
 	@echo "make ray-versions the tests of Ray against the oldest and the newest that is supported"

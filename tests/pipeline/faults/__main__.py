@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tests.pipeline.faults.faults import KINDS, Fault
-from tests.pipeline.faults.ride import Outcome, ride
+from tests.pipeline.faults.run_with_fault import Outcome, run_with_fault
 from tests.pipeline.faults.sites import sites
 
 
@@ -28,10 +28,10 @@ def main() -> int:
         left = options.count
         while left and time.monotonic() < end:
             fault = Fault.draw(dice, list(places))
-            outcome = ride(places[fault.kind], fault)
+            outcome = run_with_fault(places[fault.kind], fault)
             left -= outcome.happened_after is not None
-            found += len(outcome.wrong)
-            _tell(outcome, options)
+            found += len(outcome.problems)
+            _report(outcome, options)
     return 1 if found else 0
 
 
@@ -45,16 +45,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _tell(outcome: Outcome, options: argparse.Namespace) -> None:
+def _report(outcome: Outcome, options: argparse.Namespace) -> None:
     with options.out.open("a") as file:
         file.write(json.dumps({"seed": options.seed, **outcome.to_dict()}) + "\n")
     fault, when = outcome.fault, outcome.happened_after
-    told = "never, the run had ended" if when is None else f"after {when:.1f} s"
+    instant = "never, the run had ended" if when is None else f"after {when:.1f} s"
     print(
-        f"{fault.kind:8} {fault.phase:10} +{fault.seconds:<6} {told:26} W={fault.workers} "
+        f"{fault.kind:8} {fault.phase:10} +{fault.seconds:<6} {instant:26} W={fault.workers} "
         f"exits {outcome.codes} {outcome.end}, {outcome.executed} executed, "
         f"{outcome.charged} charged, {outcome.seconds} s",
-        *(f"\n    WRONG: {wrong}" for wrong in outcome.wrong),
+        *(f"\n    WRONG: {wrong}" for wrong in outcome.problems),
         flush=True,
     )
 

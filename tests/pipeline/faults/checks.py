@@ -1,4 +1,4 @@
-"""What must hold of a run after whatever befell it."""
+"""What must hold for a run after any fault."""
 
 import hashlib
 import json
@@ -10,18 +10,18 @@ from privacy.ledger import Kind, Ledger
 from tests.pipeline.faults.small_runs import SHARD_ROWS, SHARDS, STEPS, Site
 
 
-def wrong_words(said: str) -> list[str]:
+def message_problems(stderr: str) -> list[str]:
     """A command that fails says why in a sentence."""
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in stderr.splitlines() if line.strip()]
     wrong = []
-    if "Traceback" in said:
+    if "Traceback" in stderr:
         wrong.append("a traceback on standard error")
     if not lines or not lines[-1].startswith("umbra: "):
         wrong.append(f"its last word was {lines[-1:] or 'nothing'}")
     return wrong
 
 
-def wrong_in_ledger(site: Site, reservation: str, executed: Counter[int]) -> list[str]:
+def ledger_problems(site: Site, reservation: str, executed: Counter[int]) -> list[str]:
     """Every step was charged to its attempt before it was taken, and no more than T in all."""
     charged: Counter[int] = Counter()
     for row in Ledger.open(site.home.ledger_url).rows(Kind.CHARGE, reservation=reservation):
@@ -42,7 +42,7 @@ def charged_steps(site: Site, reservation: str) -> int:
     return sum(row.content["steps"] for row in rows)
 
 
-def wrong_in_release(release) -> list[str]:
+def release_problems(release) -> list[str]:
     """Read every shard as a stranger would, and hold it against the manifest."""
     manifest = json.loads((release / "manifest.json").read_bytes())
     listed = {entry["file"]: entry for entry in manifest["shards"]}

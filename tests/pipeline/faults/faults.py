@@ -36,7 +36,7 @@ _MAY_FALL = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a run.
+    """What goes wrong in a run.
 
     Attributes:
         kind: one of `KINDS`: a process of that name is killed; "disk" is full; the "ledger", a
@@ -81,7 +81,7 @@ class Injection:
             if not self._phase_began():
                 return
             self._began = time.monotonic()
-        if time.monotonic() - self._began >= self._fault.seconds and self._strike():
+        if time.monotonic() - self._began >= self._fault.seconds and self._inject():
             self.happened_after = time.monotonic() - self._started
 
     def end(self) -> None:
@@ -105,7 +105,7 @@ class Injection:
             for path in site.home.path.glob("runs/*/state.json")
         )
 
-    def _strike(self) -> bool:
+    def _inject(self) -> bool:
         kind = self._fault.kind
         if kind == "disk":
             return self._fill_disk()

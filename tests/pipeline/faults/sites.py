@@ -14,7 +14,7 @@ def sites(kinds: Sequence[str]) -> Iterator[dict[str, Site]]:
     """Make, for the block, a home for each kind of fault.
 
     A "database" can only crash where a server keeps the ledger; the other faults share a home
-    whose ledger is a file. Without PostgreSQL there is no such home, which is said.
+    whose ledger is a file. Without PostgreSQL there is no such home, and a line says so.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="umbra-faults-"))

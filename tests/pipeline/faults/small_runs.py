@@ -15,8 +15,8 @@ from pathlib import Path
 from pipeline.home import Home
 from tests.postgres import PostgresServer
 
-STEPS = 100  # T of every run
-SHARDS, SHARD_ROWS = 40, 10
+STEPS = 60  # T of every run
+SHARDS, SHARD_ROWS = 20, 10
 SPEC = """\
 name: small
 data:
@@ -29,8 +29,8 @@ data:
   public: true
 privacy: {{epsilon: 5, delta: 1e-4}}
 model: {{base: 4, multipliers: [1], attention: [], blocks: 1}}
-train: {{batch: 48, steps: 100, views: 1, charge_block: 2, checkpoint_every: 4}}
-synthesize: {{images: 400, steps: 20, shard_rows: 10}}
+train: {{batch: 48, steps: 60, views: 1, charge_block: 2, checkpoint_every: 4}}
+synthesize: {{images: 200, steps: 20, shard_rows: 10}}
 resources: {{workers: {workers}}}
 """
 _KINDS = {
@@ -47,7 +47,7 @@ class Start:
 
     Attributes:
         code: exit code; None while it runs.
-        said: standard error, to its end if it has ended.
+        stderr: standard error, to its end if it has ended.
     """
 
     process: subprocess.Popen[bytes]
@@ -60,13 +60,13 @@ class Start:
         self._listener.start()
 
     @property
-    def said(self) -> str:
+    def stderr(self) -> str:
         self._listener.join(timeout=5)
         return self.errors.read_text(errors="replace")
 
     def _listen(self) -> None:
-        with self.errors.open("wb", buffering=0) as said:
-            shutil.copyfileobj(self.process.stderr, said, 1)
+        with self.errors.open("wb", buffering=0) as copy:
+            shutil.copyfileobj(self.process.stderr, copy, 1)
 
     def poll(self) -> int | None:
         self.code = self.process.poll()
@@ -78,7 +78,7 @@ class Site:
     """A home that small runs are made in, one at a time.
 
     Attributes:
-        folder: holds the home, specs and what commands said.
+        folder: holds the home, specs and the output of commands.
         postgres: the server that keeps the ledger; None keeps it in a file of the home.
         executed: private steps that were begun, by attempt, of the run that is on.
     """
@@ -109,20 +109,20 @@ class Site:
     def start(self, *arguments: str) -> Start:
         """Start a command of `umbra`."""
         self._begun += 1
-        errors = self.folder / f"said-{self._begun:03d}.txt"
-        with (self.folder / "told.txt").open("wb") as told:
+        errors = self.folder / f"stderr-{self._begun:03d}.txt"
+        with (self.folder / "stdout.txt").open("wb") as stdout:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli.main", *arguments],
                 env=self._environ,
-                stdout=told,
+                stdout=stdout,
                 stderr=subprocess.PIPE,
                 cwd=Path.cwd(),
             )
         return Start(process, errors)
 
-    def told(self) -> str:
+    def stdout(self) -> str:
         """What the last command wrote to standard output."""
-        return (self.folder / "told.txt").read_text()
+        return (self.folder / "stdout.txt").read_text()
 
     def wait(self, start: Start, seconds: float) -> int | None:
         """Wait for a command's end; None, and it is killed, if that does not come."""
@@ -187,5 +187,5 @@ def declared(folder: Path, postgres: PostgresServer | None = None) -> Site:
     folder.mkdir()
     site = Site(folder, postgres)
     start = site.start("budget", "declare", "digits", "--epsilon", "1000", "--delta", "1e-4")
-    assert site.wait(start, 120) == 0, start.said
+    assert site.wait(start, 120) == 0, start.stderr
     return site

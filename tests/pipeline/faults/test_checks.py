@@ -1,4 +1,4 @@
-"""What is held against a stricken run would be found if it were there."""
+"""The checks after a fault find what they are meant to find."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +14,7 @@ from privacy.ledger import Ledger
 from privacy.mechanisms import Gaussian
 from synth.data.manifest import Manifest, load_manifest
 from synth.data.shards import encode_png, plan_shards, write_shard
-from tests.pipeline.faults.checks import wrong_in_ledger, wrong_in_release, wrong_words
+from tests.pipeline.faults.checks import ledger_problems, message_problems, release_problems
 from tests.pipeline.faults.small_runs import SHARD_ROWS, SHARDS
 
 CLASSES = tuple(map(str, range(10)))
@@ -37,34 +37,34 @@ def release(tmp_path):
 
 
 def test_a_whole_release_is_fine(release):
-    assert wrong_in_release(release) == []
+    assert release_problems(release) == []
 
 
 def _lose(data):
-    (data / "train-00003-of-00040.parquet").unlink()
+    (data / "train-00003-of-00020.parquet").unlink()
 
 
 def _repeat(data):
-    first = (data / "train-00000-of-00040.parquet").read_bytes()
-    (data / "train-00001-of-00040.parquet").write_bytes(first)
+    first = (data / "train-00000-of-00020.parquet").read_bytes()
+    (data / "train-00001-of-00020.parquet").write_bytes(first)
 
 
 def _cut(data):
-    path = data / "train-00002-of-00040.parquet"
+    path = data / "train-00002-of-00020.parquet"
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def _leave(data):
-    (data / "train-00002-of-00040.parquet.part").write_bytes(b"half")
+    (data / "train-00002-of-00020.parquet.part").write_bytes(b"half")
 
 
 @pytest.mark.parametrize("harm", [_lose, _repeat, _cut, _leave])
 def test_shards_lost_repeated_and_half_written_are_found(release, harm):
     harm(release / "data")
-    assert wrong_in_release(release)
+    assert release_problems(release)
 
 
-@pytest.mark.parametrize(("of", "words"), [(1, "repeated"), (39, "each class")])
+@pytest.mark.parametrize(("of", "words"), [(1, "repeated"), (19, "each class")])
 def test_a_shard_made_twice_in_place_of_another_is_found(release, of, words):
     """Though the manifest is sound; the last shard is of another class than the first."""
     manifest = load_manifest(release)
@@ -73,11 +73,11 @@ def test_a_shard_made_twice_in_place_of_another_is_found(release, of, words):
     other.write_bytes(first.read_bytes())
     shards[of] = replace(shards[of], bytes=shards[0].bytes, sha256=shards[0].sha256)
     replace(manifest, shards=tuple(shards)).write(release)
-    assert any(words in text for text in wrong_in_release(release))
+    assert any(words in text for text in release_problems(release))
 
 
 @pytest.mark.parametrize(
-    ("said", "wrong"),
+    ("stderr", "problems"),
     [
         ("run small\numbra: the ledger cannot be reached\n", 0),
         ("", 1),
@@ -86,8 +86,8 @@ def test_a_shard_made_twice_in_place_of_another_is_found(release, of, words):
         ("Traceback (most recent call last)\numbra: it failed\n", 1),
     ],
 )
-def test_words_that_are_no_sentence_are_found(said, wrong):
-    assert len(wrong_words(said)) == wrong
+def test_messages_that_are_no_sentence_are_found(stderr, problems):
+    assert len(message_problems(stderr)) == problems
 
 
 @pytest.fixture
@@ -111,11 +111,11 @@ def charged(tmp_path):
 )
 def test_steps_that_were_not_charged_are_found(charged, executed, wrong):
     site, reservation, _ = charged
-    assert len(wrong_in_ledger(site, reservation, Counter(executed))) == wrong
+    assert len(ledger_problems(site, reservation, Counter(executed))) == wrong
 
 
-def test_more_steps_than_were_promised_are_found(charged):
+def test_more_steps_than_were_reserved_are_found(charged):
     site, reservation, budget = charged
-    budget.charge(reservation, "dp-sgd", 91, 2, "too much")
-    (wrong,) = wrong_in_ledger(site, reservation, Counter())
-    assert wrong == "101 steps were charged of 100"
+    budget.charge(reservation, "dp-sgd", 51, 2, "too much")
+    (wrong,) = ledger_problems(site, reservation, Counter())
+    assert wrong == "61 steps were charged of 60"

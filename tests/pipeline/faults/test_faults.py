@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.faults.faults import KINDS, Fault
-from tests.pipeline.faults.ride import ride
+from tests.pipeline.faults.run_with_fault import run_with_fault
 from tests.pipeline.faults.sites import sites
 from tests.pipeline.faults.small_runs import STEPS
 
@@ -35,11 +35,11 @@ def places():
     ],
     ids=["driver while training", "driver while sampling", "disk while training", "any"],
 )
-def test_a_stricken_run_is_explained_leaves_nothing_running_and_goes_on_to_its_end(places, fault):
+def test_a_run_with_a_fault_is_explained_leaves_no_process_and_can_be_resumed(places, fault):
     if fault.kind not in places:
         pytest.skip(f"nothing here can have the fault {fault.kind}")
-    outcome = ride(places[fault.kind], fault)
-    assert outcome.wrong == [], (SEED, outcome)
+    outcome = run_with_fault(places[fault.kind], fault)
+    assert outcome.problems == [], (SEED, outcome)
     assert outcome.end == "done" or outcome.end == "no run"
     if fault.kind == "driver":
         assert outcome.happened_after is not None and outcome.codes == [-9, 0]

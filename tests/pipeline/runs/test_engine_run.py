@@ -1,4 +1,4 @@
-"""One run through everything that may befall it, on real Ray and MLflow, by the command line.
+"""One run through cancellation, a kill and damage, on real Ray and MLflow, by the command line.
 
 Cancelled, then killed in mid-training, then resumed with its newest checkpoint damaged, to its end.
 The run is made once for all tests, and for all xdist workers, that look at it.
