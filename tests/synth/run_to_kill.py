@@ -24,7 +24,7 @@ from privacy.budget import Budget, Component, Reservation
 from privacy.budget.identity import content_of
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD
-from privacy.errors import BudgetRefused
+from privacy.errors import BudgetRefused, UmbraError
 from privacy.ledger import Ledger
 from privacy.mechanisms import Gaussian, Mechanism
 from privacy.noise import SecureGaussian
@@ -212,7 +212,11 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
     attempt = Attempt.start(number, run_key, None, SingleProcess())
     meter = Meter(journal, budget, reservation, number)
     denoiser = Denoiser(Network(), EDM())
-    Trainer(training, denoiser, records, attempt, meter, Path(life.home, life.run)).run()
+    try:
+        Trainer(training, denoiser, records, attempt, meter, Path(life.home, life.run)).run()
+    except UmbraError as error:
+        if "none survived" not in str(error):  # every step was forfeited by earlier kills
+            raise
 
 
 class Network(torch.nn.Module):

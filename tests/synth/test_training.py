@@ -562,6 +562,37 @@ class TestRun:
         assert all(not torch.equal(found[name], p) for name, p in before.items())
 
 
+class TestFrozenBackbone:
+    FROZEN = ("network.inner.weight", "network.inner.bias")
+
+    def trained(self, folder, meter, attempt=1, **changes):
+        denoiser = Denoiser(Network(), EDM())
+        denoiser.network.inner.requires_grad_(False)
+        records, begun = make_records(), Attempt(attempt, KEY)
+        return Trainer(settings(**changes), denoiser, records, begun, meter, folder).run()
+
+    def test_only_the_other_parameters_are_trained_averaged_and_kept(self, tmp_path):
+        before = Denoiser(Network(), EDM()).state_dict()
+        found = self.trained(tmp_path, Meter(query=1), warmup=QUERY)
+        assert list(found) == list(before)
+        unchanged = {name for name in found if torch.equal(found[name], before[name])}
+        assert unchanged == set(self.FROZEN)
+        checkpoint = newest(tmp_path).checkpoint
+        assert set(checkpoint.model) == set(checkpoint.ema) == set(before) - set(self.FROZEN)
+        assert len(checkpoint.optimizer["state"]) == PARAMETERS - len(self.FROZEN)
+
+    def test_a_resumed_run_goes_on_with_the_same_backbone(self, tmp_path):
+        self.trained(tmp_path, Meter(steps=2))
+        found = self.trained(tmp_path, Meter(steps=2), attempt=2)
+        before = Denoiser(Network(), EDM()).state_dict()
+        assert newest(tmp_path).checkpoint.step == 4
+        assert all(torch.equal(found[name], before[name]) for name in self.FROZEN)
+
+    def test_gets_no_noise(self, tmp_path, trace):
+        self.trained(tmp_path, Meter(steps=1))
+        assert len(trace.of("drawn")) == PARAMETERS - len(self.FROZEN)
+
+
 class TestWarmUp:
     def test_comes_first_and_is_charged_once(self, tmp_path, trace):
         meter = Meter(query=1, trace=trace)
