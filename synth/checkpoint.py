@@ -34,8 +34,6 @@ _FORMAT = 2
 _PARTS = ("model", "ema", "optimizer")
 _NAME = re.compile(r"step-(\d{6,})")
 
-Fact = str | int | float | bool | None
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -49,7 +47,6 @@ class Checkpoint:
         ema: their exponential moving average, a state dict.
         optimizer: a torch optimizer's `state_dict()`.
         ledger_head: hash of the ledger's last row when this was written.
-        facts: further JSON scalars (for example the hash of the spec).
     """
 
     step: int
@@ -59,7 +56,6 @@ class Checkpoint:
     ema: Mapping[str, torch.Tensor] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
     ledger_head: str
-    facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
         "attempt": checkpoint.attempt,
         "phase": checkpoint.phase,
         "ledger_head": checkpoint.ledger_head,
-        "facts": dict(checkpoint.facts),
+        "facts": {},  # of no use since format 2 began, and part of it
         "optimizer": structure,
         # safetensors sorts by its own rules; what zips two state dicts relies on theirs.
         "names": {part: list(tensors) for part, tensors in parts.items()},
@@ -122,7 +118,6 @@ def load(path: StoragePath) -> Checkpoint:
         ema=tensors["ema"],
         optimizer=_unflatten(record["optimizer"], tensors["optimizer"]),
         ledger_head=record["ledger_head"],
-        facts=record["facts"],
     )
 
 

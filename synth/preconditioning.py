@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.errors import InvalidRequest
+from privacy.validation import positive_number
 from synth.settings import EDM_P_MEAN, EDM_P_STD
 
 
@@ -98,34 +99,13 @@ def example_inputs(images: int, channels: int, size: int) -> tuple[Tensor, Tenso
     return x, torch.ones(images), torch.zeros(images, dtype=torch.long)
 
 
-@dataclass(frozen=True)
-class EDM(Preconditioning):
-    """Unit-variance inputs and targets at every noise level; ln sigma ~ N(p_mean, p_std^2).
+class _UnitVariance(Preconditioning):
+    """Inputs and targets of unit variance at every noise level, for data of sigma_data."""
 
-    Attributes:
-        p_mean, p_std: of the logarithm of the noise levels drawn in training.
-        sigma_data: standard deviation assumed of the data. The default is U(-1, 1)'s; it is fixed
-            by the images' type and must never be measured on private data, which would cost
-            privacy.
-
-    Raises:
-        InvalidRequest: p_mean is not finite, or p_std or sigma_data not positive and finite.
-    """
-
-    name: ClassVar[str] = "edm"
-
-    p_mean: float = EDM_P_MEAN
-    p_std: float = EDM_P_STD
-    sigma_data: float = math.sqrt(1 / 3)
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.p_mean):
-            raise InvalidRequest(f"EDM needs a finite p_mean, found {self.p_mean}")
-        if not (0 < self.p_std < math.inf and 0 < self.sigma_data < math.inf):
-            raise InvalidRequest(
-                "EDM needs positive, finite p_std and sigma_data, found "
-                f"{self.p_std} and {self.sigma_data}"
-            )
+    @property
+    @abstractmethod
+    def sigma_data(self) -> float:
+        """Standard deviation assumed of the data."""
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """sigma_data^2 / (sigma^2 + sigma_data^2)."""
@@ -139,26 +119,48 @@ class EDM(Preconditioning):
         """1 / sqrt(sigma^2 + sigma_data^2)."""
         return torch.rsqrt(sigma**2 + self.sigma_data**2)
 
-    def c_noise(self, sigma: Tensor) -> Tensor:
-        """ln(sigma) / 4."""
-        return torch.log(sigma) / 4
-
     def weight(self, sigma: Tensor) -> Tensor:
         """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
+
+@dataclass(frozen=True)
+class EDM(_UnitVariance):
+    """Karras et al. 2022: ln sigma ~ N(p_mean, p_std^2).
+
+    Attributes:
+        p_mean, p_std: of the logarithm of the noise levels drawn in training.
+        sigma_data: standard deviation assumed of the data.
+
+    Raises:
+        InvalidRequest: p_mean is not finite, or p_std or sigma_data not positive and finite.
+    """
+
+    name: ClassVar[str] = "edm"
+
+    p_mean: float = EDM_P_MEAN
+    p_std: float = EDM_P_STD
+    # U(-1, 1)'s. Fixed by the images' type: measured on private data, it would cost privacy.
+    sigma_data: float = math.sqrt(1 / 3)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.p_mean):
+            raise InvalidRequest(f"EDM: expected a finite p_mean, found {self.p_mean}")
+        positive_number("EDM's p_std", self.p_std)
+        positive_number("EDM's sigma_data", self.sigma_data)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln(sigma) / 4."""
+        return torch.log(sigma) / 4
+
     def noise_level_icdf(self, u: Tensor) -> Tensor:
-        """exp(p_mean + p_std Phi^-1(u)), the log-normal's (Karras et al. 2022, table 1)."""
+        """exp(p_mean + p_std Phi^-1(u)), the log-normal's."""
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
 
 
 @dataclass(frozen=True)
-class V(Preconditioning):
+class V(_UnitVariance):
     """The EDM form at sigma_data = 1, with t ~ U(t_min, t_max) and sigma(t) = tan(pi t / 2).
-
-    sqrt(cos^-2(pi t/2) - 1), as the paper prints sigma(t), is tan(pi t/2); the latter does not
-    cancel near t = 0. In the same way the paper's epsilon_min and epsilon_max, arccosines of
-    1/sqrt(1 + e^-log_snr), are arctangents of e^(-log_snr/2).
 
     Attributes:
         log_snr_min, log_snr_max: range of ln(1/sigma^2) drawn in training.
@@ -173,11 +175,15 @@ class V(Preconditioning):
     log_snr_max: float = 13.0
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.log_snr_min < self.log_snr_max < math.inf:
-            raise InvalidRequest(
-                "v-prediction needs finite log_snr_min < log_snr_max, found "
-                f"{self.log_snr_min} and {self.log_snr_max}"
-            )
+        _require_order(self, "log_snr_min", "log_snr_max", above=-math.inf)
+
+    @property
+    def sigma_data(self) -> float:
+        """1."""
+        return 1.0
+
+    # The paper prints arccosines of 1/sqrt(1 + e^-log_snr) and sqrt(cos^-2(pi t/2) - 1) for what
+    # are arctangents and a tangent here: the same, but these do not cancel near t = 0.
 
     @property
     def t_min(self) -> float:
@@ -190,40 +196,36 @@ class V(Preconditioning):
         return 2 / math.pi * math.atan(math.exp(-0.5 * self.log_snr_min))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at time t in [0, 1)."""
+        """Return the noise level at time t in [0, 1)."""
         return torch.tan(0.5 * math.pi * t)
 
     def t(self, sigma: Tensor) -> Tensor:
-        """Time at which the noise level is sigma."""
+        """Return the time at which the noise level is sigma."""
         return 2 / math.pi * torch.atan(sigma)
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1 / (sigma^2 + 1)."""
-        return 1 / (sigma**2 + 1)
-
-    def c_out(self, sigma: Tensor) -> Tensor:
-        """Sigma / sqrt(1 + sigma^2)."""
-        return sigma * torch.rsqrt(1 + sigma**2)
-
-    def c_in(self, sigma: Tensor) -> Tensor:
-        """1 / sqrt(sigma^2 + 1)."""
-        return torch.rsqrt(sigma**2 + 1)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """t(sigma)."""
         return self.t(sigma)
-
-    def weight(self, sigma: Tensor) -> Tensor:
-        """(sigma^2 + 1) / sigma^2."""
-        return (sigma**2 + 1) / sigma**2
 
     def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma(t) at t = t_min + (t_max - t_min) u: uniform in t, with which sigma rises."""
         return self.sigma(self.t_min + (self.t_max - self.t_min) * u)
 
 
+class _NoisePrediction(Preconditioning):
+    """The input is skipped to the output, and the loss weighs errors of the noise evenly."""
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """1 / sigma^2."""
+        return sigma**-2
+
+
 @dataclass(frozen=True)
-class VP(Preconditioning):
+class VP(_NoisePrediction):
     """D = x - sigma F, with t ~ U(epsilon_t, 1).
 
     sigma(t) = sqrt(exp(beta_d t^2/2 + beta_min t) - 1).
@@ -245,32 +247,23 @@ class VP(Preconditioning):
     M: int = 1000
 
     def __post_init__(self) -> None:
-        if not (0 < self.beta_d < math.inf and 0 < self.beta_min < math.inf):
-            raise InvalidRequest(
-                "VP needs positive, finite beta_d and beta_min, found "
-                f"{self.beta_d} and {self.beta_min}"
-            )
+        positive_number("VP's beta_d", self.beta_d)
+        positive_number("VP's beta_min", self.beta_min)
         if not 0 < self.epsilon_t < 1:
-            raise InvalidRequest(f"VP needs 0 < epsilon_t < 1, found {self.epsilon_t}")
+            raise InvalidRequest(f"VP: expected 0 < epsilon_t < 1, found {self.epsilon_t}")
         if not 1 < self.M < math.inf:
-            raise InvalidRequest(f"VP needs M of at least 2 times, found {self.M}")
+            raise InvalidRequest(f"VP: expected an M of at least 2 times, found {self.M}")
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at time t."""
+        """Return the noise level at time t."""
         return torch.sqrt(torch.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
 
     def t(self, sigma: Tensor) -> Tensor:
-        """Time at which the noise level is sigma: the root of the quadratic in `sigma(t)`.
-
-        Written so that nothing cancels where sigma is small.
-        """
+        """Return the time at which the noise level is sigma: a quadratic's root."""
+        # Written so that nothing cancels where sigma is small.
         exponent = torch.log1p(sigma**2)
         root = torch.sqrt(self.beta_min**2 + 2 * self.beta_d * exponent)
         return 2 * exponent / (self.beta_min + root)
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """-sigma."""
@@ -284,17 +277,13 @@ class VP(Preconditioning):
         """(M - 1) t(sigma)."""
         return (self.M - 1) * self.t(sigma)
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """1 / sigma^2."""
-        return sigma**-2
-
     def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma(t) at t = epsilon_t + (1 - epsilon_t) u: uniform in t, with which sigma rises."""
         return self.sigma(self.epsilon_t + (1 - self.epsilon_t) * u)
 
 
 @dataclass(frozen=True)
-class VE(Preconditioning):
+class VE(_NoisePrediction):
     """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max).
 
     Attributes:
@@ -310,15 +299,7 @@ class VE(Preconditioning):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise InvalidRequest(
-                "VE needs 0 < sigma_min < sigma_max < infinity, found "
-                f"{self.sigma_min} and {self.sigma_max}"
-            )
-
-    def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(sigma)
+        _require_order(self, "sigma_min", "sigma_max", above=0)
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """Sigma."""
@@ -332,14 +313,18 @@ class VE(Preconditioning):
         """ln(sigma / 2)."""
         return torch.log(sigma / 2)
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """1 / sigma^2."""
-        return sigma**-2
-
     def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma_min (sigma_max / sigma_min)^u: uniform in ln sigma."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return torch.exp(low + (high - low) * u)
+
+
+def _require_order(of: Preconditioning, low: str, high: str, above: float) -> None:
+    if not above < getattr(of, low) < getattr(of, high) < math.inf:
+        raise InvalidRequest(
+            f"{of.name}: expected {above:g} < {low} < {high} < infinity, found "
+            f"{getattr(of, low)} and {getattr(of, high)}"
+        )
 
 
 PRECONDITIONINGS: dict[str, type[Preconditioning]] = {c.name: c for c in (VP, VE, V, EDM)}
