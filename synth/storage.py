@@ -13,13 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from privacy import durable
 from privacy.errors import InvalidRequest, UmbraError
-
-if TYPE_CHECKING:
-    import pyarrow.fs as pa_fs
 
 _CREDENTIALS = (
     "S3 credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or AWS's "
@@ -149,12 +146,6 @@ class ObjectPath:
         with self._connect() as store:
             found = store.find(str(self.key))
         yield from (path for path in map(self._from_key, sorted(found)) if path.key.match(pattern))
-
-    def filesystem(self) -> "pa_fs.FileSystem":
-        """Return the store as a pyarrow file system, in which `key` is the path."""
-        import pyarrow.fs as pa_fs
-
-        return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(_store(self)))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object; a store does not say whether there was one."""
@@ -305,7 +296,6 @@ def _store(path: ObjectPath) -> Any:
             f"{path} lies in an object store, and the library that reads it is not installed: "
             "pip install 'umbra-synth[s3]'"
         ) from None
-    # Without credentials in the call: s3fs finds them in the environment, and no path carries any.
     return s3fs.S3FileSystem(**_OPTIONS)
 
 

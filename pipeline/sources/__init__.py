@@ -1,7 +1,7 @@
 """Data sources: where private and reference images come from.
 
-A source is one file with its options (a section of the spec, told apart by `kind`) and one line
-in `SOURCES`.
+A source is one file with its options (a section of the spec, with its own `kind`) and one line in
+`Source`.
 """
 
 from typing import Annotated
@@ -15,16 +15,7 @@ from pipeline.sources.idx import IdxSource
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.parquet import ParquetSource
 
-__all__ = ["SOURCES", "DigitsSource", "FolderSource", "IdxSource", "ImageSet", "NpzSource"]
-__all__ += ["ParquetSource", "Source", "SourceOptions"]
-
-SOURCES: dict[str, type[SourceOptions]] = {
-    "digits": DigitsSource,
-    "folder": FolderSource,
-    "idx": IdxSource,
-    "npz": NpzSource,
-    "parquet": ParquetSource,
-}
+__all__ = ["ImageSet", "Source", "SourceOptions"]
 
 #: A source section of a spec, discriminated by `kind`.
 Source = Annotated[

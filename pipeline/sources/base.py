@@ -1,8 +1,8 @@
-"""What every data source promises: the images as they are, checked against the spec, or an error.
+"""The contract of every data source: the images as they are, checked against the spec, or an error.
 
 Size, channels and classes come from the spec and are never measured on the data; nothing is
 resized, cropped or converted. An error names the file, what was expected and what was found (types,
-shapes, formats), and never a pixel or a label: those are private, and error texts travel.
+shapes, formats), and never a pixel or a label: those are private, and error texts reach logs.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from privacy.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 _MODES = {1: "L", 3: "RGB"}
 _MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
@@ -34,10 +31,9 @@ class ImageSet:
     Attributes:
         images: uint8 [N,H,W,C], C = 1 or 3, N ≥ 1.
         labels: int64 [N], not negative.
-
-    Neither is shown by `repr`, which ends up in logs.
     """
 
+    # Neither is shown by `repr`, which ends up in logs.
     images: np.ndarray = field(repr=False)
     labels: np.ndarray = field(repr=False)
 
@@ -60,12 +56,6 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def scaled(self) -> "torch.Tensor":
-        """Return the images as float32 [N,C,H,W] in [−1, 1], by x/127.5 − 1."""
-        from synth.data.shards import from_uint8
-
-        return from_uint8(self.images)
 
 
 class SourceOptions(BaseModel, ABC):
@@ -99,21 +89,14 @@ class SourceOptions(BaseModel, ABC):
 def checked(
     images: np.ndarray,
     labels: np.ndarray,
-    *,
     size: int,
     channels: int,
     classes: Sequence[str],
     where: str | Path,
 ) -> ImageSet:
-    """Return the set if it is what the spec says.
+    """Return images uint8 [N,H,W,C] and integer labels [N] as a set if they are what the spec says.
 
-    Args:
-        images: uint8 [N,H,W,C].
-        labels: [N] of any integer type.
-        size: expected height and width.
-        channels: expected channels.
-        classes: expected classes; a label must be an index into them.
-        where: the file or folder to name in an error.
+    `where` is the file or folder to name in an error.
 
     Raises:
         DataError: a shape, a type or a label does not fit.
@@ -154,7 +137,7 @@ def decode_image(source: Path | bytes, size: int, channels: int, where: str | Pa
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
         with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
-            if image.size != (size, size):  # before decoding: a huge image is not even unpacked
+            if image.size != (size, size):  # before decoding, so that no huge image is unpacked
                 width, height = image.size
                 raise DataError(
                     f"{where}: an image of {size}×{size} pixels was expected, "
@@ -171,9 +154,7 @@ def decode_image(source: Path | bytes, size: int, channels: int, where: str | Pa
     except FileNotFoundError:
         raise DataError(f"{where} does not exist") from None
     except UnidentifiedImageError:
-        raise DataError(
-            f"{where}: a PNG or JPEG image was expected, found something else"
-        ) from None
+        raise DataError(f"{where}: a PNG or JPEG was expected, found something else") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: the image is damaged or cannot be read") from error
 
@@ -183,10 +164,3 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise DataError(f"{path}: a file was expected, found {found}")
-
-
-def require_folder(path: Path) -> None:
-    """Raise DataError unless `path` is a folder."""
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise DataError(f"{path}: a folder was expected, found {found}")

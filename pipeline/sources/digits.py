@@ -1,7 +1,7 @@
 """The digits that come with scikit-learn: 1,797 grey images of 8×8, real and public."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -9,24 +9,7 @@ from pipeline.sources.base import ImageSet, SourceOptions, checked
 
 
 class DigitsSource(SourceOptions):
-    """Load scikit-learn's digits.
-
-    Every fifth record (index 4, 9, 14, …) is held out. The rule looks at nothing but the index, so
-    whether a record is in one part depends on no other record.
-    """
-
-    default_classes: ClassVar[tuple[str, ...]] = (
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-    )
+    """Load scikit-learn's digits; every fifth record (index 4, 9, 14, …) is held out."""
 
     kind: Literal["digits"] = "digits"
     split: Literal["train", "holdout"] = "train"
@@ -37,13 +20,7 @@ class DigitsSource(SourceOptions):
 
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+        # By the index alone: whether a record is held out depends on no other record.
         held_out = np.arange(len(images)) % 5 == 4
         part = held_out if self.split == "holdout" else ~held_out
-        return checked(
-            images[part],
-            digits.target[part],
-            size=size,
-            channels=channels,
-            classes=classes,
-            where="digits",
-        )
+        return checked(images[part], digits.target[part], size, channels, classes, "digits")

@@ -12,7 +12,6 @@ from pipeline.sources.base import (
     check_spec,
     checked,
     decode_image,
-    require_folder,
 )
 from privacy.errors import DataError
 
@@ -22,8 +21,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 class FolderSource(SourceOptions):
     """Load `path/<class>/*.png|jpg|jpeg`, class by class, by name within a class.
 
-    The class list is the spec's: a folder that is not on it is an error, not a new class. Hidden
-    files (their names begin with a dot) are passed over.
+    The class list is the spec's: any other folder is an error, not a new class. Hidden files (their
+    names begin with a dot) are ignored.
     """
 
     kind: Literal["folder"]
@@ -32,7 +31,9 @@ class FolderSource(SourceOptions):
     def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
         """Decode every image; see `SourceOptions.load`."""
         check_spec(channels, classes)
-        require_folder(self.path)
+        if not self.path.is_dir():
+            found = "a file" if self.path.exists() else "nothing"
+            raise DataError(f"{self.path}: a folder was expected, found {found}")
         self._refuse_others(classes)
         files = [
             (file, label)
@@ -43,9 +44,7 @@ class FolderSource(SourceOptions):
         for row, (file, _) in enumerate(files):
             images[row] = decode_image(file, size, channels, file)
         labels = np.array([label for _, label in files], dtype=np.int64)
-        return checked(
-            images, labels, size=size, channels=channels, classes=classes, where=self.path
-        )
+        return checked(images, labels, size, channels, classes, self.path)
 
     def _refuse_others(self, classes: Sequence[str]) -> None:
         for entry in _visible(self.path):

@@ -38,23 +38,14 @@ class IdxSource(SourceOptions):
                 f"{self.labels}: {len(images)} labels were expected, one for each image of "
                 f"{self.images}, found {len(labels)}"
             )
-        return checked(
-            images[..., np.newaxis],
-            labels,
-            size=size,
-            channels=channels,
-            classes=classes,
-            where=self.images,
-        )
+        return checked(images[..., np.newaxis], labels, size, channels, classes, self.images)
 
 
 def read_idx(path: Path, dimensions: int, expected: tuple[int, ...] | None = None) -> np.ndarray:
     """Read one IDX file of unsigned bytes.
 
-    Args:
-        path: the file; gzip is recognised by its content.
-        dimensions: how many dimensions it must have.
-        expected: the lengths that must follow the first, checked before anything large is read.
+    Gzip is recognised by the content. `expected` are the lengths after the first, which are checked
+    before anything large is read.
 
     Raises:
         DataError: it is missing, damaged, truncated, too long, or of another type or shape.

@@ -28,14 +28,8 @@ class NpzSource(SourceOptions):
         images, labels = _read(self.path, "images"), _read(self.path, "labels")
         if images.ndim == 3:
             images = images[..., np.newaxis]
-        return checked(
-            _as_bytes(images, self.path),
-            labels,
-            size=size,
-            channels=channels,
-            classes=classes,
-            where=self.path,
-        )
+        images = _as_bytes(images, self.path)
+        return checked(images, labels, size, channels, classes, self.path)
 
 
 def _read(path: Path, key: str) -> np.ndarray:
@@ -54,7 +48,7 @@ def _read(path: Path, key: str) -> np.ndarray:
 
 
 def _as_bytes(images: np.ndarray, path: Path) -> np.ndarray:
-    """Return `images` as uint8; floats count as fractions of 255."""
+    """Return `images` as uint8; floats are fractions of 255."""
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):

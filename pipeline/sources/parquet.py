@@ -40,14 +40,8 @@ class ParquetSource(SourceOptions):
                 for row, png in enumerate(_encoded(table, file))
             )
         empty = np.empty((0, size, size, channels), dtype=np.uint8)
-        return checked(
-            np.stack(images) if images else empty,
-            np.concatenate(labels),
-            size=size,
-            channels=channels,
-            classes=classes,
-            where=self.path,
-        )
+        stacked = np.stack(images) if images else empty
+        return checked(stacked, np.concatenate(labels), size, channels, classes, self.path)
 
 
 def _files(path: Path) -> list[Path]:
@@ -58,7 +52,7 @@ def _files(path: Path) -> list[Path]:
         raise DataError(f"{path}: a Parquet file or a folder with some was expected, found none")
     splits = {match[1] for file in found if (match := _SHARD.fullmatch(file.name))}
     if len(splits) > 1:
-        # Silently training on a held-out split would spoil every measurement made with it.
+        # Training on a held-out split unnoticed would spoil every measurement made with it.
         raise DataError(
             f"{path}: files of one split were expected, found {', '.join(sorted(splits))}; "
             "name a file, or a folder with one split"

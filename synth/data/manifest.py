@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from privacy.durable import is_leftover
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.storage import StoragePath, json_bytes, relative, remove_leftovers, write_json
+from synth.storage import StoragePath, json_bytes, relative, remove_leftovers, write_bytes
 
 MANIFEST = "manifest.json"
 DATA = "data"
@@ -110,8 +110,9 @@ class Manifest:
     def write(self, folder: StoragePath) -> str:
         """Write `manifest.json` into `folder` atomically; return its sha256 in hex."""
         remove_leftovers(folder / DATA)
-        write_json(folder / MANIFEST, self.to_record())
-        return hashlib.sha256(json_bytes(self.to_record())).hexdigest()
+        data = json_bytes(self.to_record())
+        write_bytes(folder / MANIFEST, data)
+        return hashlib.sha256(data).hexdigest()
 
 
 def count_rows(path: StoragePath) -> int | None:

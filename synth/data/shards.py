@@ -2,7 +2,7 @@
 
 A shard is a function of (weights, spec, shard number): its labels come from `plan_shards`, its
 randomness from `shard_generator`, and `write_shard` turns equal rows into equal bytes. So a shard
-can be made by any worker, in any order, again. torch is imported where a function needs it.
+can be made by any worker, in any order, again.
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -148,12 +148,7 @@ def shard_name(number: int, of: int) -> str:
 
 
 def write_shard(
-    folder: StoragePath,
-    shard: Shard,
-    of: int,
-    pngs: Sequence[bytes],
-    *,
-    class_names: Sequence[str],
+    folder: StoragePath, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
 ) -> ShardEntry:
     """Write shard `shard.number` of `of` below the data set `folder`, atomically.
 

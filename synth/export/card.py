@@ -15,6 +15,7 @@ from datasets import load_dataset
 
 images = load_dataset("FOLDER", split="train")"""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LARGEST = "1M<n<10M"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class CardFacts:
         method: how it was made: training, denoiser, sampler.
         version: version of Umbra.
         measures: (name, value) of measures that may be released.
-        tags: further tags for the hub.
     """
 
     name: str
@@ -41,7 +41,6 @@ class CardFacts:
     method: str
     version: str
     measures: tuple[tuple[str, str], ...] = ()
-    tags: tuple[str, ...] = ()
 
 
 def render_card(
@@ -51,10 +50,10 @@ def render_card(
     class_folders: Sequence[str] | None = None,
     reading: str | None = None,
 ) -> str:
-    """Return the text of `README.md` for a data set with this manifest and this privacy statement.
+    """Return the text of `README.md` for an export.
 
     Args:
-        facts: what the other two do not say.
+        facts: what the next two do not say.
         manifest: of the export.
         privacy: its privacy statement.
         class_folders: folders of label 0, 1, … where the images are files in such folders.
@@ -94,8 +93,8 @@ def _front_matter(facts: CardFacts, manifest: Manifest) -> dict[str, Any]:
         "pretty_name": " ".join(facts.name.split()),
         "license": facts.license,
         "task_categories": ["image-classification"],
-        "size_categories": [_size_category(manifest.rows)],
-        "tags": list(dict.fromkeys((*_TAGS, *facts.tags))),
+        "size_categories": [next((n for limit, n in _SIZES if manifest.rows < limit), _LARGEST)],
+        "tags": list(_TAGS),
     }
 
 
@@ -127,10 +126,6 @@ def _features(manifest: Manifest, class_folders: Sequence[str] | None) -> dict[s
             "dataset_size": manifest.bytes,
         },
     }
-
-
-def _size_category(rows: int) -> str:
-    return next((name for limit, name in _SIZES if rows < limit), "1M<n<10M")
 
 
 def _cell(value: object) -> str:

@@ -1,9 +1,7 @@
 """The contract of every sampler.
 
-A sampler is a frozen set of numbers. It takes a handle `denoise(x, sigma, labels)` and no data set:
-whatever it does is post-processing of a private model and costs no privacy. The state is kept in
-float64, because thousands of small steps from sigma_max = 80 down to 0.002 are differences of large
-numbers and the arithmetic is nothing beside the network's.
+A sampler takes a function `denoise(x, sigma, labels)` and no data set: it post-processes a private
+model and costs no privacy.
 
 Shapes: B batch, C channels, H and W pixels.
 """
@@ -20,15 +18,18 @@ from synth.settings import ComponentSettings, NoiseLevels
 
 
 def karras(levels: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """Levels sigma_0 = sigma_max > ... > sigma_{levels-1} = sigma_min, in float64.
+    """Return levels sigma_0 = sigma_max > ... > sigma_{levels-1} = sigma_min, in float64.
 
     sigma_i = (sigma_max^{1/rho} + i/(levels-1) (sigma_min^{1/rho} - sigma_max^{1/rho}))^rho.
-    Both ends are exact, whatever the power rounds to. `levels` is at least 2.
+    `levels` is at least 2 (Karras et al. 2022, eq. 5).
+
+    >>> [round(sigma, 3) for sigma in karras(4, sigma_min=0.002, sigma_max=80.0, rho=7.0)]
+    [80.0, 9.723, 0.47, 0.002]
     """
     i = np.arange(levels, dtype=np.float64) / (levels - 1)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigmas = (high + i * (low - high)) ** rho
-    sigmas[0], sigmas[-1] = sigma_max, sigma_min
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min  # exact, whatever the power rounds to
     return [float(sigma) for sigma in sigmas]
 
 
@@ -37,7 +38,7 @@ Denoise = Callable[[Tensor, float, Tensor], Tensor]
 
 
 class Sampler(NoiseLevels, ComponentSettings, ABC):
-    """A sampler: frozen settings, and what it does along the noise levels.
+    """A sampler: frozen settings and a solver along the noise levels, by default one call a level.
 
     Raises:
         InvalidRequest: a setting is unknown or refused.
@@ -51,9 +52,9 @@ class Sampler(NoiseLevels, ComponentSettings, ABC):
         return karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
     @property
-    @abstractmethod
     def nfe(self) -> int:
         """Exact number of calls of `denoise` for one batch."""
+        return self.steps
 
     @abstractmethod
     def solve(
@@ -78,13 +79,15 @@ class Sampler(NoiseLevels, ComponentSettings, ABC):
             denoise: D(x; sigma, y), see `guidance.guided`.
             labels: [B] integers; the samples come on their device.
             shape: (C, H, W) of an image.
-            generator: all that is random. Its noise is drawn where it lives, so a CPU generator
-                gives the same start and the same noise whatever device the network runs on.
+            generator: source of all randomness. Noise is drawn on its device, so with a CPU
+                generator it does not depend on the device of the network.
 
         Returns:
             [B, C, H, W] in float64, clean images on the scale of the training data ([-1, 1], not
             clamped).
         """
+        # float64: thousands of small steps from sigma = 80 down to 0.002 are differences of large
+        # numbers, and this arithmetic costs little beside the network's.
         like = torch.empty((len(labels), *shape), dtype=torch.float64, device=labels.device)
         x = self.sigmas[0] * standard_normal(like, generator)
         return self.solve(denoise, x, labels, generator)

@@ -17,19 +17,18 @@ class Churn(ChurnSettings, Sampler):
     gamma_n = min(S_churn/M, sqrt(2) - 1), raised = (1 + gamma_n) sigma_n,
     x~ = x + sqrt(raised^2 - sigma_n^2) S_noise z; Euler from (x~, raised) to sigma_{n+1}, then the
     trapezoidal correction, but where sigma_{n+1} = 0. With S_churn = 0 it is Heun's deterministic
-    method, of order 2. The paper's best settings depend on the data set and on
-    epsilon.
+    method, of order 2. The paper's best settings depend on the data set and on epsilon.
     """
 
     name: ClassVar[str] = "churn"
 
     @property
     def nfe(self) -> int:
-        """Two a step, but one for the last, which goes to sigma = 0."""
+        """Two calls a step, but one for the last, which goes to sigma = 0."""
         return 2 * self.steps - 1
 
     def gamma(self, sigma: float) -> float:
-        """Return how much the level is raised before the step from sigma, relative to sigma."""
+        """Return the noise added before the step from sigma, relative to sigma."""
         if not self.s_min <= sigma <= self.s_max:
             return 0.0
         return min(self.s_churn / self.steps, math.sqrt(2) - 1)

@@ -1,4 +1,4 @@
-"""Stochastic DDIM: Euler-Maruyama on the reverse SDE in sigma."""
+"""DDIM, and stochastic DDIM: Euler-Maruyama on the reverse SDE in sigma."""
 
 import math
 from itertools import pairwise
@@ -19,11 +19,6 @@ class DDIM(Sampler):
 
     name: ClassVar[str] = "ddim"
 
-    @property
-    def nfe(self) -> int:
-        """One a level."""
-        return self.steps
-
     def solve(
         self, denoise: Denoise, x: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
@@ -42,11 +37,6 @@ class StochasticDDIM(Sampler):
     """
 
     name: ClassVar[str] = "ddim-stochastic"
-
-    @property
-    def nfe(self) -> int:
-        """One a level."""
-        return self.steps
 
     def solve(
         self, denoise: Denoise, x: Tensor, labels: Tensor, generator: torch.Generator

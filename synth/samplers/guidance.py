@@ -10,11 +10,10 @@ from synth.samplers.base import Denoise
 
 
 def guided(denoiser: nn.Module, w: float = 0.0, null: int | None = None) -> Denoise:
-    """Make the handle a sampler takes: D^w = (1 + w) D(x; sigma, y) - w D(x; sigma, null).
+    """Return the function a sampler takes: D^w = (1 + w) D(x; sigma, y) - w D(x; sigma, null).
 
-    At w = 0 that is the plain conditional model, and no second pass is run. Otherwise both
-    branches go through the network in one batch of twice the size. Either way it is one call for
-    the sampler's NFE.
+    At w = 0 it is the conditional model itself; otherwise both terms go through the network in one
+    batch of twice the size. Either way it is one call for the sampler's NFE.
 
     Args:
         denoiser: D(x [B, C, H, W], sigma [B], labels [B]).

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.sources import DigitsSource
+from pipeline.sources.digits import DigitsSource
 from privacy.errors import DataError
 
-CLASSES = DigitsSource.default_classes
+CLASSES = tuple("0123456789")
 
 
 def test_both_parts_together_are_all_digits_once():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.sources import FolderSource
+from pipeline.sources.folder import FolderSource
 from privacy.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.sources import NpzSource
+from pipeline.sources.npz import NpzSource
 from privacy.errors import DataError
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.sources import ParquetSource
+from pipeline.sources.parquet import ParquetSource
 from privacy.errors import DataError
 from synth.data.shards import encode_png, plan_shards, write_shard
 

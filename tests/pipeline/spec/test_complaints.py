@@ -2,7 +2,6 @@
 
 import pytest
 
-from pipeline.sources import SOURCES
 from pipeline.spec.load import Problem, SpecError
 from synth.samplers import SAMPLERS
 from synth.settings import PRECONDITIONINGS
@@ -13,6 +12,7 @@ def one_of(registry):
     return "one of " + ", ".join(f"'{name}'" for name in registry)
 
 
+SOURCE_KINDS = ("digits", "folder", "idx", "npz", "parquet")
 ONE_PROBLEM = {
     "unknown key": (
         ("  epsilon: 10", "  epsilon: 10\n  epsilno: 3"),
@@ -30,7 +30,7 @@ ONE_PROBLEM = {
     ),
     "unknown source": (
         ("    kind: digits\n", "    kind: digit\n"),
-        f"my.yaml:5: data.source.kind: expected {one_of(SOURCES)}, found 'digit' "
+        f"my.yaml:5: data.source.kind: expected {one_of(SOURCE_KINDS)}, found 'digit' "
         "(did you mean digits?)",
     ),
     "no kind of source": (

@@ -81,6 +81,9 @@ def test_bytes_survive_the_way_to_floats_and_back():
     assert floats.shape == (1, 1, 8, 32)
     assert (floats.min(), floats.max()) == (-1, 1)
     assert np.array_equal(shards.to_uint8(floats), images)
+    np.testing.assert_allclose(floats.numpy().ravel(), np.arange(256) / 127.5 - 1, atol=1e-7)
+    colours = shards.from_uint8(np.array([[[[0, 255, 0]]]], dtype=np.uint8))
+    assert colours[:, :, 0, 0].tolist() == [[-1, 1, -1]]
 
 
 def test_to_uint8_clips_rounds_and_keeps_channels_last():

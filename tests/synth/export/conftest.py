@@ -43,7 +43,6 @@ def card():
         method="DP-SGD on an EDM denoiser, Churn sampler, 50 steps.",
         version="0.1.0",
         measures=(("Accuracy | public test set", "0.91"),),
-        tags=("digits",),
     )
 
 
