@@ -1,4 +1,4 @@
-"""What a run promises, from the ledger's rows: the content of an export's `privacy.json`."""
+"""The privacy statement of a run, from the ledger's rows: an export's `privacy.json`."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -21,7 +21,7 @@ def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Me
 
 
 def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
-    """Return what may be said of everything made under a reservation (`synth.export.statement`).
+    """Return the statement for everything made under a reservation (`synth.export.statement`).
 
     Every number is computed from raw rows now, none is read back.
     """
@@ -30,7 +30,7 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
     mechanisms = charged_mechanisms(budget, reservation)
     bounds = epsilon_bounds(mechanisms.values(), delta).stated() if mechanisms else {}
     k = reservation.records_per_unit
-    beside = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
+    further = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
     return {
         "run": reservation.run_id,
         "dataset": reservation.dataset,
@@ -40,7 +40,7 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
         "neighbouring_relation": RELATION,
         "delta": delta,
         "epsilon": bounds,
-        "guarantees": [asdict(each) for each in beside],
+        "guarantees": [asdict(each) for each in further],
         "mechanisms": [
             {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
         ],
@@ -54,7 +54,7 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
 def guarantees(
     mechanisms: Iterable[Mechanism], delta: float, records_per_unit: int
 ) -> list[Guarantee]:
-    """Return what the mechanisms promise under other relations than add/remove of one record.
+    """Return the guarantees of the mechanisms beyond add/remove of one record.
 
     Replacement of a record and, where a unit has several, add/remove of as many.
     """
@@ -66,7 +66,7 @@ def guarantees(
 
 
 def _unit(reservation: Reservation) -> str:
-    """Return what ε and δ are about; what an owner of several records has is a guarantee."""
+    """Return the unit that ε and δ refer to; an owner of several records has its own guarantee."""
     k = reservation.records_per_unit
     if k == 1:
         return f"one {reservation.unit}"

@@ -8,7 +8,7 @@ class UmbraError(Exception):
 
 
 class InvalidRequest(UmbraError):
-    """A value that makes no sense was asked for; nothing was changed or spent."""
+    """A request that makes no sense; nothing was changed or spent."""
 
     exit_code = 2
 

@@ -25,7 +25,7 @@ _EPSILON_TOLERANCE = 1e-3  # relative; versions of the accountants differ by les
 
 
 def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
-    """Return a sentence for everything that `privacy.json` states and the rows do not give."""
+    """Return a sentence for everything in `privacy.json` that does not follow from the rows."""
     try:
         due = privacy_statement(Budget(ledger), said["reservation"])
     except IntegrityBroken as error:
@@ -80,7 +80,7 @@ class Audit:
     """The ledger's audit and what was found wrong with files.
 
     Attributes:
-        subject: what was audited, in words.
+        subject: what was audited, as text.
         ledger: chain, rules and every ε again.
         files: one sentence for every file or hash that is not what it should be.
         signed_by: the public key, in hex, that new rows are signed with; None where they are not
@@ -222,7 +222,7 @@ def _narrowed(
 
 
 def _foreign(ledger: Ledger, run: RunDirectory) -> list[str]:
-    """Return a sentence where the run is not the one that its reservation was made for."""
+    """Return a sentence for every reservation of the run that was made for another run or spec."""
     findings = []
     try:
         run.spec()

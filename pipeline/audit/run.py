@@ -7,7 +7,7 @@ that is (ε, δ)-private bounds how many that can be, so the count gives a lower
 It costs no privacy. The private images are not opened: the run's own released images take their
 place, and whatever is computed from those and from fresh randomness is post-processing. What is
 audited is therefore the training that is shipped, at the run's settings, on this machine; that the
-run itself was made by it is for the ledger to say.
+run itself was made by it only the ledger shows.
 """
 
 import math
@@ -51,7 +51,7 @@ def make_canaries(count: int, channels: int, size: int, classes: int) -> Records
     """Return images of independent black and white pixels with random labels, always the same.
 
     Nothing can be said of such an image but by having seen it, and its gradient is as large as
-    any's: what is learnt of it is learnt by heart.
+    any's: what is learnt of it is memorised.
     """
     generator = torch.Generator().manual_seed(_SEED)
     pixels = torch.randint(2, (count, channels, size, size), generator=generator)
@@ -216,7 +216,7 @@ def audit_training(
     canaries: int | None = None,
     guesses: int | None = None,
 ) -> RunAudit:
-    """Train the run's recipe on its released images with canaries, and try to tell them apart.
+    """Train the run's recipe on its released images with canaries, and guess which were included.
 
     It takes as long as the run's own training took on one worker, with fresh noise from the
     operating system whatever seed the spec has.

@@ -48,7 +48,7 @@ def verify_ledger_ancestry(run: RunDirectory, ledger: Ledger) -> None:
     budget would be spent a second time.
 
     Raises:
-        IntegrityBroken: a row is gone or another one stands there, or the record is damaged.
+        IntegrityBroken: a row is gone or was replaced, or the record is damaged.
         LedgerUnavailable: the ledger cannot be reached.
     """
     with ledger.reading() as view:

@@ -1,4 +1,4 @@
-"""The very records that a budget was reserved for, recognised again wherever they are loaded."""
+"""The identity of the records that a budget was reserved for, verified wherever they are loaded."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class DatasetIdentity:
 
     @classmethod
     def keep(cls, run: RunDirectory, partition: str, images: ImageSet) -> None:
-        """Write down what is about to be reserved for, in the run's internal folder."""
+        """Record the identity of what is about to be reserved for in the run's internal folder."""
         key = load_or_create_key(run.internal / RUN_KEY)
         content = fingerprint(images.images, images.labels, key)
         write_bytes(run.internal / f"{partition}-content", content.encode())

@@ -1,4 +1,4 @@
-"""What a row of the ledger says, in a line for a person."""
+"""Access to a home's ledger: its place, keys and author; signing; rows described for people."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from privacy.ledger import Kind, Ledger, Row
 
 @dataclass(frozen=True)
 class LedgerAccess:
-    """The ledger's place, the secrets it asks for, and who acts; its repr shows no secret.
+    """The ledger's place, the secrets it needs, and who acts; its repr shows no secret.
 
     Attributes:
         url: of the ledger; may hold a password.
         key: the home's key, by which data sets are recognised.
-        author: who is written beside every row.
+        author: recorded with every row.
         signing_key: Ed25519 seed, where this home signs its rows.
         witness: file outside the database with the newest head that this home has seen; None
             where the machine that appends does not see the home.
@@ -39,7 +39,7 @@ class LedgerAccess:
 
         Raises:
             InvalidRequest: the key is missing and a ledger was made with it.
-            LedgerUnavailable: a key is missing and the ledger cannot be asked whether it needs it,
+            LedgerUnavailable: a key is missing and the ledger that may need it cannot be read,
                 or a key file cannot be read.
         """
         if not home.key_path.exists():
@@ -96,7 +96,7 @@ def open_budget(home: Home) -> Budget:
 
 
 def _refuse_lost_key(home: Home) -> None:
-    """A new key beside an old ledger would only stand in the way of the right one."""
+    """Refuse to make a key for an old ledger: it would only block the right one."""
     with suppress(NoLedger):
         ledger = Ledger.open(home.ledger_url)
         raise InvalidRequest(
@@ -109,7 +109,7 @@ def _refuse_lost_key(home: Home) -> None:
 def start_signing(home: Home) -> tuple[str, Path]:
     """Make a new Ed25519 key for the home and let every later row be signed by it.
 
-    The new secret is on disk under another name before the ledger asks for it, and takes its place
+    The new secret is on disk under another name before the ledger requires it, and takes its place
     after: a crash in between leaves it there, and the repeated command goes on with it.
 
     Returns:
@@ -133,9 +133,9 @@ _Body = Mapping[str, Any]
 
 
 def describe_row(row: Row) -> str:
-    """Return what happened by this row; a kind that is not known is named as it is."""
-    tell = _TELLERS.get(row.kind)
-    return row.kind if tell is None else tell(row.content)
+    """Describe a row in one line for a person; an unknown kind is named as it is."""
+    describe = _DESCRIPTIONS.get(row.kind)
+    return row.kind if describe is None else describe(row.content)
 
 
 def _plan(body: _Body) -> str:
@@ -154,7 +154,7 @@ def _settle(body: _Body) -> str:
     return f"settled: {charged} charged, the rest given back"
 
 
-_TELLERS: dict[str, Callable[[_Body], str]] = {
+_DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
     Kind.DECLARE: lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
     Kind.BIND: lambda body: f"bound to content of {body['records']} records",
     Kind.PARTITION: lambda body: f"{body['partition']}: bound to {body['records']} records",

@@ -1,4 +1,4 @@
-"""What every accountant promises, and the form in which mechanisms reach its library."""
+"""The contract of all accountants, and the canonical form in which they read mechanisms."""
 
 import dataclasses
 import math

@@ -18,7 +18,7 @@ class EpsilonBounds:
     Attributes:
         rdp: by Rényi DP, which admits; it can always state a number.
         prv: by privacy random variables; None where they can state none (ε in the hundreds, or a
-            δ that double precision cannot resolve) or were not asked for.
+            δ that double precision cannot resolve) or were not requested.
         pld: by privacy loss distributions; None as `prv`.
     """
 
@@ -48,7 +48,7 @@ def epsilon_bounds(mechanisms: Iterable[Mechanism], delta: float) -> EpsilonBoun
     return _bounds(tuple(mechanisms), delta)
 
 
-# A plan, its privacy statement and its report ask for the same composition.
+# A plan, its privacy statement and its report need the same composition.
 @lru_cache(maxsize=64)
 def _bounds(mechanisms: tuple[Mechanism, ...], delta: float) -> EpsilonBounds:
     return EpsilonBounds(

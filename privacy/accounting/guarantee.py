@@ -1,4 +1,4 @@
-"""What a composition promises when data sets differ in more than one record added or removed."""
+"""Guarantees under other relations than one record added or removed: groups and replacement."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ class Guarantee:
     """(epsilon, delta)-DP under a stated relation.
 
     Attributes:
-        relation: which data sets are neighbours, in words. Adding or removing a record includes
+        relation: which data sets are neighbours, as text. Adding or removing a record includes
             putting it to zero, so the number of records stays public.
         records: how many records may be added or removed, or replaced.
         epsilon: an upper bound, rounded up to four decimals; inf where nothing can be said.
-        delta: the delta that was asked for.
+        delta: the requested delta.
         method: how epsilon was found.
     """
 
@@ -50,9 +50,9 @@ class Guarantee:
 
 
 def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guarantee:
-    """Return what is promised to a unit that owns up to k = `records` records.
+    """Return the guarantee for a unit that owns up to k = `records` records.
 
-    The smaller of two bounds, both at the delta asked for:
+    The smaller of two bounds, both at the requested delta:
 
     - privacy loss distributions. Of k records a Poisson sample takes Binomial(k, q), whose
       contributions add up to at most as many clip norms: a mixture of Gaussians at 0, 1, ... k
@@ -60,7 +60,7 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
       Gaussians mechanisms"). A plain Gaussian has noise sigma / k over the group's sensitivity,
       discrete Laplace has k times its epsilon.
     - the conversion for any mechanism, by Dwork and Roth 2014, Theorem 2.2; see `_converted`. It
-      stands alone above 64 records or where the library cannot resolve the mixture.
+      is the only bound above 64 records and where the library cannot resolve the mixture.
 
     Never less than the guarantee for one record, which is the smaller of PLD and RDP.
 
@@ -82,9 +82,9 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
 
 
 def replace_one(mechanisms: Sequence[Mechanism], delta: float) -> Guarantee:
-    """Return what is promised when one record is replaced by any other.
+    """Return the guarantee for the replacement of one record by any other.
 
-    The smaller of two bounds, both at the delta asked for:
+    The smaller of two bounds, both at the requested delta:
 
     - privacy loss distributions: see `_replaced_loss`, which is exact for Gaussians.
     - a replacement is one removal and one addition: the conversion to a group of two.

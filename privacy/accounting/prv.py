@@ -139,7 +139,7 @@ def _mesh(epsilon_error: float, steps: int, delta_error: float) -> float:
 
 
 def _epsilon_error(scale: float, steps: int, delta_error: float) -> float:
-    """Return the error in epsilon to ask for: in proportion to epsilon, as the grid allows.
+    """Return the error in epsilon to request: in proportion to epsilon, as the grid allows.
 
     The grid covers about [-(scale + 3), scale + 3] (Remark 5.6 of the paper).
     """

@@ -1,4 +1,4 @@
-"""How well can two worlds be told apart? A lower bound on ε from runs of any mechanism.
+"""A lower bound on ε from runs of any mechanism, by telling two worlds apart.
 
 A mechanism is (ε, δ)-DP only if P[S] <= e^ε P'[S] + δ for every set S of outputs and both orders
 of the two neighbouring inputs. One set for which counts contradict that is enough to refute a

@@ -82,10 +82,10 @@ _MOST_FOR_PRV = 8
 
 
 def few_enough_for_prv(drawing: Iterable[ReservationReplay]) -> bool:
-    """Return whether PRV can be had beside the others in reasonable time.
+    """Return whether PRV can be computed in reasonable time as well.
 
     It takes seconds of its own for every different mechanism on every part; RDP, which decides,
-    and PLD take a tenth of one. An audit of one run asks for less than one of the whole ledger.
+    and PLD take a tenth of one. An audit of one run needs less than one of the whole ledger.
     """
     different = {
         (r.dataset, r.partition, r.settled, mechanism.with_steps(1))
@@ -184,7 +184,7 @@ def notes(
 def _void(reservations: Iterable[ReservationReplay]) -> Iterator[str]:
     for reservation in reservations:
         if reservation.void:
-            yield f"Run {reservation.run_id} was seeded: it is void and promises no privacy."
+            yield f"Run {reservation.run_id} was seeded: it is void and has no privacy guarantee."
 
 
 def _units(datasets: Iterable[DatasetAudit]) -> Iterator[str]:
@@ -261,7 +261,7 @@ def audit_ledger(
         public_key: the key that the ledger must be signed by, in hex, as known from elsewhere.
 
     Raises:
-        InvalidRequest: where the run or reservation asked for is not in the ledger.
+        InvalidRequest: where the requested run or reservation is not in the ledger.
         LedgerUnavailable: where the ledger cannot be read at all.
     """
     findings = ledger.verify(recorded_heads, public_key)

@@ -1,4 +1,4 @@
-"""What an audit of the ledger hands back."""
+"""Results of an audit of the ledger."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -68,7 +68,7 @@ class ReservationAudit:
         dataset: the declared name that pays.
         partition: the part of it that pays.
         author: who reserved, as that process said; None where it said nothing.
-        void: a seeded run, which promises no privacy.
+        void: a seeded run, which has no privacy guarantee.
         settled: whether it can still charge.
         reserved: steps of each component that were admitted.
         charged: steps of each component that were charged, added up from the charge rows.
@@ -99,8 +99,8 @@ class LedgerAudit:
         rows: how many were replayed.
         findings: everything broken, in the chain and in what the rows say.
         notes: what a reader should know and is not broken.
-        datasets: one for each declared name (of the runs asked for).
-        reservations: all (of the runs asked for).
+        datasets: one for each declared name (of the selected runs).
+        reservations: all (of the selected runs).
     """
 
     ledger_id: str

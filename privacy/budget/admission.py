@@ -1,4 +1,4 @@
-"""The rules of the budget: each refuses, in words, what may not happen."""
+"""The rules of the budget: each raises, with an explanation, on what may not happen."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class State:
-    """Where one reservation stands.
+    """The state of one reservation.
 
     Attributes:
         plan: its components.
@@ -140,7 +140,7 @@ def is_closed(view: View, dataset: str) -> bool:
 
 
 def odometer(view: View, declaration: Row) -> Odometer:
-    """Return where the budget of a `declare` row stands."""
+    """Return the status of the budget of a `declare` row."""
     body, name = declaration.content, str(declaration.dataset)
     budget = RDPFilter(body["epsilon"], body["delta"])
     parts = spending(view, name)
@@ -210,7 +210,7 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
 
 
 def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
-    """Return what a plan costs beside what one part of a data set spent and promised before."""
+    """Return the cost of a plan given what one part of a data set has already committed."""
     limits = declaration.content
     budget = RDPFilter(limits["epsilon"], limits["delta"])
     closed = is_closed(view, str(declaration.dataset))
@@ -227,7 +227,7 @@ def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Co
 
 
 def admit(t: Transaction, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
-    """Refuse a plan that the budget has no room for beside all that was admitted.
+    """Refuse a plan that does not fit into the budget with all that was admitted before.
 
     Raises:
         BudgetRefused: where no order of the filter admits it, or the data set is closed.
@@ -326,5 +326,5 @@ def require_covered(
     if reservation.void and not void_allowed:
         raise BudgetRefused(
             f"Run {reservation.run_id} was seeded: whoever knows the seed can take the noise off, "
-            "so it promises no privacy. Export it only as void."
+            "so it has no privacy guarantee. Export it only as void."
         )

@@ -1,4 +1,4 @@
-"""Which content stands behind which name: nothing gets a second budget by a name or a copy."""
+"""The identity of content: neither another name nor a copy gets a second budget."""
 
 import hashlib
 import hmac
@@ -112,7 +112,7 @@ _LANE_BYTES = 256  # 2048 bits
 
 @dataclass(frozen=True)
 class Content:
-    """What a budget knows of the records that it pays for; nothing can be told from it unkeyed.
+    """What a budget knows of the records that it pays for; without the key it reveals nothing.
 
     Attributes:
         fingerprint: the same for the same records in any order.
@@ -214,7 +214,7 @@ NEAR_COPY = 0.05
 
 @dataclass(frozen=True)
 class Partition:
-    """One part of a data set and the content that it stands for.
+    """One part of a data set and its content.
 
     Attributes:
         dataset: the declared name.

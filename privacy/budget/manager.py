@@ -33,7 +33,7 @@ class Budget:
     A ledger that was opened for reading only serves the methods that change nothing. The object
     keeps no state of its own: any number of processes may hold one on the same ledger.
     A method that raises has changed nothing, except that after LedgerUnavailable the answer may
-    have been lost on its way: repeat the call with the same idempotency key.
+    have been lost: repeat the call with the same idempotency key.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -124,7 +124,7 @@ class Budget:
             run_id: the run that will charge.
             dataset: the declared name.
             content: from `identity.content_of`, of the very records that will be used.
-            unit: what is protected, in words.
+            unit: what is protected, as text.
             partition: the part of the data set that these records are; parts share no record.
             records_per_unit: the most records one unit owns; budgets are per record, the audit
                 reports the guarantee for a unit.
@@ -136,7 +136,7 @@ class Budget:
         Raises:
             InvalidRequest: on values that make no sense, or a key used for another request.
             BudgetRefused: where the name is undeclared or closed, the content is a copy or near
-                copy of another data set or part, the part stands for other content or shares
+                copy of another data set or part, the part means other content or shares
                 records with another, δ ≥ 1/N, or the budget does not admit the plan.
             IntegrityBroken: where the ledger does not verify.
         """
@@ -278,7 +278,7 @@ class Budget:
         used: Mapping[str, int] | None = None,
         void_allowed: bool = False,
     ) -> Head:
-        """Write down that something made under a reservation leaves the house.
+        """Record the export of something made under a reservation.
 
         Args:
             reservation_id: what paid for it.
@@ -286,7 +286,7 @@ class Budget:
             description: a few words, without paths.
             used: steps of each component that the exported weights came out of; all charged
                 steps where not given.
-            void_allowed: let a void run's product go, which promises no privacy.
+            void_allowed: allow the export of a void run, which has no privacy guarantee.
 
         Raises:
             InvalidRequest: on values that make no sense or an unknown reservation.
@@ -323,8 +323,8 @@ class Budget:
     def quote(self, dataset: str, plan: Sequence[Component], partition: str = TRAIN) -> Quote:
         """Return what a plan would cost on one part of a data set, and whether it is admitted.
 
-        Nothing is set aside: another run may take the budget before this one reserves. That the
-        content is what the name stands for, and δ < 1/N, is for `reserve` to say.
+        Nothing is set aside: another run may take the budget before this one reserves. `reserve`
+        checks that the content belongs to the name, and that δ < 1/N.
 
         Raises:
             InvalidRequest: on values that make no sense.
@@ -358,7 +358,7 @@ class Budget:
             return read_state(view, rules.opening(view, reservation_id)).charged
 
     def odometer(self, name: str) -> Odometer:
-        """Return what is spent, promised and left. Raises BudgetRefused where undeclared."""
+        """Return what is spent, committed and left. Raises BudgetRefused where undeclared."""
         with self.ledger.reading() as view:
             return odometer(view, rules.declared(view, name))
 

@@ -41,7 +41,7 @@ class Signer:
         return self._private.sign(_row_message(ledger_id, row_hash)).hex()
 
     def body(self, ledger_id: str, prev_hash: str) -> dict[str, str]:
-        """Return the body of the row that names this key, to stand after the row `prev_hash`.
+        """Return the body of the row that names this key, to follow the row `prev_hash`.
 
         The key signs it there: so a key that nobody has is not put in force, and an officer who
         pinned a key that has signed no other row yet can tell that the row was made with it.
@@ -83,7 +83,7 @@ def require_in_force(signer: Signer | None, in_force: str | None, where: str) ->
 
 
 class SignatureReplay:
-    """Checks the signatures of all rows in their order: `feed` it every row, then ask `missing`.
+    """Check the signatures of all rows in order: `feed` every row, then call `missing`.
 
     Args:
         pinned: a public key that was noted outside the ledger. Whoever writes the chain anew can

@@ -1,4 +1,4 @@
-"""What goes into the budget and what comes back."""
+"""What the rows of the ledger say, as values: plans, reservations, receipts, odometers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,13 +50,13 @@ class Reservation:
     """An admitted plan. Its whole cost is set aside until it is settled.
 
     Attributes:
-        id: what `charge` and `settle` ask for.
+        id: the argument of `charge` and `settle`.
         run_id: the run that it was made for.
         dataset: the declared name that pays.
         records: N, treated as public.
-        unit: what is protected, in words, such as "one image".
+        unit: what is protected, as text, such as "one image".
         records_per_unit: the most records that one unit owns.
-        void: a seeded run: charged like any other, but it promises no privacy.
+        void: a seeded run: charged like any other, but without any privacy guarantee.
         plan: the components, with all their steps.
         head: the ledger's head right after the reservation.
     """
@@ -128,7 +128,7 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Odometer:
-    """What a data set's budget was and where it stands; RDP, recomputed from rows.
+    """The declared budget of a data set and its status, by RDP, recomputed from rows.
 
     The parts of a data set share no record, so each may spend the whole budget (see
     `privacy.budget.admission`). What is said here holds for the part that is furthest.
@@ -162,7 +162,7 @@ class Odometer:
 
 @dataclass(frozen=True)
 class Quote:
-    """What a plan would cost on one part of a data set, were it asked for now; RDP.
+    """What a plan would cost now on one part of a data set, by RDP.
 
     Attributes:
         asked: ε of the plan alone, rounded up.

@@ -62,7 +62,7 @@ class Kind(StrEnum):
 
     genesis: the first row. schema, ledger (random id), key (id of the fingerprint key).
     declare: a data set's whole budget. epsilon, delta.
-    bind: this name stands for this content from now on; schema 1 only, where a data set had one
+    bind: this name means this content from now on; schema 1 only, where a data set had one
         part. fingerprint, records.
     reserve: a plan was admitted and its whole cost set aside. run, records, unit,
         records_per_unit, relation, fingerprint, void, accountant, spec, plan (list of name and
@@ -70,7 +70,7 @@ class Kind(StrEnum):
     charge: steps of one component are spent, whatever happens next. component, steps, attempt,
         charged (steps of every component so far, this row included).
     settle: nothing more will be charged; what was not charged is free again. charged.
-    export: something made under the reservation left the house. run, manifest, description,
+    export: something made under the reservation was exported. run, manifest, description,
         void, used (steps of every component that the exported data came out of).
 
     Since schema 2:
@@ -79,12 +79,12 @@ class Kind(StrEnum):
     signer: all later rows bear a signature by this Ed25519 key, until the next row of this kind,
         which the old key signs; the first is signed by its own. public_key (hex), possession
         (a signature by the new key, which shows that somebody has it).
-    partition: a part of the data set stands for this content from now on. The parts of a data set
+    partition: a part of the data set means this content from now on. The parts of a data set
         share no record, so each may spend the whole budget. partition, fingerprint, records,
         sketch (keyed digests of a few records, by which other contents are compared).
     overlap: an officer accepts that the data set shares records with another: for those the two
         budgets add up. other.
-    attempt: a start of the run; what an older attempt asks for is refused from now on. attempt.
+    attempt: a start of the run; requests of older attempts are refused from now on. attempt.
     close: nothing more is admitted for the data set; what is reserved may still be charged.
     """
 
@@ -176,7 +176,7 @@ class Row:
 
 
 def checked_author(author: str | None) -> str | None:
-    """Return `author` if it may stand in a row: printable, not blank, at most 128 characters.
+    """Return `author` if a row may hold it: printable, not blank, at most 128 characters.
 
     Raises:
         InvalidRequest: otherwise.

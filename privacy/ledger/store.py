@@ -122,7 +122,7 @@ class Ledger:
     Attributes:
         where: path or URL for messages, without a password.
         ledger_id: random, drawn when the ledger was created.
-        key_id: tells which fingerprint key the ledger belongs to; reveals nothing of the key.
+        key_id: names the fingerprint key that the ledger belongs to; reveals nothing of it.
     """
 
     def __init__(

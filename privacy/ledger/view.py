@@ -1,4 +1,4 @@
-"""What may be asked of the ledger inside one transaction, and how a row is appended."""
+"""Queries of the ledger inside one transaction, and the append of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +79,7 @@ class View:
 
         Args:
             strict: raise IntegrityBroken at a damaged row; otherwise pass over it, for a reader
-                who verifies and is to hear of all the damage.
+                who verifies and has to report all damage.
         """
         kinds = (Kind.GENESIS.value, Kind.MIGRATE.value, Kind.SIGNER.value)
         version, public_key = None, None

@@ -79,7 +79,7 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
     """Check that a NaN or an infinity in one view leaves a step as if the record were absent.
 
     But for rounding: sums over batches of other sizes are added up in another order. A step that
-    stops tells of the record as well.
+    stops reveals the record as well.
     """
     again = _FixedSeed.of(path, toy)
     tainted = []

@@ -194,7 +194,7 @@ def run_workers(size: int, work: Callable[[Collective], T]) -> list[T]:
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(guarded, rank) for rank in range(size)]
     errors = [error for future in futures if (error := future.exception())]
-    # A broken barrier is the others' answer to the first error, which is the one to show.
+    # A broken barrier follows from the first error, which is the one to show.
     errors.sort(key=lambda error: isinstance(error, threading.BrokenBarrierError))
     if errors:
         raise errors[0]
