@@ -66,7 +66,7 @@ class ActorPool:
         self._actors: dict[int, Any] = {}
         self._starting: dict[Any, int] = {}
         self._working: dict[Any, int] = {}
-        self._asked: dict[Any, int] = {}
+        self._requested: dict[Any, int] = {}
         self._progress: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -97,23 +97,23 @@ class ActorPool:
 
     def progress(self, actors: Sequence[int] | None = None) -> dict[int, Any]:
         """Return each actor's latest progress, and ask for the next; never waits for an actor."""
-        if self._asked:
-            ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+        if self._requested:
+            ready, _ = ray.wait(list(self._requested), num_returns=len(self._requested), timeout=0)
             for reference in ready:
-                actor = self._asked.pop(reference)
+                actor = self._requested.pop(reference)
                 with suppress(UmbraError):  # of an actor that died, `wait` returns the end
                     self._progress[actor] = get_result(reference)
-        waiting = {*self._asked.values(), *self._starting.values()}
+        waiting = {*self._requested.values(), *self._starting.values()}
         for actor in self._actors if actors is None else actors:
             if actor in self._actors and actor not in waiting:
-                self._asked[self._actors[actor].progress.remote()] = actor
+                self._requested[self._actors[actor].progress.remote()] = actor
         return dict(self._progress)
 
     def dismiss(self, actor: int) -> None:
         """End an actor, also one that is stuck, and forget its calls."""
         handle = self._actors.pop(actor)
         self._progress.pop(actor, None)
-        for references in (self._starting, self._working, self._asked):
+        for references in (self._starting, self._working, self._requested):
             for reference in [r for r, holder in references.items() if holder == actor]:
                 del references[reference]
         with suppress(RayError):

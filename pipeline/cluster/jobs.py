@@ -2,10 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
@@ -20,7 +20,6 @@ _STOP_SECONDS = "30"  # from the request to stop until a job is killed; Ray's ow
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
 _OURS = "umbra: "
 _MISSING = 404
-_Result = TypeVar("_Result")
 
 JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed", "gone"]
 
@@ -55,7 +54,8 @@ class Jobs:
 
         hidden = {name: os.environ.pop(name) for name in _MISLEADING if name in os.environ}
         try:
-            self._client = self._call(lambda: JobSubmissionClient(self.address))
+            with _sanitized(self.address):
+                self._client = JobSubmissionClient(self.address)
         finally:
             os.environ.update(hidden)
 
@@ -71,13 +71,12 @@ class Jobs:
         if workers is not None:
             command += ["--workers", str(workers)]
         variables = job_environment(home) | {JOB_VARIABLE: job.submission_id}
-        self._call(
-            lambda: self._client.submit_job(
+        with _sanitized(self.address):
+            self._client.submit_job(
                 entrypoint=f"exec {shlex.join(command)}",
                 submission_id=job.submission_id,
                 runtime_env={"env_vars": variables},
             )
-        )
 
     def report(self, job: RayJob) -> JobReport:
         """Return a job's status.
@@ -86,7 +85,8 @@ class Jobs:
             UmbraError: the cluster cannot be reached.
         """
         try:
-            found = self._call(lambda: self._client.get_job_info(job.submission_id))
+            with _sanitized(self.address):
+                found = self._client.get_job_info(job.submission_id)
         except _NoSuchJob:
             return JobReport("gone")
         status: Any = found.status.value.lower()
@@ -98,14 +98,8 @@ class Jobs:
         Raises:
             UmbraError: the cluster cannot be reached.
         """
-        try:
-            self._call(lambda: self._client.stop_job(job.submission_id))
-        except _NoSuchJob:
-            return
-
-    def _call(self, request: Callable[[], _Result]) -> _Result:
-        with _sanitized(self.address):
-            return request()
+        with suppress(_NoSuchJob), _sanitized(self.address):
+            self._client.stop_job(job.submission_id)
 
 
 def job_environment(home: Home) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Which shard goes to which sampling actor: done once each, whoever dies or dawdles.
+"""Which shard goes to which sampling actor: each is made once, whatever actors die or are slow.
 
-Pure bookkeeping, told the time and what happened; `sampling.py` asks it and talks to Ray.
+Bookkeeping without Ray or a clock: `sampling.py` passes in the time and what happened.
 """
 
 from collections import Counter, deque

@@ -49,10 +49,10 @@ def shards():
     return plan_shards(synthesize.class_counts(3), synthesize.shard_rows)
 
 
-def sampler_that_tells(folder: Path, together: int):
-    """Make samplers that note which shard they are at, the first once `together` are there."""
+def recording_sampler(folder: Path, together: int):
+    """Return samplers that record which shard they are at, the first once `together` are there."""
 
-    class Told:
+    class RecordingSampler:
         def __init__(self, *arguments):
             from pipeline.cluster.sampling import ShardSampler
 
@@ -73,7 +73,7 @@ def sampler_that_tells(folder: Path, together: int):
         def progress(self):
             return self.sampler.progress()
 
-    return Told
+    return RecordingSampler
 
 
 def pids(folder: Path, kind: str) -> list[int]:
@@ -86,32 +86,32 @@ def make(weights: Path, folder: Path, harm) -> None:
     """Make all shards with `harm(notes)` beside it once four actors are at work."""
     notes = folder / "notes"
     notes.mkdir(parents=True)
-    told: dict = {"entries": [], "images": []}
+    record: dict = {"entries": [], "images": []}
 
     def on_images(done):
         # Called by the thread that waits for the actors, the only one that may add a node.
-        told["images"].append(done)
-        if "harmed" not in told and len(pids(notes, "at")) == len(pids(notes, "begun")) == 4:
+        record["images"].append(done)
+        if "harmed" not in record and len(pids(notes, "at")) == len(pids(notes, "begun")) == 4:
             time.sleep(0.2)
-            told["harmed"] = harm(notes)
+            record["harmed"] = harm(notes)
             (notes / "harmed").touch()
 
     original = subject.ShardSampler
-    subject.ShardSampler = sampler_that_tells(notes, 4)
+    subject.ShardSampler = recording_sampler(notes, 4)
     try:
         subject.make_shards(
             spec(), weights, folder, shards(), len(shards()),
-            lambda entry: told["entries"].append((entry.file, entry.rows, entry.sha256)),
+            lambda entry: record["entries"].append((entry.file, entry.rows, entry.sha256)),
             on_images,
         )  # fmt: skip
     finally:
         subject.ShardSampler = original
-    for pid in told["harmed"]:
+    for pid in record["harmed"]:
         with suppress(ProcessLookupError):  # a stopped process survives its cluster
             os.kill(pid, signal.SIGKILL)
-    told["actors"] = pids(notes, "begun")
-    told["unfinished"] = pids(notes, "at")
-    (folder / "told.json").write_text(json.dumps(told))
+    record["actors"] = pids(notes, "begun")
+    record["unfinished"] = pids(notes, "at")
+    (folder / "record.json").write_text(json.dumps(record))
 
 
 def kill_two(notes: Path) -> list[int]:

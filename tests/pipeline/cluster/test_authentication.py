@@ -71,18 +71,18 @@ def _grpc(token):
     return f"127.0.0.1:{port}", lambda: server.stop(None)
 
 
-def test_a_cluster_that_asks_for_this_token(serve, monkeypatch):
+def test_a_cluster_that_requires_this_token_is_accepted(serve, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     require_token(serve(TOKEN))
     assert authentication.os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_the_token_may_stand_in_a_file(serve, tmp_path):
+def test_the_token_may_be_in_a_file(serve, tmp_path):
     (tmp_path / "auth_token").write_text(f"{TOKEN}\n")
     require_token(serve(TOKEN))
 
 
-def test_an_open_cluster_is_refused_unless_that_is_said_to_be_meant(serve, monkeypatch):
+def test_an_open_cluster_is_refused_unless_it_is_allowed_explicitly(serve, monkeypatch):
     address = serve(None)
     with pytest.raises(UmbraError, match="asks nobody for a token"):
         require_token(address)
@@ -94,24 +94,24 @@ def test_an_open_cluster_is_refused_unless_that_is_said_to_be_meant(serve, monke
     assert "RAY_AUTH_MODE" not in authentication.os.environ
 
 
-def test_another_token_is_refused_in_words(serve, monkeypatch):
+def test_a_wrong_token_is_refused_with_a_message(serve, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong" * 10)
-    with pytest.raises(UmbraError, match="refused the token") as told:
+    with pytest.raises(UmbraError, match="refused the token") as raised:
         require_token(serve(TOKEN))
-    assert "wrong" not in str(told.value)
+    assert "wrong" not in str(raised.value)
 
 
-def test_no_token_at_all(serve):
+def test_a_missing_token_is_an_error(serve):
     with pytest.raises(UmbraError, match="there is none here"):
         require_token(serve(TOKEN))
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_where_nothing_answers(address):
+def test_an_unreachable_cluster_is_an_error(address):
     with pytest.raises(UmbraError, match="could not be reached"):
         require_token(address)
 
 
-def test_a_password_in_an_address_is_not_noted():
+def test_a_password_in_an_address_is_refused():
     with pytest.raises(UmbraError, match="may hold no password"):
         require_token("http://user:word@127.0.0.1:1")

@@ -50,14 +50,14 @@ def test_one_manager_serves_a_ledger(manager, house):
     assert again._actor_id == manager._actor_id
 
 
-def test_the_door_to_a_file_is_on_the_machine_that_has_it(embedded, house):
+def test_the_manager_of_a_file_runs_on_the_machine_that_has_it(embedded, house):
     here = pytest.importorskip("ray").get_runtime_context().get_node_id()
     where = _where(house.access)
     assert (where.node_id, where.soft) == (here, False)
     assert _where(replace(house.access, url="postgresql://db/umbra")) is None
 
 
-def test_a_ledger_that_is_gone_is_told_as_such(embedded, tmp_path, house):
+def test_a_missing_ledger_is_reported_as_such(embedded, tmp_path, house):
     lost = budget_manager(replace(house.access, url=f"sqlite:///{tmp_path / 'lost.db'}"))
     with pytest.raises(LedgerUnavailable):
         begin_attempt(lost, "r-1")

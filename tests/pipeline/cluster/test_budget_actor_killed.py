@@ -36,7 +36,7 @@ def reserve(house):
     return ask
 
 
-def test_killed_at_random_instants_it_answers_on_and_charges_once(
+def test_a_manager_killed_at_random_instants_charges_every_call_once(
     embedded, house, reserve, tmp_path
 ):
     """Meters on a worker and in the driver see nothing of it; nor does who begins attempts."""
@@ -81,13 +81,13 @@ def test_killed_at_random_instants_it_answers_on_and_charges_once(
                 kill()
         finally:
             stop.touch()
-    told = [*ray.get(from_worker), *from_driver.result()]
+    returned = [*ray.get(from_worker), *from_driver.result()]
     rows = list(ledger.rows(kind=Kind.CHARGE, reservation=charged))
-    assert sorted(str(row.head) for row in rows) == sorted(told), f"seed {seed}"
+    assert sorted(str(row.head) for row in rows) == sorted(returned), f"seed {seed}"
     steps = [row.content["steps"] for row in rows]
     assert {1, 2} == set(steps) and len(steps) > KILLS
     assert ActorMeter(manager, charged, attempt).remaining(COMPONENT) == STEPS - sum(steps)
     rows = list(ledger.rows(kind=Kind.ATTEMPT, reservation=begun))
     in_order = list(range(1, len(rows) + 1))
     assert [row.content["attempt"] for row in rows] == numbers.result() == in_order, f"seed {seed}"
-    assert ledger.verify(map(Head.parse, told)) == []
+    assert ledger.verify(map(Head.parse, returned)) == []

@@ -11,7 +11,7 @@ def test_an_error_for_users_passes_as_it_is(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_another_error_only_the_type_passes_and_the_trace_is_kept_inside(tmp_path, secret):
+def test_only_the_type_of_another_error_passes_and_its_trace_stays_internal(tmp_path, secret):
     with pytest.raises(WorkerFailed) as caught, sanitize_errors(tmp_path / "traces"):
         raise ZeroDivisionError(secret)
     error = caught.value

@@ -34,12 +34,12 @@ def test_what_fits_exactly_has_room(asked):
         ({"memory_gib_per_worker": 9.0}, "9 GiB of memory each, 9 in all, and this machine has 8"),
     ],
 )
-def test_what_would_be_waited_for_in_vain_is_refused(asked, words):
+def test_what_cannot_fit_is_refused(asked, words):
     with pytest.raises(UmbraError, match=words):
         require_room(Resources(**asked), THERE)
 
 
-def test_what_is_not_counted_is_not_refused():
+def test_a_resource_that_is_not_counted_is_not_refused():
     require_room(Resources(memory_gib_per_worker=999.0), {"CPU": 1.0})
 
 

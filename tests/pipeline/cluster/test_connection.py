@@ -43,19 +43,19 @@ def test_an_address_that_others_reach_is_refused():
         connection._require_loopback("192.0.2.7")
 
 
-def test_a_cluster_that_cannot_be_joined_is_told_in_a_sentence(monkeypatch):
+def test_a_cluster_that_cannot_be_joined_is_an_error_of_one_sentence(monkeypatch):
     def refuse(**arguments):
         raise ConnectionError("no answer\nTraceback (most recent call last)")
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     words = r"at 10\.0\.0\.9:6379 could not be joined.*no answer"
-    with pytest.raises(UmbraError, match=words) as told, connection.cluster("10.0.0.9:6379"):
+    with pytest.raises(UmbraError, match=words) as raised, connection.cluster("10.0.0.9:6379"):
         pass
-    assert "Traceback" not in str(told.value)
+    assert "Traceback" not in str(raised.value)
 
 
-def test_sigterm_stays_with_the_caller(monkeypatch):
+def test_the_callers_sigterm_handler_stays_in_force(monkeypatch):
     def init(**arguments):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

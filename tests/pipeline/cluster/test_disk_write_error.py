@@ -14,18 +14,18 @@ def test_a_folder_with_room_is_fine_and_nothing_is_left_in_it(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
+def test_a_read_only_folder_is_reported(tmp_path):
     tmp_path.chmod(0o500)
     assert str(tmp_path) in str(disk_write_error(tmp_path))
 
 
-def test_where_ray_keeps_its_files_is_looked_at_too(tmp_path, monkeypatch):
+def test_the_temporary_folder_is_checked_too(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     monkeypatch.setattr(tempfile, "tempdir", str(gone))
     assert f"{gone} (No such file or directory)" in str(disk_write_error(tmp_path))
 
 
-def test_that_no_folder_for_temporary_files_can_be_used_is_told_too(tmp_path, monkeypatch):
+def test_a_missing_temporary_folder_is_reported(tmp_path, monkeypatch):
     def none():
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
@@ -43,8 +43,8 @@ def full():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_in_words(tmp_path, full):
-    told = disk_write_error(tmp_path)
-    assert isinstance(told, UmbraError)
-    assert f"nothing can be written in {tmp_path} (File too large)" in str(told)
-    assert "umbra resume" in str(told)
+def test_a_full_disk_is_reported(tmp_path, full):
+    error = disk_write_error(tmp_path)
+    assert isinstance(error, UmbraError)
+    assert f"nothing can be written in {tmp_path} (File too large)" in str(error)
+    assert "umbra resume" in str(error)

@@ -1,4 +1,4 @@
-"""What a job is told, and what is read from what a cluster says of it."""
+"""The environment of a job, and what is read from a cluster's report of it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from privacy.errors import UmbraError
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "passed"),
     [
         ("postgresql://umbra@db/umbra", True),
         ("postgresql://umbra:word@db/umbra", False),
@@ -21,14 +21,14 @@ from privacy.errors import UmbraError
         ("https://tracking?api_key=word", False),
     ],
 )
-def test_an_address_with_a_secret_is_left_to_the_cluster(url, told):
+def test_an_address_with_a_secret_is_not_passed_to_a_job(url, passed):
     home = Home.locate({"UMBRA_HOME": "/h", "UMBRA_LEDGER_URL": url, "MLFLOW_TRACKING_URI": url})
     variables = job_environment(home)
-    assert ("UMBRA_LEDGER_URL" in variables) == ("MLFLOW_TRACKING_URI" in variables) == told
+    assert ("UMBRA_LEDGER_URL" in variables) == ("MLFLOW_TRACKING_URI" in variables) == passed
     assert "word" not in str(variables)
 
 
-def test_what_a_job_is_told(monkeypatch):
+def test_a_job_gets_its_environment_without_secrets(monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "word")
     monkeypatch.delenv(OPEN_CLUSTER, raising=False)
@@ -46,7 +46,7 @@ def test_what_a_job_is_told(monkeypatch):
     assert job_environment(Home.locate({"UMBRA_HOME": "/h"}))[OPEN_CLUSTER] == "1"
 
 
-def test_a_handing_over_has_a_name_of_its_own():
+def test_every_submission_has_its_own_id():
     names = {RayJob.of("run-1", start, "http://h:1").submission_id for start in (1, 2)}
     assert names == {"umbra-run-1-1", "umbra-run-1-2"}
 
@@ -59,13 +59,13 @@ def test_a_handing_over_has_a_name_of_its_own():
         ("", ""),
     ],
 )
-def test_the_words_of_a_job_are_its_own_last_line(message, words):
+def test_the_message_of_a_job_is_its_own_last_line(message, words):
     assert _last_line(message) == words
 
 
-def test_a_trace_of_the_server_is_not_passed_on():
-    with pytest.raises(UmbraError, match="HTTP 500") as told, _sanitized("http://h:1"):
+def test_a_trace_of_the_server_is_removed():
+    with pytest.raises(UmbraError, match="HTTP 500") as raised, _sanitized("http://h:1"):
         raise RuntimeError("Request failed with status code 500: Traceback (most recent ...")
-    assert "Traceback" not in str(told.value)
+    assert "Traceback" not in str(raised.value)
     with pytest.raises(_NoSuchJob), _sanitized("http://h:1"):
         raise RuntimeError("Request failed with status code 404: Job x does not exist.")

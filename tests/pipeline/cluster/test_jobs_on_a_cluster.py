@@ -210,27 +210,27 @@ def queued(cluster):
     _ray(cluster, OCCUPY)
     where = ("--detach", "--address", cluster.jobs_api)
     # Both processors for one that others want, too.
-    said = [cluster.json("submit", _spec(cluster, "first"), *where, "--workers", "2")]
-    said.append(cluster.json("submit", _spec(cluster, "second"), *where))
+    reported = [cluster.json("submit", _spec(cluster, "first"), *where, "--workers", "2")]
+    reported.append(cluster.json("submit", _spec(cluster, "second"), *where))
     refused = cluster.umbra("submit", _spec(cluster, "third"), *where, "--json")
-    said.append(cluster.json("submit", _spec(cluster, "fourth", data=OTHERS), *where))
-    runs = [one["run_id"] for one in said]
+    reported.append(cluster.json("submit", _spec(cluster, "fourth", data=OTHERS), *where))
+    runs = [one["run_id"] for one in reported]
     waits = {run: _when(cluster, run, lambda state: state.waiting) for run in runs}
     _ray(cluster, LEAVE)
     ended = {run: _when(cluster, run, _over) for run in runs}
-    return {"runs": runs, "refused": refused, "waits": waits, "ended": ended, "said": said}
+    return {"runs": runs, "refused": refused, "waits": waits, "ended": ended, "reported": reported}
 
 
-def test_all_that_were_queued_end_done(queued):
-    assert {run: said["status"] for run, said in queued["ended"].items()} == dict.fromkeys(
+def test_all_queued_runs_finish(queued):
+    assert {run: reported["status"] for run, reported in queued["ended"].items()} == dict.fromkeys(
         queued["runs"], "done"
     )
 
 
-def test_a_run_that_waits_says_for_what(queued):
-    for said in queued["waits"].values():
-        assert said["status"] == "queued"
-        assert "waits for room for" in said["reason"] and "of 2 CPU free" in said["reason"]
+def test_a_waiting_run_reports_what_it_waits_for(queued):
+    for reported in queued["waits"].values():
+        assert reported["status"] == "queued"
+        assert "waits for room for" in reported["reason"] and "of 2 CPU free" in reported["reason"]
 
 
 def test_a_data_set_has_one_budget_whoever_runs(queued, cluster):
@@ -247,8 +247,8 @@ def test_the_spec_stays_whatever_the_workers(queued, cluster):
     assert cluster.umbra("audit", run.run_id)[0] == 0
 
 
-def test_a_job_is_told_no_secret_and_reports_to_nobody(queued, cluster):
-    shown = _ray(cluster, SHOW, queued["said"][0]["job"]).stdout
+def test_a_job_gets_no_secret_and_sends_no_usage_reports(queued, cluster):
+    shown = _ray(cluster, SHOW, queued["reported"][0]["job"]).stdout
     variables = json.loads(shown.splitlines()[-1])[0]
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert variables["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -280,20 +280,20 @@ def interrupted(queued, cluster):
     return {**seen, "run": run}
 
 
-def test_a_run_at_work_says_where(interrupted):
-    said = interrupted["running"]
-    assert said["job"]["submission_id"] in said["where"] and said["process"]["host"]
+def test_a_running_run_reports_where(interrupted):
+    reported = interrupted["running"]
+    assert reported["job"]["submission_id"] in reported["where"] and reported["process"]["host"]
 
 
-def test_what_is_worked_on_is_not_handed_over_again(interrupted):
+def test_a_running_run_is_not_submitted_again(interrupted):
     code, _, err = interrupted["again"]
     assert code == 2 and "cannot be handed to a cluster" in err
 
 
 def test_cancel_stops_the_job_and_the_run_is_cancelled(interrupted):
     assert interrupted["cancel"]["stopped"] is True
-    said = interrupted["cancelled"]
-    assert (said["status"], said["process"]) == ("cancelled", None)
+    reported = interrupted["cancelled"]
+    assert (reported["status"], reported["process"]) == ("cancelled", None)
 
 
 def test_a_cancelled_run_is_killed_in_mlflow(interrupted, cluster):
@@ -306,10 +306,10 @@ def test_a_cancelled_run_is_killed_in_mlflow(interrupted, cluster):
 
 
 def test_a_killed_driver_is_explained(interrupted):
-    said = interrupted["killed"]
-    assert said["status"] == "interrupted"
-    assert "died" in said["reason"] and "what was charged stays charged" in said["reason"]
-    assert "umbra resume" in said["advice"] and "--give-up" in said["advice"]
+    reported = interrupted["killed"]
+    assert reported["status"] == "interrupted"
+    assert "died" in reported["reason"] and "what was charged stays charged" in reported["reason"]
+    assert "umbra resume" in reported["advice"] and "--give-up" in reported["advice"]
     assert "died" in interrupted["runs"]
 
 
@@ -317,7 +317,7 @@ def test_giving_up_returns_what_was_never_charged(interrupted):
     assert interrupted["given up"]["refunded"]["dp-sgd"] > 0
 
 
-def test_a_job_that_cannot_find_its_run_says_so(cluster, tmp_path):
+def test_a_job_that_cannot_find_its_run_fails_with_a_message(cluster, tmp_path):
     """The folder of that name is another one for the cluster."""
     options = {"UMBRA_HOME": "/proc/self/cwd/home", "cwd": tmp_path}
     cluster.json("budget", "declare", "digits", "--epsilon", "9", "--delta", "1e-4", **options)
@@ -325,11 +325,13 @@ def test_a_job_that_cannot_find_its_run_says_so(cluster, tmp_path):
     run = cluster.json("submit", _spec(cluster, "lost"), *where, **options)["run_id"]
 
     def failed():
-        said = cluster.json("status", run, **options)
-        return said if said["status"] == "failed" else None
+        reported = cluster.json("status", run, **options)
+        return reported if reported["status"] == "failed" else None
 
-    said = _until(failed)
-    assert "there is no run" in said["reason"] and "must be the same folder" in said["reason"]
+    reported = _until(failed)
+    assert (
+        "there is no run" in reported["reason"] and "must be the same folder" in reported["reason"]
+    )
     code, out, _ = cluster.umbra("logs", "-f", run, **options)
     assert code == 0 and "there is no run" in out
 

@@ -74,7 +74,7 @@ def _becomes(condition):
     return condition()
 
 
-def test_after_the_block_nothing_of_it_runs_but_who_began_it(folder, bystander):
+def test_after_the_block_only_the_driver_is_left(folder, bystander):
     with (folder / "driver.log").open("w"), reaped(str(folder)):
         left = _sleeper(folder)
     assert left.wait(60) == -signal.SIGKILL
@@ -88,7 +88,7 @@ def test_an_error_in_the_block_changes_nothing(folder):
     assert left.wait(60) == -signal.SIGKILL
 
 
-def test_one_process_may_be_spared(folder):
+def test_the_spared_process_is_not_killed(folder):
     spared = _sleeper(folder)
     reap(str(folder), spared.pid)
     assert spared.poll() is None and not folder.exists()
@@ -97,7 +97,7 @@ def test_one_process_may_be_spared(folder):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_driver_takes_all_along_grandchildren_and_folder(folder, bystander, how):
+def test_all_processes_and_the_folder_go_when_the_driver_is_killed(folder, bystander, how):
     command = [sys.executable, "-c", DRIVER, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

@@ -50,11 +50,11 @@ def test_a_shard_depends_on_no_other(tmp_path, blots_spec, weights):
 def test_progress_moves_within_a_shard(tmp_path, blots_spec, weights):
     """Counted by evaluations of the network, batch after batch, up to the whole shard."""
     spec = blots_spec(("steps: 2", "steps: 5"), ("shard_rows: 5", "shard_rows: 5\n  batch: 2"))
-    told: list[float] = []
+    record: list[float] = []
     labels = torch.zeros(5, dtype=torch.long)
-    drawn = ImageSampler(spec, weights).draw(labels, torch.Generator(), told.append)
+    drawn = ImageSampler(spec, weights).draw(labels, torch.Generator(), record.append)
     assert [len(images) for images in drawn] == [2, 2, 1]
-    assert told == pytest.approx(
+    assert record == pytest.approx(
         [0.4 * k for k in range(1, 11)] + [4 + 0.2 * k for k in range(1, 6)]
     )
 
@@ -93,7 +93,7 @@ def test_actors_without_room_are_not_waited_for(embedded, tmp_path, blots_spec, 
 
 
 @pytest.mark.slow
-def test_damaged_weights_are_told_as_such(embedded, tmp_path, blots_spec, weights):
+def test_damaged_weights_are_reported_as_such(embedded, tmp_path, blots_spec, weights):
     spec = blots_spec()
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(IntegrityBroken, match=r"weights\.safetensors is missing, damaged or of"):
@@ -126,14 +126,14 @@ def on_nodes(tmp_path_factory):
 @pytest.mark.parametrize("harm", ["killed", "taken"])
 def test_actors_that_die_or_stop_change_no_byte(on_nodes, harm):
     """Two of four killed in mid-shard; one stopped, a node with two taken away, another added."""
-    told = json.loads((on_nodes / harm / "told.json").read_text())
+    record = json.loads((on_nodes / harm / "record.json").read_text())
     assert _bytes(on_nodes / harm) == _bytes(on_nodes / "undisturbed")
-    assert len(told["harmed"]) == {"killed": 2, "taken": 1}[harm]
+    assert len(record["harmed"]) == {"killed": 2, "taken": 1}[harm]
     # They died at work: their notes of it are still there. Others came in their place.
-    assert set(told["harmed"]) <= set(told["unfinished"])
-    assert len(told["actors"]) > 4
-    entries = [file for file, _, _ in told["entries"]]
+    assert set(record["harmed"]) <= set(record["unfinished"])
+    assert len(record["actors"]) > 4
+    entries = [file for file, _, _ in record["entries"]]
     assert sorted(entries) == sorted(set(entries)) and len(entries) == 12
     labels = np.concatenate([labels for _, labels in read_shards(on_nodes / harm)])
     assert Counter(labels.tolist()) == {0: 30, 1: 31, 2: 32}
-    assert max(told["images"]) == told["images"][-1] == 93
+    assert max(record["images"]) == record["images"][-1] == 93

@@ -21,7 +21,7 @@ def _shards(count, rows=ROWS):
 
 
 @given(st.data(), st.integers(1, 12), st.integers(1, 5))
-def test_whoever_dies_or_dawdles_every_shard_is_noted_once(data, shards, most):
+def test_every_shard_is_recorded_once_whatever_actors_die_or_are_slow(data, shards, most):
     """Actors come, die and end in any order: all shards are made, or the run says why not."""
     schedule, noted, now = ShardSchedule(_shards(shards, 2)), [], 0.0
     actors, working, names = [], {}, iter(range(10**6))
@@ -56,14 +56,14 @@ def test_whoever_dies_or_dawdles_every_shard_is_noted_once(data, shards, most):
     assert schedule.take("anybody", now) is None
 
 
-def test_work_of_the_dead_is_done_next():
+def test_the_shard_of_a_dead_actor_is_next():
     schedule = ShardSchedule(_shards(3))
     assert [schedule.take(name, 0).number for name in "ab"] == [0, 1]
     schedule.lost("a")
     assert [schedule.take(name, 1).number for name in "cd"] == [0, 2]
 
 
-def test_only_what_is_slow_is_made_twice_and_never_thrice():
+def test_only_stragglers_are_made_twice_and_never_three_times():
     schedule = ShardSchedule(_shards(4))
     for begun, name in enumerate("abcd"):
         schedule.take(name, begun)
@@ -86,7 +86,7 @@ def test_a_small_shard_is_slow_sooner_than_a_large_one():
     assert schedule.take("c", 10 + SLOW + 0.1).number == small.number
 
 
-def test_the_first_to_end_counts_and_the_other_is_let_go():
+def test_the_first_copy_counts_and_the_other_is_dismissed():
     schedule = ShardSchedule(_shards(2))
     schedule.take("stuck", 0)
     schedule.take("quick", 0)
@@ -98,7 +98,7 @@ def test_the_first_to_end_counts_and_the_other_is_let_go():
     assert schedule.take_back() == ["stuck"]
 
 
-def test_a_copy_that_ends_second_is_not_noted():
+def test_the_second_copy_is_not_recorded():
     schedule = ShardSchedule(_shards(2))
     schedule.take("slow", 0)
     schedule.take("quick", 0)
@@ -120,7 +120,7 @@ def test_death_of_one_copy_leaves_the_other_at_work():
     assert schedule.take("third", 100.2).number == 0
 
 
-def test_a_shard_that_kills_again_and_again_ends_the_run():
+def test_a_shard_that_kills_its_actors_ends_the_run():
     schedule = ShardSchedule(_shards(2))
     for name in range(MAX_DEATHS_PER_SHARD - 1):
         assert schedule.take(name, 0).number == 0
@@ -130,7 +130,7 @@ def test_a_shard_that_kills_again_and_again_ends_the_run():
         schedule.lost("last")
 
 
-def test_workers_that_never_begin_end_the_run_unless_shards_are_made_between():
+def test_repeated_startup_failures_end_the_run_unless_shards_are_made_between():
     schedule = ShardSchedule(_shards(1))
     for name in range(MAX_STARTUP_FAILURES - 1):
         schedule.lost(name)

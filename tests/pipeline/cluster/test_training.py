@@ -62,9 +62,9 @@ def two(embedded):
 
 @pytest.mark.slow
 def test_two_workers_train_one_model_and_charge_every_step(two, start, prepare, house):
-    job, on_interrupt, told = prepare(TWO), signal.getsignal(signal.SIGINT), []
-    start(job, told.append)
-    assert told[-1] == STEPS
+    job, on_interrupt, counts = prepare(TWO), signal.getsignal(signal.SIGINT), []
+    start(job, counts.append)
+    assert counts[-1] == STEPS
     assert signal.getsignal(signal.SIGINT) is on_interrupt
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": STEPS}
     last = newest(job.checkpoints).checkpoint
@@ -173,7 +173,7 @@ def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": 0}
 
 
-def test_what_travels_to_workers_holds_no_image(prepare, blots):
+def test_the_job_sent_to_workers_holds_no_image(prepare, blots):
     job = prepare()
     sent = pickle.dumps(job)
     images = np.load(blots / "train.npz")["images"]
@@ -183,5 +183,5 @@ def test_what_travels_to_workers_holds_no_image(prepare, blots):
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (0.5, "gloo"), (1, "nccl")])
-def test_workers_that_share_a_gpu_do_not_meet_by_nccl(gpus, backend):
+def test_workers_that_share_a_gpu_use_gloo(gpus, backend):
     assert _backend(gpus) == backend
