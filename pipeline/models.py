@@ -77,7 +77,7 @@ OnImages = Callable[[float], None]
 
 
 class ImageSampler:
-    """Samples as a spec says: its sampler, guidance, precision and batch.
+    """Draw images by a spec's sampler, guidance, precision and batch.
 
     Args:
         recipe: what to sample, and how.

@@ -1,7 +1,7 @@
-"""What a run would do and cost, before any of it is done.
+"""Plan a run: what it would charge and cost.
 
-`plan` reads nothing but the spec: no data, no budget, no UMBRA_HOME. The run itself
-executes the very same Plan, so what was shown is what is reserved, charged and trained.
+`plan` reads nothing but the spec: no data, no budget, no UMBRA_HOME. The run executes the same
+Plan, so what is shown is what is reserved, charged and trained.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,7 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
 
 
 def _holdout_components(spec: Spec) -> tuple[Component, ...]:
-    """Every query has an equal share of ε; a count changes by at most one with a record."""
+    """Return what figures against the holdout are charged; every query has an equal share of ε."""
     evaluate = spec.evaluate
     if evaluate is None or evaluate.release is None:
         return ()

@@ -1,4 +1,4 @@
-"""What a plan would cost on the data set's budget, asked before anything is reserved."""
+"""Quote a plan on its data set's budget before anything is reserved."""
 
 from pipeline.home import Home
 from pipeline.plan.plan import Plan

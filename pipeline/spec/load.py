@@ -1,4 +1,4 @@
-"""From a YAML file to a Spec: the one place where specs are read."""
+"""Read a Spec from YAML; every error has file, line and field."""
 
 import difflib
 import re
@@ -20,7 +20,7 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: where it stands, what was expected there and what was found."""
+    """One error in a spec: where it is, what was expected there and what was found."""
 
     file: str
     line: int | None
@@ -74,7 +74,7 @@ for _name, _pattern, _first in (
 
 @dataclass
 class Document:
-    """Plain values of a YAML file, and the line (from 1) where each field stands."""
+    """Plain values of a YAML file, and the line (from 1) of each field."""
 
     file: str
     value: Any = None
@@ -82,18 +82,18 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def line(self, path: FieldPath) -> int:
-        """Line of `path`, or of the nearest thing around it that is written in the file."""
+        """Return the line of `path`, or of the nearest section around it that is in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
 
-    def complain(self, path: FieldPath, line: int, expected: str, found: str) -> None:
-        """Notes a problem; reading goes on, so that all of them are reported at once."""
+    def add(self, path: FieldPath, line: int, expected: str, found: str) -> None:
+        """Add a problem; reading goes on, so that all of them are reported at once."""
         self.problems.append(Problem(self.file, line, path, expected, found))
 
 
 def read_yaml(text: str, file: str) -> Document:
-    """Reads one YAML document of plain values.
+    """Read one YAML document of plain values.
 
     Raises:
         SpecError: bad syntax, duplicate keys, aliases, tags, or keys that are not text.
@@ -106,22 +106,22 @@ def read_yaml(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        document.complain((), line, "YAML", error.problem or "a syntax error")
+        document.add((), line, "YAML", error.problem or "a syntax error")
     except yaml.YAMLError as error:
-        document.complain((), 1, "YAML", str(error).splitlines()[0])
+        document.add((), 1, "YAML", str(error).splitlines()[0])
     except RecursionError:
-        document.complain((), 1, "YAML of a few levels", "very deep nesting")
+        document.add((), 1, "YAML of a few levels", "very deep nesting")
     if document.problems:
         raise SpecError(document.problems)
     return document
 
 
 def _plain(node: yaml.Node, path: FieldPath, document: Document, seen: set[int]) -> Any:
-    """The plain value of a node; lines and problems are noted in `document`."""
+    """Return the plain value of a node; add its lines and problems to `document`."""
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
     if id(node) in seen:
-        document.complain(path, line, "values written out", "a YAML alias (*name)")
+        document.add(path, line, "values written out", "a YAML alias (*name)")
         return None
     seen.add(id(node))
     kind = node.tag.removeprefix(_TAG)
@@ -135,7 +135,7 @@ def _plain(node: yaml.Node, path: FieldPath, document: Document, seen: set[int])
             return _scalar(kind, node.value)
         except ValueError:
             pass
-    document.complain(path, line, "a plain value", f"YAML tag {node.tag}")
+    document.add(path, line, "a plain value", f"YAML tag {node.tag}")
     return None
 
 
@@ -148,12 +148,12 @@ def _mapping(
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
             found = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a collection"
-            document.complain(path, line, "keys that are names", str(found))
+            document.add(path, line, "keys that are names", str(found))
             continue
         key = key_node.value
         if key in result:
-            expected = f"every key once (it stands on line {first_line[key]} already)"
-            document.complain((*path, key), line, expected, "it again")
+            expected = f"every key once (it is on line {first_line[key]} already)"
+            document.add((*path, key), line, expected, "it again")
             continue
         first_line[key] = line
         document.lines[(*path, key)] = line
@@ -162,7 +162,7 @@ def _mapping(
 
 
 def _scalar(kind: str, text: str) -> Any:
-    """Value of a scalar; ValueError for a tag that plain values do not have."""
+    """Return the value of a scalar; raise ValueError for any but a plain value's tag."""
     if kind == "str":
         return text
     if kind == "null":
@@ -209,7 +209,7 @@ _MAX_FOUND = 80
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
-    """All of a validation error's findings about `document`, one problem a field."""
+    """Return what a validation error found in `document`, one problem a field."""
     problems: dict[FieldPath, Problem] = {}
     for details in error.errors(include_url=False):
         for problem in _problems(details, document, model):
@@ -218,7 +218,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
 
 
 def _merged(earlier: Problem | None, later: Problem) -> Problem:
-    """One problem for a field of two types (a count or "auto"), which fails once for each."""
+    """Merge the problems of a field of two types (a count or "auto"), which fails for each."""
     if earlier is None or later.expected in earlier.expected:
         return earlier or later
     expected = f"{earlier.expected} or {later.expected}"
@@ -262,7 +262,7 @@ def _problems(
 
 
 def _written_path(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> FieldPath:
-    """`loc` without the names of union members that pydantic puts in between."""
+    """Return `loc` without the names of union members that pydantic puts in between."""
     path: list[str | int] = []
     for index, part in enumerate(loc):
         is_key = isinstance(value, dict) and part in value
@@ -276,7 +276,7 @@ def _written_path(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> F
 
 
 def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """Keys that the section at `loc` may have; empty where that cannot be told."""
+    """Return the keys that the section at `loc` may have; none where a union leaves it open."""
     candidates = [model]
     for part in loc:
         tagged = [c for c in candidates if _tag(c) == part]
@@ -289,7 +289,7 @@ def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]
 
 
 def _unused_keys(path: FieldPath, document: Document, model: type[BaseModel]) -> list[str]:
-    """Keys written at `path` that mean nothing there: perhaps a misspelt required one."""
+    """Return unknown keys written at `path`: perhaps a misspelt required one."""
     written = document.value
     for part in path:
         written = written[part]
@@ -304,13 +304,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    """The value of `kind` that marks a member of a union."""
+    """Return the value of `kind` that marks a member of a union."""
     kind = model.model_fields.get("kind")
     return get_args(kind.annotation)[0] if kind and get_args(kind.annotation) else None
 
 
 def _quoted(text: str) -> list[str]:
-    """Names in pydantic's list "'a', 'b' or 'c'"."""
+    """Return the names in pydantic's list "'a', 'b' or 'c'"."""
     return text.split("'")[1::2]
 
 
@@ -331,10 +331,10 @@ def _show(value: Any) -> str:
 
 
 def load_spec(path: Path) -> Spec:
-    """Reads a spec file. Relative paths in it are meant from the folder it is in.
+    """Read a spec file; relative paths in it start at its folder.
 
     Raises:
-        SpecError: the file cannot be read or says something wrong; all problems at once,
+        SpecError: the file cannot be read or is no valid spec; all problems at once,
             each with file, line, field, what was expected and what was found.
     """
     try:
@@ -350,7 +350,7 @@ def load_spec(path: Path) -> Spec:
 
 
 def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spec:
-    """A spec from YAML text; `file` names it in errors, `folder` is where paths start.
+    """Read a spec from YAML text; `file` names it in errors, paths start at `folder`.
 
     Raises:
         SpecError: as `load_spec`.
@@ -367,7 +367,7 @@ def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spe
 
 
 def _anchored(spec: Spec, folder: Path) -> Spec:
-    """The same spec with every relative path in it starting at `folder`."""
+    """Return the spec with every relative path in it starting at `folder`."""
     data, evaluate = spec.data, spec.evaluate
     changes: dict[str, object] = {"source": data.source.resolved(folder)}
     if data.holdout is not None:

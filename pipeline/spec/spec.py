@@ -26,7 +26,10 @@ RunName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 
 
 class Spec(Settings):
-    """What a run is asked to do. Two specs that ask for the same have the same `sha256`."""
+    """What a run is asked to do; equal specs have equal `sha256`.
+
+    `method` names how a generator is fitted; the method's sections are required with it.
+    """
 
     name: RunName
     data: Data
@@ -52,20 +55,18 @@ class Spec(Settings):
         return self
 
     def canonical_json(self) -> str:
-        """One line of JSON, keys sorted, defaults left out.
-
-        A later version may know further fields: with their defaults left out, the spec of an old
-        run still has the hash that it was submitted under.
-        """
+        """Return one line of JSON, keys sorted, defaults left out."""
+        # A later version may know further fields: with their defaults left out, the spec of an old
+        # run still has the hash that it was submitted under.
         chosen = self.model_dump(mode="json", exclude_defaults=True)
         return json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of `canonical_json()`."""
+        """Return the hexadecimal SHA-256 of `canonical_json()`."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """YAML that loads back into an equal spec, defaults written out."""
+        """Return YAML that loads back into an equal spec, defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

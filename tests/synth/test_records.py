@@ -78,7 +78,7 @@ class TestRecords:
             Records(images, labels)
 
 
-class TestViewDrawer:
+class TestNoisedViews:
     def test_gives_every_record_its_own_views(self):
         records = make_records()
         images, labels, sigma, noise = views(records=records, positions=[4, 17])
