@@ -4,7 +4,7 @@ from pipeline.runs.ledger_access import describe_row
 from privacy.ledger import Kind, Row
 
 
-def test_every_row_is_describe_row_in_words(finished, tmp_path):
+def test_every_row_is_described_in_a_line(finished, tmp_path):
     house, run = finished
     house.export(run, tmp_path / "out")
     house.budget.close("blots")
@@ -28,7 +28,7 @@ def test_a_kind_that_is_not_known_is_named(finished):
     assert describe_row(replace(row, kind="dreamt")) == "dreamt"
 
 
-def test_every_kind_about_a_data_set_has_words():
-    from pipeline.runs.ledger_access import _TELLERS
+def test_every_kind_about_a_data_set_has_a_description():
+    from pipeline.runs.ledger_access import _DESCRIPTIONS
 
-    assert set(Kind) - set(_TELLERS) == {Kind.GENESIS, Kind.MIGRATE, Kind.SIGNER}
+    assert set(Kind) - set(_DESCRIPTIONS) == {Kind.GENESIS, Kind.MIGRATE, Kind.SIGNER}
