@@ -244,7 +244,9 @@ def test_a_misspelt_section_is_recognised(complaints):
 
 
 def test_the_methods_section_is_required(complaints):
-    (missing,) = complaints(("train:\n", "#\n"), ("  batch: 256\n", ""), ("  steps: 40\n", ""))
+    (missing,) = complaints(
+        ("train:\n", "#\n"), ("  batch: 256\n", ""), ("  steps: 400\n", ""), ("  views: 4\n", "")
+    )
     assert "train: expected a section, for the method is diffusion, found nothing" in missing
 
 
