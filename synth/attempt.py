@@ -24,7 +24,7 @@ class Attempt:
     Attributes:
         number: 1, 2, ...; a retry has the next one, and with it fresh masks and noise.
         key: the secret of this start of the run, 32 bytes, the same on all its workers.
-        seed: makes noise reproducible and the run void of privacy; None in earnest.
+        seed: makes noise reproducible and the run void of privacy; None otherwise.
     """
 
     number: int
@@ -35,12 +35,13 @@ class Attempt:
     def start(cls, number: int, run_key: bytes, seed: int | None, collective: Collective) -> Self:
         """Begin an attempt on every worker; `number` counts on rank 0 only.
 
-        The key is fresh whatever the number: two processes that were both told to be attempt 2
-        (one of them thought dead) still draw other masks. Only a seed makes it repeat.
+        Only a seed makes the key repeat.
         """
         number = collective.broadcast_from_rank0(number)
         if seed is not None:
             return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed)
+        # Fresh whatever the number: two processes that both take themselves for attempt 2, one of
+        # them thought dead, still draw other masks.
         fresh = collective.broadcast_from_rank0(secrets.randbits(63))
         return cls(number, derive(run_key, _START_DOMAIN, fresh))
 
@@ -48,7 +49,7 @@ class Attempt:
         """Return this attempt's own noise stream."""
         if self.seed is None:
             return SecureGaussian()
-        # Even rehearsals never use a noise stream twice: the attempt is part of its seed.
+        # Even a seeded run never uses a noise stream twice: the attempt is part of its seed.
         key = derive(key_bytes(self.key), _NOISE_DOMAIN, self.seed, self.number)
         return SecureGaussian.seeded(int.from_bytes(key[:8], "big"))
 

@@ -69,7 +69,7 @@ class Search:
 def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
     """Write `folder/step-…/` atomically and return its path.
 
-    A checkpoint of the same step (of an earlier attempt, or a damaged one) gives way.
+    A checkpoint of the same step (of an earlier attempt, or a damaged one) is replaced.
 
     Raises:
         InvalidRequest: a tensor has the type of a generator state or of a mask.
@@ -87,7 +87,7 @@ def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
         "attempt": checkpoint.attempt,
         "phase": checkpoint.phase,
         "ledger_head": checkpoint.ledger_head,
-        "facts": {},  # of no use since format 2 began, and part of it
+        "facts": {},  # part of format 2, never used
         "optimizer": structure,
         # safetensors sorts by its own rules; what zips two state dicts relies on theirs.
         "names": {part: list(tensors) for part, tensors in parts.items()},

@@ -25,7 +25,7 @@ def draw_views(
     """Draw K noise levels and noises for each record.
 
     Args:
-        preconditioning: gives the noise distribution p(sigma).
+        preconditioning: has the noise distribution p(sigma).
         images: [N, C, H, W] in [-1, 1]; only shape, dtype and device are used. N may be 0.
         K: noise multiplicity, at least 1.
         generator: on any device; what it draws is moved to the images'.
@@ -53,7 +53,7 @@ def form_views(
     """Turn plain draws into the noise levels and noises of each record's K views.
 
     Args:
-        preconditioning: gives the noise distribution p(sigma).
+        preconditioning: has the noise distribution p(sigma).
         u_NK: [N, K] float64 ~ U(0, 1), neither 0 nor 1.
         normal_NKCHW: [N, K, C, H, W] ~ N(0, I).
 
@@ -102,7 +102,7 @@ class DenoisingLoss:
     `torch.func.vmap` and `grad`.
 
     Args:
-        preconditioning: gives the weighting lambda(sigma); the denoiser's own.
+        preconditioning: has the weighting lambda(sigma); the denoiser's own.
         precision: what the network's products and convolutions are computed in; the loss itself
             is float32.
     """

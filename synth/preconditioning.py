@@ -38,7 +38,7 @@ class Preconditioning(ABC):
 
     @abstractmethod
     def c_noise(self, sigma: Tensor) -> Tensor:
-        """The noise level as the network is told it."""
+        """The noise level in the form that the network takes."""
 
     @abstractmethod
     def weight(self, sigma: Tensor) -> Tensor:

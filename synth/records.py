@@ -55,7 +55,7 @@ class NoisedViews:
     masks are.
 
     Attributes:
-        preconditioning: gives p(sigma).
+        preconditioning: has the noise distribution p(sigma).
         K: noise multiplicity.
         label_dropout: probability with which a record's label is replaced by `null`.
         null: index of the label "none".

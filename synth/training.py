@@ -180,7 +180,7 @@ class Trainer:
             return
         first = self._collective.rank == 0
         if not self._collective.broadcast_from_rank0(self._meter.remaining(WARMUP) if first else 0):
-            # An attempt that died between charge and answer has forfeited the query.
+            # An attempt that died after the charge has forfeited the query.
             return
         means = torch.zeros(training.classes, *records.images.shape[1:])
         if first:

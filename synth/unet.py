@@ -182,7 +182,7 @@ class UNetConfig(NetworkSettings, ComponentSettings):
 
 
 class UNet(nn.Module):
-    """The raw network F(x; c_noise, y). It gives zero everywhere until it is trained.
+    """The raw network F(x; c_noise, y). Its output is zero until it is trained.
 
     Every record is treated on its own (no batch statistics), and `forward` has no in-place
     operation and no branch on data, so it may be used under `torch.func.vmap` and `grad`.

@@ -1,4 +1,4 @@
-"""Train: DP-SGD to the end of the reservation, which is then settled."""
+"""Train: fit the method to the end of the reservation, which is then settled."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ WEIGHTS = MODEL / "weights.safetensors"
 
 
 class Train:
-    """Leaves `release/model/weights.safetensors` and gives back what was never charged."""
+    """Write `release/model/weights.safetensors` and return what was never charged."""
 
     name = "train"
 
