@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from privacy.gradients import GradientEngine, choose
+from privacy.gradients import choose
+from privacy.gradients.base import GradientEngine
 
 from .machine import cores
+from .steps import sum_of_clipped
 from .timing import Case, interleave
 from .workload import SMALL, Workload
 
@@ -78,7 +80,7 @@ def curves(seconds: float, kind: str) -> Iterator[Curve]:
     times = _GPU_TIMES if kind == "cuda" else 1
     size = _MICRO_BATCH * times
     # One for each step, since a captured graph is recaptured when the size changes.
-    engine = partial(choose, small.network.size**2, small.views, kind, "float32", records=0)
+    engine = partial(choose, small.network.size**2, small.views, kind, "float32")
     step = partial(_step, engine=engine, micro_batch=size)
 
     of_records = [step(small, times * n) for n in _RECORDS]
@@ -119,7 +121,7 @@ def workers(seconds: float, counts: Sequence[int] = _WORKERS) -> Curve:
 def _alone(rounds: int) -> list[float]:
     """Return seconds of each round."""
     torch.set_num_threads(1)
-    engine = partial(choose, SMALL.network.size**2, SMALL.views, "cpu", "float32", records=0)
+    engine = partial(choose, SMALL.network.size**2, SMALL.views, "cpu", "float32")
     step = _step(SMALL, 2 * _MICRO_BATCH, engine, _MICRO_BATCH)
     seconds = []
     for _ in range(rounds):
@@ -133,7 +135,7 @@ def _step(
     workload: Workload, n: int, engine: Callable[[], GradientEngine], micro_batch: int
 ) -> Callable[[], object]:
     denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    return partial(engine().sum_of_clipped, denoiser, loss, records, 1.0, micro_batch)
+    return partial(sum_of_clipped, engine(), denoiser, loss, records, 1.0, micro_batch)
 
 
 def _curve(

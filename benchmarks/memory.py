@@ -14,7 +14,7 @@ from privacy.gradients import ENGINES
 
 from .opacus_peer import OpacusPeer
 from .processes import last_line, peak_bytes, start
-from .steps import LIMIT, non_private
+from .steps import LIMIT, non_private, sum_of_clipped
 from .workload import PAPER, PAPER_K32, SMALL, Workload
 
 _WORKLOADS = {"small": SMALL, "paper": PAPER, "paper, K=32": PAPER_K32}
@@ -74,7 +74,7 @@ def _peak(workload: Workload, way: str, n: int, micro_batch: int) -> float:
     elif way == _OPACUS:
         OpacusPeer(denoiser, 1.0).sums(records, micro_batch)
     else:
-        ENGINES[way].sum_of_clipped(denoiser, loss, records, 1.0, micro_batch)
+        sum_of_clipped(ENGINES[way], denoiser, loss, records, 1.0, micro_batch)
     return (_most_bytes(workload.kind) - before) / _MIB
 
 

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from privacy.gradients import GradientEngine, choose
+from privacy.gradients import choose
+from privacy.gradients.base import GradientEngine
 from privacy.gradients.memory import activation_bytes
 from synth.loss import DenoisingLoss, autocast
 from synth.preconditioning import Denoiser
 from synth.settings import PRECISIONS, Precision
 
-from .steps import LIMIT, in_each_order, micro_batches, non_private, records_in
+from .steps import LIMIT, in_each_order, micro_batches, non_private, records_in, sum_of_clipped
 from .timing import Case, fastest, interleave
-from .workload import PAPER_STEPS, Workload
+from .workload import Workload
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Sides of the square product, and bytes that are copied: far beyond what caches hold.
@@ -149,7 +150,6 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
             workload.views,
             workload.kind,
             precision,
-            workload.batch * PAPER_STEPS,
         )
 
     def limit(denoiser: Denoiser, size: int) -> None:
@@ -157,7 +157,7 @@ def _ways(workload: Workload, n: int, precision: Precision) -> list[Way]:
             non_private(denoiser, records, size)
 
     def private(size: int) -> object:
-        return engine(size).sum_of_clipped(denoiser, loss, records, 1.0, size)
+        return sum_of_clipped(engine(size), denoiser, loss, records, 1.0, size)
 
     orders = in_each_order(workload).values()
     return [

@@ -4,19 +4,21 @@ All run as in a training: in all workers at the same time, with equally many rec
 """
 
 from collections.abc import Callable, Iterator
-from copy import copy
 from functools import cache, partial
+from statistics import median
 
 import torch
 from torch import Tensor
 
-from privacy.gradients import ENGINES, CompiledEngine, GradientEngine, choose
+from privacy.clipping import add_to, zero_sums
+from privacy.gradients import ENGINES, choose
+from privacy.gradients.base import GradientEngine, RecordLoss, trainable
 from synth.preconditioning import Denoiser
 
 from .opacus_peer import OpacusPeer
 from .timing import Case, fastest, size_for
 from .worker import Workers
-from .workload import PAPER_STEPS, Workload
+from .workload import Workload
 
 LIMIT = "non-private step"
 _OPACUS = "Opacus, K forwards"
@@ -85,16 +87,14 @@ def step_cases(
     n = records_in(workload, seconds)
 
     def at_best(name: str, ways: tuple[str, ...]) -> Case:
-        # A compiler takes minutes for each size.
-        sizes = [n] if name == CompiledEngine.name else micro_batches(n)
-        every = [(way, size) for way in ways for size in sizes]
+        every = [(way, size) for way in ways for size in micro_batches(n)]
         best = fastest(
             [Case(str(size), partial(workers, _run, workload, n, way, size)) for way, size in every]
         )
         return Case(f"{name} (micro-batch {best.name})", best.run)
 
     chosen = _chosen(workload).name
-    private = (*dict.fromkeys((*ENGINES, chosen)), _OPACUS)
+    private = (*ENGINES, _OPACUS)
     for way in private:
         workers(_check, workload, n, way)
     cases = [at_best(LIMIT, tuple(_ORDERS)), *(at_best(way, (way,)) for way in private)]
@@ -115,8 +115,22 @@ def micro_batches(n: int) -> list[int]:
 
 
 def _chosen(workload: Workload) -> GradientEngine:
-    records = workload.batch * PAPER_STEPS
-    return choose(workload.network.size**2, workload.views, workload.kind, "float32", records)
+    return choose(workload.network.size**2, workload.views, workload.kind, "float32")
+
+
+def sum_of_clipped(
+    engine: GradientEngine,
+    denoiser: Denoiser,
+    loss: RecordLoss,
+    records: tuple[Tensor, ...],
+    clip_norm: float,
+    micro_batch: int,
+) -> Sums:
+    """Return an engine's sum over the records, a micro-batch at a time."""
+    sums = zero_sums(trainable(denoiser))
+    for part in zip(*(p.split(micro_batch) for p in records), strict=True):
+        add_to(sums, engine.sum_of_clipped(denoiser, loss, part, clip_norm, micro_batch))
+    return sums
 
 
 def _run(workload: Workload, n: int, way: str, micro_batch: int) -> None:
@@ -127,26 +141,25 @@ def _run(workload: Workload, n: int, way: str, micro_batch: int) -> None:
 def _steps(workload: Workload, n: int) -> dict[str, Callable[[int], Sums | None]]:
     """Return, in a worker, every way to a step of its records, by name and given a micro-batch."""
     denoiser, records, loss = workload.denoiser(), workload.records(n), workload.loss()
-    norms = ENGINES["record"].sum_of_clipped(denoiser, loss, records, 1.0, n).norms
-    clip_norm = float(norms.median())  # half of the records are clipped
-    chosen = _chosen(workload)
-    engines = {**ENGINES, chosen.name: chosen}
+    single = zip(*(p.split(1) for p in records), strict=True)
+    gradients = [ENGINES["record"].sum_of_clipped(denoiser, loss, one, 1e9, 1) for one in single]
+    norms = [_norm(iter(gradient.values())) for gradient in gradients]
+    clip_norm = median(norms)  # half of the records are clipped
 
     @cache
     def engine(name: str, size: int) -> GradientEngine:
         # One for each size: what is captured is made anew when the size changes.
-        return copy(engines[name])
+        return type(ENGINES[name])()
 
     def by_engine(name: str, size: int) -> Sums:
-        own = engine(name, size)
-        return own.sum_of_clipped(denoiser, loss, records, clip_norm, size).sums
+        return sum_of_clipped(engine(name, size), denoiser, loss, records, clip_norm, size)
 
     def plain(own: Denoiser, size: int) -> None:
         non_private(own, records, size)
 
     return {
         **{order: partial(plain, own) for order, own in in_each_order(workload).items()},
-        **{name: partial(by_engine, name) for name in engines},
+        **{name: partial(by_engine, name) for name in ENGINES},
         _OPACUS: partial(OpacusPeer(denoiser, clip_norm).sums, records),
     }
 

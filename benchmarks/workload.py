@@ -13,7 +13,6 @@ from synth.preconditioning import EDM, Denoiser
 from synth.unet import UNet, UNetConfig
 
 _CLASSES = 10
-PAPER_STEPS = 4500
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ g = (sum_i clip(grad l_i, C) + N(0, sigma^2 C^2 I)) / (q N)
 
 (Abadi et al. 2016; with the record's loss l_i averaged over K noised views before its clip,
 Dockhorn et al. 2023, algorithm 4.) The mechanism that the ledger accounts for and the code that
-runs are held together here, so that an audit can run exactly what training runs.
+runs live together here, so that an audit can run exactly what training runs.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from privacy.clipping import add_to, zero_sums
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest
-from privacy.gradients import GradientEngine, RecordLoss
-from privacy.gradients.base import add_to, trainable, zero_sums
+from privacy.gradients.base import GradientEngine, RecordLoss, trainable
+from privacy.gradients.layerwise import TwoPassEngine
+from privacy.gradients.memory import OOMBackoff
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
 from privacy.poisson import PoissonSampler
@@ -28,13 +30,17 @@ Gather = Callable[[np.ndarray], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class DPSGD:
-    """What is public about every step of one training.
+    """The mechanism of every step of one training; all of it is public.
 
     Attributes:
         records: N, public under the zero-out relation.
         sampling_probability: q.
         noise_multiplier: sigma, in units of the clip norm.
         clip_norm: C.
+
+    >>> dpsgd = DPSGD(60_000, sampling_probability=1 / 15, noise_multiplier=2.5, clip_norm=1.0)
+    >>> dpsgd.expected_batch
+    4000.0
     """
 
     records: int
@@ -53,7 +59,7 @@ class DPSGD:
         return self.sampling_probability * self.records
 
     def mechanism(self, steps: int) -> SubsampledGaussian:
-        """Return what `steps` steps are charged as."""
+        """Return the mechanism that `steps` steps are charged as."""
         return SubsampledGaussian(self.sampling_probability, self.noise_multiplier, steps)
 
 
@@ -73,13 +79,13 @@ class PrivateGradient:
         collective: Collective,
         micro_batch: int,
     ) -> None:
-        """Hold the parts together.
+        """Combine the parts.
 
         Args:
             dpsgd: the mechanism.
             sampler: keyed by the run and the attempt; must sample with the mechanism's q.
             noise: this attempt's own stream; only rank 0's is used.
-            engine: how clipped gradients are computed.
+            engine: how clipped gradients are computed, as long as memory suffices.
             collective: the other workers.
             micro_batch: records in memory at a time.
 
@@ -87,7 +93,7 @@ class PrivateGradient:
             InvalidRequest: if the sampler's q is not the one that is accounted for, or the
                 micro-batch is not at least 1.
         """
-        # A negative one would leave every record out without a word.
+        # A negative one would silently leave every record out.
         positive_int("the micro-batch", micro_batch)
         if sampler.sampling_probability != dpsgd.sampling_probability:
             raise InvalidRequest(
@@ -97,9 +103,8 @@ class PrivateGradient:
         self.dpsgd = dpsgd
         self._sampler = sampler
         self._noise = noise
-        self._engine = engine
+        self._backoff = OOMBackoff(engine, TwoPassEngine(), micro_batch)
         self._collective = collective
-        self._micro_batch = micro_batch
         self._next_step = 0
 
     def __call__(
@@ -111,16 +116,17 @@ class PrivateGradient:
 
         Args:
             step: number of the step within this attempt, above those of all calls before.
-            model: network whose trainable parameters the gradient is of.
+            model: network; parameters without `requires_grad` are left alone.
             loss: loss of one record.
             record_ids: int64 [n], the records that this worker owns; each record has one owner.
             gather: positions [m] into `record_ids` -> those records' tensors, leading dimension m.
 
         Returns:
-            Parameter name to gradient, in the parameter's dtype and on its device.
+            Trainable parameter name to gradient, in the parameter's dtype and on its device.
 
         Raises:
             InvalidRequest: for a step that this attempt has had: its mask would be drawn again.
+            torch.OutOfMemoryError: not even one record fits.
         """
         if step < self._next_step:
             raise InvalidRequest(
@@ -135,7 +141,7 @@ class PrivateGradient:
             drawn = beside.submit(self._draw, parameters)
             chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
             sums = self._sum_of_clipped(model, loss, chosen, gather)
-            # Noise goes in once, before the sum over workers, so that the whole sum never exists
+            # Noise is added once, before the sum over workers, so that the whole sum never exists
             # without it.
             if self._collective.rank == 0:
                 sums = add_noise(sums, drawn.result())
@@ -156,11 +162,16 @@ class PrivateGradient:
         self, model: nn.Module, loss: RecordLoss, chosen: np.ndarray, gather: Gather
     ) -> dict[str, Tensor]:
         """Sum over the chosen records, a micro-batch at a time; zeros if there is none."""
-        sums = zero_sums(trainable(model))
-        for start in range(0, len(chosen), self._micro_batch):
-            records = gather(chosen[start : start + self._micro_batch])
-            part = self._engine.sum_of_clipped(
-                model, loss, records, self.dpsgd.clip_norm, self._micro_batch
-            )
-            add_to(sums, part.sums)
+        sums, done, backoff = zero_sums(trainable(model)), 0, self._backoff
+        while done < len(chosen):
+            size, part = backoff.micro_batch, None
+            with backoff:
+                records = gather(chosen[done : done + size])
+                part = backoff.engine.sum_of_clipped(
+                    model, loss, records, self.dpsgd.clip_norm, size
+                )
+            # None where memory ran out: a leaner attempt follows.
+            if part is not None:
+                add_to(sums, part)
+                done += size
         return sums

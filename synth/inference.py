@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privacy.cuda_graph import Work, capture
 from privacy.errors import InvalidRequest
 from synth.loss import autocast
 from synth.preconditioning import Denoiser
@@ -176,16 +177,16 @@ class _Attention(nn.Module):
 
 @dataclass(frozen=True)
 class _Captured:
-    graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
+    replay: Work
 
 
-class CudaGraph(nn.Module):
-    """F(x; c_noise, y) captured once for each shape and replayed from then on.
+class CapturedNetwork(nn.Module):
+    """F(x; c_noise, y) captured as a CUDA graph once for each shape, and replayed from then on.
 
-    What a call returns is overwritten by the next call of the same shape; `Denoiser` has turned it
-    into a tensor of its own by then. No gradient flows through it.
+    The next call of the same shape overwrites what a call returns; `Denoiser` has turned it into a
+    tensor of its own by then. No gradient flows through it.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -201,22 +202,17 @@ class CudaGraph(nn.Module):
         captured = self._captured[x.shape]
         for held, given in zip(captured.inputs, (x, c_noise, label), strict=True):
             held.copy_(given)
-        captured.graph.replay()
+        captured.replay()
         return captured.output
 
     def _capture(self, *given: Tensor) -> _Captured:
         inputs = tuple(tensor.clone() for tensor in given)
-        # Libraries set themselves up in their first calls, which must not be captured.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):
-                self.network(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.network(*inputs)
-        return _Captured(graph, inputs, output)
+        output = self.network(*inputs)
+
+        def work() -> None:
+            output.copy_(self.network(*inputs))
+
+        return _Captured(inputs, output, capture(work, output.device))
 
 
 class Bfloat16(nn.Module):
@@ -262,4 +258,4 @@ def at_precision(
 def _on_gpu(network: nn.Module, precision: str) -> nn.Module:
     network = network.eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return CudaGraph(Bfloat16(network) if precision == "bfloat16" else network)
+    return CapturedNetwork(Bfloat16(network) if precision == "bfloat16" else network)

@@ -13,8 +13,7 @@ from torch import Tensor
 from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
-from privacy.gradients import TwoPassEngine, choose
-from privacy.gradients.memory import WithinMemory
+from privacy.gradients import choose
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
 from synth.attempt import Attempt, Meter
@@ -207,13 +206,12 @@ class Trainer:
             training.settings.views,
             images.device.type,
             training.settings.precision,
-            training.steps * training.dpsgd.expected_batch / self._collective.size,
         )
         return PrivateGradient(
             training.dpsgd,
             PoissonSampler(attempt.key, attempt.number, q),
             self._noise,
-            WithinMemory(engine, leaner=TwoPassEngine()),
+            engine,
             self._collective,
             training.micro_batch,
         )

@@ -1,10 +1,26 @@
-"""Layer by layer, gradients kept: one backward pass for many records, then clip and sum."""
+"""Layer by layer: per-record gradients of many records in one backward pass.
 
+Every trainable parameter enters as B views of itself, one for a record, so that autograd returns
+per-record gradients for them, whatever the layer. A layer with a rule runs once under the one
+weight that its views share, at nearly the price of an ordinary layer; `vmap` runs the others.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from privacy.gradients.base import ClippedSum, RecordLoss, sum_over_micro_batches
-from privacy.gradients.clip_and_add import add_clipped
-from privacy.gradients.per_record import gradients
+from privacy.clipping import add_clipped, add_scaled, clip_factors, squared_norms, zero_sums
+from privacy.errors import UmbraError
+from privacy.gradients.base import RecordLoss, checked, require_scalar, trainable
+from privacy.gradients.grad_samplers import RULES
+from privacy.gradients.grad_samplers.base import batched_apply, concatenated
+
+Take = Callable[[str, Tensor], None]
 
 
 class LayerwiseEngine:
@@ -19,11 +35,153 @@ class LayerwiseEngine:
         records: tuple[Tensor, ...],
         clip_norm: float,
         micro_batch: int,
-    ) -> ClippedSum:
+    ) -> dict[str, Tensor]:
         """See `GradientEngine.sum_of_clipped`."""
+        with checked(model, records, clip_norm, micro_batch) as parameters:
+            sums = zero_sums(parameters)
+            if len(records[0]):
+                add_clipped(sums, gradients(model, loss, records), clip_norm)
+        return sums
 
-        def add(sums: dict[str, Tensor], part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            losses, by_parameter = gradients(model, loss, part)
-            return losses, add_clipped(sums, by_parameter, clip_norm)
 
-        return sum_over_micro_batches(model, records, clip_norm, micro_batch, add)
+class TwoPassEngine:
+    """Finds norms in one pass and forms gradients again, clipped, in a second one.
+
+    Never keeps more than one layer's gradients; costs a second backward pass.
+    """
+
+    # Ghost clipping (Li et al. 2022) would take the weighted sum of losses for its second pass,
+    # but in floating point that is the gradient of another sum: where a record's own terms cancel,
+    # it could add more than C though its norm did not exceed it. Here the same gradients are
+    # measured and added.
+    name = "two-pass"
+
+    def sum_of_clipped(
+        self,
+        model: nn.Module,
+        loss: RecordLoss,
+        records: tuple[Tensor, ...],
+        clip_norm: float,
+        micro_batch: int,
+    ) -> dict[str, Tensor]:
+        """See `GradientEngine.sum_of_clipped`.
+
+        Raises:
+            UmbraError: the two passes disagree, as only a device does whose sums have no fixed
+                order; nothing was released.
+        """
+        with checked(model, records, clip_norm, micro_batch) as parameters:
+            sums = zero_sums(parameters)
+            if len(records[0]):
+                _add_in_two_passes(sums, model, loss, records, clip_norm)
+        return sums
+
+
+def _add_in_two_passes(
+    sums: dict[str, Tensor],
+    model: nn.Module,
+    loss: RecordLoss,
+    records: tuple[Tensor, ...],
+    clip_norm: float,
+) -> None:
+    first, second = torch.zeros((2, len(records[0])), dtype=torch.float64, device=records[0].device)
+
+    def measure(name: str, of_layer: Tensor) -> None:
+        first.add_(squared_norms(of_layer))
+
+    def add(name: str, of_layer: Tensor) -> None:
+        second.add_(add_scaled(sums, name, of_layer, factors))
+
+    # A layer that draws (dropout) has to draw the same in both passes.
+    with torch.random.fork_rng(list({part.device for part in records if part.is_cuda})):
+        backward(model, loss, records, measure)
+    factors = clip_factors(first.sqrt(), clip_norm)
+    backward(model, loss, records, add)
+    # A record whose norm is not finite adds nothing, whatever either pass found.
+    if not torch.equal(second[factors > 0], first[factors > 0]):
+        raise UmbraError(
+            "two backward passes over the same records gave different gradients, so this device "
+            "does not add in a fixed order and a clipped record could exceed its bound; use "
+            "another gradient engine"
+        )
+
+
+def gradients(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return the records' gradients [B, ...] by parameter; see `backward`."""
+    found: dict[str, Tensor] = {}
+    backward(model, loss, records, found.__setitem__)
+    return found
+
+
+def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], take: Take) -> None:
+    """Hand every parameter's per-record gradients to `take`.
+
+    `take(name, gradients [B, ...])` is called once for a parameter, as soon as its gradients are
+    complete, from the last layer to the first. They are not kept: what `take` does not hold is
+    freed, so that no more than one layer's need be in memory. A parameter that the loss does not
+    depend on is left out; its gradients are zero.
+
+    Args:
+        model: network; neither it nor its `.grad`s are changed.
+        loss: loss of one record.
+        records: tensors with the same leading dimension B, at least 1.
+        take: what to do with the gradients.
+
+    Raises:
+        InvalidRequest: the loss is not a scalar.
+    """
+    B = len(records[0])
+    views = {
+        name: p.detach().expand(B, *p.shape).requires_grad_()
+        for name, p in trainable(model).items()
+    }
+    for name, view in views.items():
+        view.register_hook(_handing_over(name, take))
+
+    def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            return functional_call(model, parameters, args, kwargs)
+
+        with _ByRule(parameters.values()):
+            return require_scalar(loss(call, *record))
+
+    # The fused attention kernels' backward passes cannot be batched.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        losses = vmap(of_one, randomness="different")(views, *records)
+        if losses.requires_grad:
+            torch.autograd.grad(losses.sum(), list(views.values()), allow_unused=True)
+
+
+def _handing_over(name: str, take: Take) -> Callable[[Tensor], Tensor]:
+    def hand_over(of_layer: Tensor) -> Tensor:
+        take(name, of_layer.detach())
+        # autograd keeps this until its end, in place of the gradients; it takes no memory.
+        return of_layer.new_zeros(()).expand_as(of_layer)
+
+    return hand_over
+
+
+class _ByRule(TorchFunctionMode):
+    """Runs those layers by their rule whose weights are all trained."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._trained = {id(parameter) for parameter in parameters}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.cat and not {"axis", "out"} & set(kwargs or {}):
+            return concatenated(*args, **(kwargs or {}))
+        rule = RULES.get(func)
+        bound = rule.bind(*args, **(kwargs or {})) if rule else None
+        if rule and bound and self._all_trained(bound[1:]):
+            return batched_apply(rule.operation, bound)
+        return func(*args, **(kwargs or {}))
+
+    def _all_trained(self, weights: tuple[Any, ...]) -> bool:
+        return all(id(w) in self._trained for w in weights if isinstance(w, Tensor))

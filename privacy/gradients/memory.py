@@ -1,18 +1,71 @@
 """How many records fit into memory at a time: estimated, and halved where it was too many."""
 
 import math
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from privacy.gradients.base import ClippedSum, GradientEngine, RecordLoss
+from privacy.gradients.base import GradientEngine
 
 # Views times pixels from which a larger micro-batch is no faster (measured on 2 CPU cores; a GPU
 # wants as many as fit).
 _ENOUGH = {"cpu": 2**17}
-_FLOAT = 4
-# Of a batch drawn record by record, above its expectation: one in 1000 is larger.
+_FLOAT_BYTES = 4
+# A Poisson batch exceeds its expectation by this many standard deviations once in 1000 steps.
 _DEVIATIONS = 3
+
+
+class OOMBackoff:
+    """Engine and micro-batch to use next; each attempt that runs out of memory makes them leaner.
+
+    Used as a context around an attempt. An attempt that runs out of memory ends quietly, and
+    whoever made it repeats it with half the micro-batch, or with the leaner engine where one
+    record was too many. Nothing of a failed attempt may be used.
+
+    Attributes:
+        engine: how to compute clipped gradients.
+        micro_batch: records to hold at a time.
+
+    >>> from privacy.gradients import ENGINES
+    >>> backoff = OOMBackoff(ENGINES["record"], leaner=ENGINES["two-pass"], micro_batch=3)
+    >>> for _ in range(2):
+    ...     with backoff:
+    ...         raise torch.OutOfMemoryError
+    >>> backoff.engine.name, backoff.micro_batch
+    ('two-pass', 1)
+    """
+
+    def __init__(self, engine: GradientEngine, leaner: GradientEngine, micro_batch: int) -> None:
+        """Start with `engine` and `micro_batch` records; fall back to `leaner`."""
+        self.engine = engine
+        self.micro_batch = micro_batch
+        self._leaner: GradientEngine | None = leaner
+        self._failed = False
+
+    def __enter__(self) -> None:
+        if self._failed:
+            # Not in `__exit__`, where the error still holds what did not fit.
+            torch.cuda.empty_cache()
+            self._failed = False
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Suppress an out-of-memory error if a leaner attempt is left."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            return False
+        if self.micro_batch > 1:
+            self.micro_batch //= 2
+        elif self._leaner is not None:
+            self.engine, self._leaner = self._leaner, None
+        else:
+            return False
+        self._failed = True
+        return True
 
 
 def micro_batch(
@@ -34,25 +87,33 @@ def micro_batch(
         limit: bytes that a micro-batch may take.
     """
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    record = views * activation_bytes(model, inputs) + _FLOAT * parameters
+    record = views * activation_bytes(model, inputs) + _FLOAT_BYTES * parameters
     enough = -(-_ENOUGH[device_type] // (views * pixels)) if device_type in _ENOUGH else limit
     return max(1, min(enough, limit // record))
 
 
 def largest_batch(expected: float, records: int) -> int:
-    """Return a size that hardly a batch exceeds, from public numbers: at most all records.
+    """Return a size that a Poisson batch rarely exceeds, from public numbers.
+
+    B + 3 sqrt(B), but no more than all records.
 
     Args:
-        expected: size of a batch that is drawn record by record.
+        expected: B, the expected size of the batch.
         records: that it is drawn from.
+
+    >>> largest_batch(64, 10_000)
+    88
     """
     return max(1, min(records, math.ceil(expected + _DEVIATIONS * math.sqrt(expected))))
 
 
 def balanced_microbatch(fitting: int, largest: int) -> int:
-    """Return a micro-batch of at most `fitting`, as many of which as are needed make `largest`.
+    """Return `largest` divided into the fewest equal parts of at most `fitting`, rounded up.
 
     Where every micro-batch is filled up to its size, as on a GPU, few rows are empty then.
+
+    >>> balanced_microbatch(60, 88)
+    44
     """
     return -(-largest // -(-largest // fitting))
 
@@ -60,6 +121,7 @@ def balanced_microbatch(fitting: int, largest: int) -> int:
 def activation_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Return the bytes that autograd keeps of one forward pass, weights left out."""
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    # Tensors are held, so that no other storage can take an identity.
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -71,44 +133,3 @@ def activation_bytes(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(*inputs)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
-class WithinMemory:
-    """An engine that takes fewer records at a time where its device runs out of memory.
-
-    Where one record's gradients are too many, a leaner engine takes over. Nothing of a failed
-    attempt is used, so the sums are those of the engine.
-    """
-
-    def __init__(self, engine: GradientEngine, leaner: GradientEngine) -> None:
-        """Use `engine` as long as a record fits, and `leaner` from then on."""
-        self.name = engine.name
-        self._engines = [engine, leaner]
-        self._most: int | None = None
-
-    def sum_of_clipped(
-        self,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
-    ) -> ClippedSum:
-        """See `GradientEngine.sum_of_clipped`.
-
-        Raises:
-            torch.OutOfMemoryError: not even the leaner engine has room for one record.
-        """
-        while True:
-            size = min(micro_batch, self._most or micro_batch)
-            try:
-                return self._engines[0].sum_of_clipped(model, loss, records, clip_norm, size)
-            except torch.OutOfMemoryError:
-                if size == 1 and len(self._engines) == 1:
-                    raise
-            # Outside of the handler, where the error no longer holds what did not fit.
-            torch.cuda.empty_cache()
-            if size > 1:
-                self._most = size // 2
-            else:
-                self._engines.pop(0)

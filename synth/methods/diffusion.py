@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from privacy.collective import Collective
-    from privacy.gradients import GradientEngine
+    from privacy.gradients.base import GradientEngine
     from synth.attempt import Attempt, Meter
     from synth.preconditioning import Denoiser
     from synth.records import Records
@@ -179,13 +179,11 @@ class Diffusion(Method):
         """Return the engine that training takes; it has no influence on what is computed."""
         from privacy.gradients import choose
 
-        expected = self._schedule.steps * self._schedule.sampling_probability * self._facts.records
         return choose(
             self._facts.size**2,
             self._train.views,
             self._resources.device_type,
             self._train.precision,
-            expected / self._resources.workers,
         )
 
     def micro_batch(self) -> int:

@@ -6,9 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from privacy.clipping import add_clipped_vector, clip_factors, sum_clipped
+from privacy.clipping import (
+    FlatSum,
+    add_clipped,
+    add_clipped_vector,
+    add_scaled,
+    clip_factors,
+    squared_norms,
+    sum_clipped,
+    zeros_in_one_piece,
+)
 from privacy.errors import InvalidRequest
-from privacy.validation import positive_number
 
 CLIP_NORMS = st.floats(1e-3, 1e3)
 ANY_FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -96,6 +104,99 @@ def test_impossible_clip_norms_are_refused(value):
         clip_factors(torch.ones(1), value)
 
 
-def test_positive_numbers_come_back_as_float():
-    assert positive_number("it", 2) == 2.0
-    assert isinstance(positive_number("it", 2), float)
+N = 6
+
+
+def gradients(rows):
+    """One parameter large enough to be summed alone, two small ones, one without dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"large": (rows, 32, 3, 3), "small": (4, 3, 2), "bias": (4,), "scale": ()}
+    return {n: torch.randn(N, *s, generator=generator) for n, s in shapes.items()}
+
+
+def in_memory_order(tensor):
+    """The same numbers, the second dimension last in memory."""
+    return tensor.movedim(2, -1).contiguous().movedim(-1, 2) if tensor.ndim > 2 else tensor
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_sums_are_of_the_parameters_shape_whatever_the_order_in_memory(rows):
+    plain = gradients(rows)
+    ordered = {name: in_memory_order(g) for name, g in plain.items()}
+    assert not ordered["large"].is_contiguous()
+    norms = torch.stack([g.double().reshape(N, -1).norm(dim=1) for g in plain.values()]).norm(dim=0)
+    C = norms.median().item()
+    factors = (C / norms).clamp(max=1.0)
+    sums = {n: torch.zeros(g.shape[1:], dtype=torch.float64) for n, g in plain.items()}
+    add_clipped(sums, ordered, C)
+    for name, g in plain.items():
+        expected = torch.tensordot(factors, g.double(), dims=1)
+        assert torch.allclose(sums[name], expected, rtol=1e-9, atol=1e-9)
+        one = {name: torch.zeros_like(expected)}
+        squares = add_scaled(one, name, ordered[name], factors)
+        assert torch.allclose(one[name], expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(squares, squared_norms(ordered[name]))
+
+
+@pytest.mark.parametrize("ordered", [0, 1, 2])
+def test_a_flat_sum_is_that_of_the_records_whatever_the_order_in_memory(ordered):
+    """Of nothing, of the parameters alone (gradients are reordered), and of both."""
+    plain = gradients(3)
+    order = [in_memory_order if i < ordered else (lambda tensor: tensor) for i in range(2)]
+    total = FlatSum({name: order[0](g)[0] for name, g in plain.items()})
+    expected = {n: torch.zeros(g.shape[1:]).double() for n, g in plain.items()}
+    C = 30.0
+    norms = torch.stack([g.double().reshape(N, -1).norm(dim=1) for g in plain.values()]).norm(dim=0)
+    assert norms.min() < C < norms.max()
+    add_clipped(expected, plain, C)
+    for i in range(N):
+        total.add({name: order[1](g)[i] for name, g in plain.items()}, C)
+    total.add({name: torch.full_like(g[0], torch.nan) for name, g in plain.items()}, C)
+    for name, one in total.sums.items():
+        assert torch.allclose(one, expected[name], rtol=1e-12, atol=1e-12)
+
+
+# The second is so large that it is a matrix of its own.
+SHAPES = {"small": (3,), "large": (2**17,)}
+
+
+def zeros():
+    return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf, 1e30, 1e-30])
+def test_rows_that_are_not_present_add_exactly_nothing(fill):
+    generator = torch.Generator().manual_seed(0)
+    gradients = {name: torch.randn(5, *s, generator=generator) for name, s in SHAPES.items()}
+    present = torch.tensor([True, False, True, False, False])
+    for gradient in gradients.values():
+        gradient[~present] = fill
+    found, expected = zeros(), zeros()
+    add_clipped(found, gradients, 0.7, present)
+    add_clipped(expected, {n: g[present] for n, g in gradients.items()}, 0.7)
+    for name, total in found.items():
+        # To the last bit but for the order of the sum, which the zeros between may change.
+        assert torch.allclose(total, expected[name], rtol=1e-15, atol=0)
+    nobody = zeros()
+    add_clipped(nobody, gradients, 0.7, torch.zeros(5, dtype=torch.bool))
+    assert not any(total.any() for total in nobody.values())
+
+
+def test_zeros_are_one_vector_whose_parts_lie_like_the_parameters():
+    parameters = {
+        "plain": torch.ones(2, 3),
+        "channels last": torch.ones(4, 5, 3, 3).to(memory_format=torch.channels_last),
+        "gaps": torch.ones(4, 6)[:, ::2],
+        "transposed": torch.ones(3, 5).T,
+        "scalar": torch.ones(()),
+    }
+    vector, parts = zeros_in_one_piece(parameters)
+    assert vector.dtype == torch.float64 and not vector.any()
+    assert {name: part.shape for name, part in parts.items()} == {
+        name: parameter.shape for name, parameter in parameters.items()
+    }
+    for name in parameters.keys() - {"gaps"}:
+        assert parts[name].stride() == parameters[name].stride()
+    for part in parts.values():
+        part.add_(1)
+    assert torch.equal(vector, torch.ones_like(vector))  # every number is one part's and only once

@@ -9,7 +9,7 @@ import torch
 
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import engine
+from privacy.gradients import ENGINES
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 
@@ -19,7 +19,7 @@ import json, sys
 import numpy as np, torch
 from privacy.collective import ProcessGroup
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import engine
+from privacy.gradients import ENGINES
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 
@@ -35,7 +35,7 @@ model = torch.nn.Linear(3, 1).double()
 owned = np.arange(rank, 12, size)
 gradient = PrivateGradient(
     DPSGD(12, 0.5, 0.7, 0.3), PoissonSampler(bytes(32), 1, 0.5), SecureGaussian.seeded(5 + rank),
-    engine("record"), group, 4,
+    ENGINES["record"], group, 4,
 )
 steps = []
 for step in range(3):
@@ -109,7 +109,7 @@ class TestProcessGroup:
             DPSGD(12, 0.5, 0.7, 0.3),
             PoissonSampler(bytes(32), 1, 0.5),
             SecureGaussian.seeded(5),
-            engine("record"),
+            ENGINES["record"],
             SingleProcess(),
             4,
         )

@@ -13,13 +13,13 @@ import torch
 from scipy import stats
 from torch import nn
 
+import privacy.clipping
 import privacy.dp_sgd
-import privacy.gradients.clip_and_add
 from privacy.clipping import add_clipped_vector
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
-from privacy.gradients import ENGINES, engine
+from privacy.gradients import ENGINES
 from privacy.gradients.record import RecordEngine
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, noise_like
@@ -67,7 +67,7 @@ def private_gradient(
         dpsgd,
         PoissonSampler(key, attempt, dpsgd.sampling_probability),
         noise or SecureGaussian.seeded(7),
-        engine(name),
+        ENGINES[name],
         collective or SingleProcess(),
         micro_batch,
     )
@@ -300,15 +300,13 @@ def clip_per_view(patch):
     def wrong(self, model, loss, records, clip_norm, micro_batch):
         views, targets = records
         split = (views.flatten(0, 1)[:, None], targets.repeat_interleave(K))
-        return shipped(self, model, loss, split, clip_norm, micro_batch)
+        return shipped(self, model, loss, split, clip_norm, K * micro_batch)
 
     patch.setattr(RecordEngine, "sum_of_clipped", wrong)
 
 
 def clip_missing(patch):
-    patch.setattr(
-        privacy.gradients.clip_and_add, "clip_factors", lambda norms, C: torch.ones_like(norms)
-    )
+    patch.setattr(privacy.clipping, "clip_factors", lambda norms, C: torch.ones_like(norms))
 
 
 def clip_without_a_layer(patch):
@@ -319,13 +317,11 @@ def clip_without_a_layer(patch):
         shipped(total, vector, factor)
         total[:first] += (1 - factor) * vector[:first]
 
-    patch.setattr(privacy.gradients.clip_and_add, "add_clipped_vector", wrong)
+    patch.setattr(privacy.clipping, "add_clipped_vector", wrong)
 
 
 def not_finite_taints(patch):
-    patch.setattr(
-        privacy.gradients.clip_and_add, "clip_factors", lambda norms, C: (C / norms).clamp(max=1.0)
-    )
+    patch.setattr(privacy.clipping, "clip_factors", lambda norms, C: (C / norms).clamp(max=1.0))
 
 
 def wrong_call(patch, change):
@@ -434,7 +430,7 @@ def accumulator_not_cleared(patch):
 
 
 def large_batch_cut(patch):
-    sums(patch, lambda self, summed, chosen: summed(chosen[: self._micro_batch]))
+    sums(patch, lambda self, summed, chosen: summed(chosen[: self._backoff.micro_batch]))
 
 
 def shuffled_batches(patch):
@@ -562,7 +558,7 @@ class TestPrivateGradient:
                 DPSGD(N, Q, SIGMA, C),
                 PoissonSampler(KEY, 1, Q + 1e-9),
                 SecureGaussian(),
-                engine("record"),
+                ENGINES["record"],
                 SingleProcess(),
                 4,
             )

@@ -36,7 +36,7 @@ from torch import nn
 from pipeline.spec import parse_spec
 from privacy.budget import Budget, Component
 from privacy.budget.identity import content_of, fingerprint, sketch
-from privacy.clipping import clip_factors
+from privacy.clipping import add_to, clip_factors
 from privacy.collective import SingleProcess
 from privacy.gradients import ENGINES
 from privacy.keys import key_id
@@ -56,8 +56,12 @@ from synth.records import NoisedViews, Records
 
 
 def clipped_sums(name, model, loss, records, clip_norm, micro_batch):
-    total = ENGINES[name].sum_of_clipped(model, loss, records, clip_norm, micro_batch)
-    return getattr(total, "sums", total)
+    """The engine's sum over the records, a micro-batch at a time."""
+    first, *others = zip(*(part.split(micro_batch) for part in records), strict=True)
+    sums = ENGINES[name].sum_of_clipped(model, loss, first, clip_norm, micro_batch)
+    for part in others:
+        add_to(sums, ENGINES[name].sum_of_clipped(model, loss, part, clip_norm, micro_batch))
+    return sums
 
 
 LABEL, SIGMA, NOISE = range(3)  # streams of a record's seed

@@ -13,9 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from privacy import clipping
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import ENGINES, CapturedEngine, clip_and_add, fastest
+from privacy.gradients import ENGINES
+from privacy.gradients.graph import CapturedEngine
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from synth.loss import DenoisingLoss
@@ -28,7 +30,6 @@ N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
 
 @pytest.fixture(autouse=True)
 def _numberless(monkeypatch):
-    monkeypatch.setattr(fastest, "_wait_for", lambda device: None)
     # Autocast knows no such device.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
 
@@ -66,13 +67,13 @@ def test_nothing_waits_for_a_number(engine, micro_batch):
 
 @pytest.mark.parametrize("engine", ["layerwise", "record"])
 def test_who_waits_is_found(engine, monkeypatch):
-    shipped = clip_and_add.clip_factors
+    shipped = clipping.clip_factors
 
     def waits(norms, clip_norm):
         assert norms.isfinite().all()
         return shipped(norms, clip_norm)
 
-    monkeypatch.setattr(clip_and_add, "clip_factors", waits)
+    monkeypatch.setattr(clipping, "clip_factors", waits)
     with pytest.raises((RuntimeError, NotImplementedError)):
         step(engine, N)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import ENGINES, GradientEngine, ModelCall
+from privacy.gradients import ENGINES
+from privacy.gradients.base import GradientEngine, ModelCall
 from privacy.keystream import os_key
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler

@@ -5,12 +5,10 @@ from typing import Any
 
 from torch.nn import functional
 
-from privacy.gradients.grad_samplers.base import Rule, batched_apply
+from privacy.gradients.grad_samplers.base import Rule
 from privacy.gradients.grad_samplers.convolution import CONVOLUTION
 from privacy.gradients.grad_samplers.group_norm import GROUP_NORM
 from privacy.gradients.grad_samplers.linear import EMBEDDING, LINEAR
-
-__all__ = ["CONVOLUTION", "RULES", "Rule", "batched_apply"]
 
 RULES: dict[Callable[..., Any], Rule] = {
     functional.conv2d: CONVOLUTION,

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from privacy.gradients.fastest import Fastest
-from privacy.gradients.grad_samplers.base import Rule, in_order, shared
+from privacy.gradients.grad_samplers.base import Rule, channels_last, shared
 
 Pair = tuple[int, int]
 Where = tuple[Pair, Pair, Pair]  # stride, padding, dilation
@@ -43,10 +42,13 @@ def weight_gradient(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where:
         return _in_parts(g_BKDHW, x_BKCHW, weight, where)
     if stride != (1, 1):
         return grouped(g_BKDHW, x_BKCHW, weight, where)
-    return _FASTEST(g_BKDHW, x_BKCHW, weight, where)
+    # A few batched products in place of a convolution in B groups, for which libraries have no
+    # fast kernels. By their operations, not measured on a card.
+    return shifted(g_BKDHW, x_BKCHW, weight, where)
 
 
 def _in_parts(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
+    """Return [B, D, C, h, w] by a few records in each grouped convolution."""
     of_view = max(weight[:2]) * x_BKCHW.shape[3] * x_BKCHW.shape[4]
     records = max(1, _SIDE_BY_SIDE // of_view)
     parts = [
@@ -118,9 +120,6 @@ def convolution_backward(
     return gradients
 
 
-_FASTEST = Fastest(grouped, shifted)
-
-
 class _Convolution(Function):
     @staticmethod
     def forward(
@@ -132,8 +131,8 @@ class _Convolution(Function):
         padding: Pair,
         dilation: Pair,
     ) -> Tensor:
-        x = in_order(x_BKCHW.flatten(0, 1))
-        y = in_order(torch.conv2d(x, weight[0], shared(bias), stride, padding, dilation))
+        x = channels_last(x_BKCHW.flatten(0, 1))
+        y = channels_last(torch.conv2d(x, weight[0], shared(bias), stride, padding, dilation))
         ctx.save_for_backward(x.to(y.dtype), weight)
         ctx.where, ctx.dtype = (stride, padding, dilation), x_BKCHW.dtype
         return y.unflatten(0, x_BKCHW.shape[:2])
@@ -142,7 +141,7 @@ class _Convolution(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         g_BKDHW = grad_outputs[0]
         records = g_BKDHW.shape[:2]
-        g, (x, weight) = in_order(g_BKDHW.flatten(0, 1)), ctx.saved_tensors
+        g, (x, weight) = channels_last(g_BKDHW.flatten(0, 1)), ctx.saved_tensors
         g_BKDHW, x_BKCHW = g.unflatten(0, records), x.unflatten(0, records)
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         return (

@@ -1,6 +1,9 @@
-"""Embedding: a record's table gradient is what arrives, added up at the rows that it looked up.
+"""Linear layers and embeddings.
 
-Shapes: B records, P look-ups of a record, E features.
+Linear, y = x W^T + b: a record's gradient of W is sum_p g_p x_p^T over its positions p, and of b
+sum_p g_p. Embedding: a record's gradient of the table is what arrives, added at the rows looked up.
+
+Shapes: B records, P positions or look-ups of a record, I features in, O out, E of an embedding.
 """
 
 from typing import Any

@@ -193,7 +193,7 @@ def test_a_public_key_from_elsewhere(umbra, exported, tmp_path):
 def found_out(monkeypatch):
     """Replace the audit of a step and of a training by verdicts, both good at first."""
     step = MechanismAudit(
-        engine="vmap",
+        engine="layerwise",
         sampling_probability=0.5,
         noise_multiplier=1.0,
         clip_norm=1.0,

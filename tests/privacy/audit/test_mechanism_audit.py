@@ -163,7 +163,7 @@ class TestToy:
             torch.testing.assert_close(own * (0.7 / own.norm()), expected)
             part = toy.records[record : record + 1]
             found = engine.sum_of_clipped(toy.model, mean_output, (part,), 0.7, 1)
-            torch.testing.assert_close(torch.stack(list(found.sums.values())), expected)
+            torch.testing.assert_close(torch.stack(list(found.values())), expected)
 
     @pytest.mark.parametrize("views", [2, 3, 8])
     def test_views_point_in_different_directions(self, views):

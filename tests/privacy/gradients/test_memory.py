@@ -5,63 +5,54 @@ from torch import nn
 
 from privacy.gradients import ENGINES
 from privacy.gradients.memory import (
-    WithinMemory,
+    OOMBackoff,
     activation_bytes,
     balanced_microbatch,
     largest_batch,
     micro_batch,
 )
 
-RECORDS = (torch.arange(12.0).reshape(6, 2),)
+
+def attempts(backoff, room):
+    """Make attempts that need as much as a micro-batch until one fits; return what was tried."""
+    tried = []
+    while True:
+        tried.append((backoff.engine.name, backoff.micro_batch))
+        done = False
+        with backoff:
+            if backoff.micro_batch > room[backoff.engine.name]:
+                raise torch.OutOfMemoryError("no room")
+            done = True
+        if done:
+            return tried
 
 
-def loss(model, x):
-    return model(x).square().sum()
+def backoff_of(micro_batch):
+    return OOMBackoff(ENGINES["record"], leaner=ENGINES["two-pass"], micro_batch=micro_batch)
 
 
-class Crowded:
-    """Runs out of memory above so many records, as a GPU does."""
-
-    name = "crowded"
-
-    def __init__(self, room):
-        self.room, self.asked = room, []
-
-    def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
-        self.asked.append(micro_batch)
-        if micro_batch > self.room:
-            raise torch.OutOfMemoryError("no room")
-        return ENGINES["record"].sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+def test_a_micro_batch_that_does_not_fit_is_halved_and_stays_so():
+    backoff, room = backoff_of(16), {"record": 3}
+    assert attempts(backoff, room) == [("record", size) for size in (16, 8, 4, 2)]
+    assert attempts(backoff, room) == [("record", 2)]
 
 
-def test_what_does_not_fit_is_halved_and_remembered():
-    crowded, model = Crowded(room=3), nn.Linear(2, 2)
-    engine = WithinMemory(crowded, Crowded(room=0))
-    found = engine.sum_of_clipped(model, loss, RECORDS, 1.0, 16)
-    assert crowded.asked == [16, 8, 4, 2]
-    expected = ENGINES["record"].sum_of_clipped(model, loss, RECORDS, 1.0, 16)
-    assert all(torch.equal(found.sums[name], total) for name, total in expected.sums.items())
-    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 16)
-    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 1)
-    assert crowded.asked[4:] == [2, 1]
-    assert engine.name == "crowded"
+def test_the_leaner_engine_takes_over_where_one_record_is_too_many():
+    backoff, room = backoff_of(2), {"record": 0, "two-pass": 1}
+    assert attempts(backoff, room) == [("record", 2), ("record", 1), ("two-pass", 1)]
+    assert attempts(backoff, room) == [("two-pass", 1)]
 
 
-def test_a_leaner_engine_takes_over_where_one_record_is_too_many():
-    crowded, leaner, model = Crowded(room=0), Crowded(room=1), nn.Linear(2, 2)
-    engine = WithinMemory(crowded, leaner)
-    found = engine.sum_of_clipped(model, loss, RECORDS, 1.0, 4)
-    assert (crowded.asked, leaner.asked) == ([4, 2, 1], [1])
-    expected = ENGINES["record"].sum_of_clipped(model, loss, RECORDS, 1.0, 4)
-    assert all(torch.equal(found.sums[name], total) for name, total in expected.sums.items())
-    engine.sum_of_clipped(model, loss, RECORDS, 1.0, 4)
-    assert (crowded.asked[3:], leaner.asked[1:]) == ([], [1])
-
-
-def test_a_record_that_does_not_fit_by_itself_is_told():
-    engine = WithinMemory(Crowded(room=0), Crowded(room=0))
+def test_a_record_that_does_not_fit_by_itself_raises():
     with pytest.raises(torch.OutOfMemoryError):
-        engine.sum_of_clipped(nn.Linear(2, 2), loss, RECORDS, 1.0, 4)
+        attempts(backoff_of(4), {"record": 0, "two-pass": 0})
+
+
+def test_other_errors_pass_through_the_backoff():
+    backoff = backoff_of(4)
+    with pytest.raises(ValueError, match="wrong"), backoff:
+        raise ValueError("wrong")
+    assert (backoff.engine.name, backoff.micro_batch) == ("record", 4)
 
 
 def test_bytes_are_those_of_the_activations_and_not_of_the_weights():

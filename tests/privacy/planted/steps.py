@@ -1,6 +1,6 @@
 """Bugs of the private step, each in the place of the part that it is a bug of.
 
-All of them are found by the audit of the mechanism, under every gradient engine.
+The audit of the mechanism finds all of them.
 """
 
 import dataclasses
@@ -10,12 +10,13 @@ from unittest import mock
 import numpy as np
 import torch
 
+from privacy import clipping
 from privacy.audit.mechanism import StepPath, audit_mechanism
 from privacy.audit.mechanism.audit import FEWEST_TRIALS
 from privacy.audit.mechanism.runs import toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import ENGINES, clip_and_add
-from privacy.gradients.fixed_batch import FixedBatch
+from privacy.gradients import ENGINES
+from privacy.gradients.graph import FixedBatch
 from privacy.keystream import KeyStream
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
@@ -59,6 +60,7 @@ class ClipPerView(WrongEngine):
 
     def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
         views = tuple(part.flatten(0, 1)[:, None] for part in records)
+        micro_batch *= records[0].shape[1]
         return super().sum_of_clipped(model, loss, views, clip_norm, micro_batch)
 
 
@@ -68,19 +70,16 @@ class OneLayerUnclipped(WrongEngine):
     def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
         clipped = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
         whole = super().sum_of_clipped(model, loss, records, 1e9, micro_batch)
-        first = next(iter(clipped.sums))
-        return dataclasses.replace(clipped, sums={**clipped.sums, first: whole.sums[first]})
+        first = next(iter(clipped))
+        return {**clipped, first: whole[first]}
 
 
 class ClipPerLayer(WrongEngine):
     """Every layer is clipped to C by itself, so that all of them together exceed it."""
 
     def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
-        result = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
-        layers = len(result.sums)
-        return dataclasses.replace(
-            result, sums={name: total * layers**0.5 for name, total in result.sums.items()}
-        )
+        sums = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
+        return {name: total * len(sums) ** 0.5 for name, total in sums.items()}
 
 
 class NoGuardAgainstNaN(WrongEngine):
@@ -94,8 +93,8 @@ class NoGuardAgainstNaN(WrongEngine):
             total += factor * vector
 
         with (
-            mock.patch.object(clip_and_add, "fused_sum", lambda device: wrong),
-            mock.patch.object(clip_and_add, "add_clipped_vector", wrong_vector),
+            mock.patch.object(clipping, "sum_clipped", wrong),
+            mock.patch.object(clipping, "add_clipped_vector", wrong_vector),
         ):
             return super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
 
@@ -104,12 +103,16 @@ class PrivateMean(WrongEngine):
     """Gradients are clipped to the batch's own mean norm and scaled back to C."""
 
     def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
-        norms = super().sum_of_clipped(model, loss, records, clip_norm, micro_batch).norms
-        mean = float(norms[norms.isfinite()].mean()) if norms.isfinite().any() else clip_norm
-        result = super().sum_of_clipped(model, loss, records, mean, micro_batch)
-        return dataclasses.replace(
-            result, sums={name: total * (clip_norm / mean) for name, total in result.sums.items()}
-        )
+        norms = [self._norm(model, loss, one) for one in records[0].split(1)]
+        norms = [norm for norm in norms if 0 < norm < np.inf]
+        mean = sum(norms) / len(norms) if norms else clip_norm
+        sums = super().sum_of_clipped(model, loss, records, mean, micro_batch)
+        return {name: total * (clip_norm / mean) for name, total in sums.items()}
+
+    @staticmethod
+    def _norm(model, loss, record):
+        gradient = ENGINES["record"].sum_of_clipped(model, loss, (record,), 1e300, 1)
+        return float(torch.cat([total.flatten() for total in gradient.values()]).norm())
 
 
 class FilledUpByStaleRows(WrongEngine):
@@ -256,16 +259,18 @@ def wrong_engine(wrapper):
     return lambda path: dataclasses.replace(path, engine=wrapper(path.engine))
 
 
-# What is wrong in the computation of gradients is planted under every engine.
+# Bugs around an engine are planted under the default and the one of fixed batches, bugs within
+# one under every engine.
 OF_GRADIENTS = [
     ("clip per view", wrong_engine(ClipPerView), (LEVELS, SENSITIVITY)),
     ("no clip of one layer", wrong_engine(OneLayerUnclipped), (LEVELS, SENSITIVITY)),
     ("clip per layer", wrong_engine(ClipPerLayer), (LEVELS, SENSITIVITY)),
-    ("NaN record taints the sum", wrong_engine(NoGuardAgainstNaN), (NOT_FINITE,)),
     ("private mean used for scaling: gradients", wrong_engine(PrivateMean), (LEVELS, SENSITIVITY)),
     ("double accumulation", part(step=AccumulatedTwice), (LEVELS, SENSITIVITY)),
     ("double accumulation: not cleared", part(step=AccumulatorNotCleared), (LEVELS,)),
 ]
+
+WITHIN_ENGINES = [("NaN record taints the sum", wrong_engine(NoGuardAgainstNaN), (NOT_FINITE,))]
 
 OF_FIXED_BATCHES = [
     (
@@ -316,7 +321,8 @@ def planted_findings(plant, engine, workers):
 
 PLANTED = [
     # A worker computes gradients as it would alone.
-    *((engine, ALONE, bug) for engine in ENGINES for bug in OF_GRADIENTS),
+    *((engine, ALONE, bug) for engine in (DEFAULT, "captured") for bug in OF_GRADIENTS),
+    *((engine, ALONE, bug) for engine in ENGINES for bug in WITHIN_ENGINES),
     *(("captured", ALONE, bug) for bug in OF_FIXED_BATCHES),
     *((DEFAULT, MANY, bug) for bug in OF_STEPS),
 ]

@@ -85,7 +85,7 @@ def test_the_layerwise_engine_gives_the_same_sums_by_shifted_products(monkeypatc
 
     def sums():
         found = ENGINES["layerwise"].sum_of_clipped(denoiser, DenoisingLoss(EDM()), records, 0.5, 4)
-        return torch.cat([total.flatten() for total in found.sums.values()])
+        return torch.cat([total.flatten() for total in found.values()])
 
     expected, calls = sums(), []
 

@@ -1,6 +1,6 @@
-"""Warm-up, capture and what comes of their failures, told by a stand-in for `torch.cuda`.
+"""Warm-up, capture and what comes of their failures, on a stand-in for `torch.cuda`.
 
-That a real GPU's graphs give what its kernels give is tested in `test_captured.py`, where one is.
+`gradients/test_graph.py` tests on a real GPU, where there is one, that graphs give what kernels do.
 """
 
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from privacy.gradients.cuda_graph import replayable
+from privacy.cuda_graph import capture
 
 GPU = torch.device("cuda", 1)
 
@@ -79,13 +79,13 @@ def test_a_cpu_does_the_work_itself():
     def work():
         pass
 
-    assert replayable(work, torch.device("cpu")) is work
-    assert replayable(work, torch.device("meta")) is work
+    assert capture(work, torch.device("cpu")) is work
+    assert capture(work, torch.device("meta")) is work
 
 
 def test_a_gpu_warms_up_aside_captures_and_replays(monkeypatch):
     device = Device(monkeypatch)
-    replay = replayable(device.work, GPU)
+    replay = capture(device.work, GPU)
     assert device.log == ["on cuda:1", *WARM_UP, "work on capture", "off cuda:1"]
     assert device.current == "own"
     replay()
@@ -103,7 +103,7 @@ def test_work_that_fails_in_warm_up_is_waited_for(monkeypatch, error):
         raise error
 
     with pytest.raises(type(error)):
-        replayable(fails, GPU)
+        capture(fails, GPU)
     assert device.log[-3:] == ["aside waits for own", "work on aside", "own waits for aside"]
     assert device.current == "own"
 
@@ -119,14 +119,14 @@ def test_memory_that_runs_out_in_a_capture_is_told_as_that(monkeypatch, at_end):
             raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        replayable(fails, GPU)
+        capture(fails, GPU)
     assert device.current == "own"
 
 
 def test_where_no_capture_is_to_be_had_the_work_is_done_and_a_warning_given(monkeypatch):
     device = Device(monkeypatch, Refused("numbers of a record: 0.25"))
     with pytest.warns(RuntimeWarning, match="kernel by kernel.*Refused$"):
-        replay = replayable(device.work, GPU)
+        replay = capture(device.work, GPU)
     assert device.current == "own"
     replay()
     assert device.log[-1] == "work on own"
@@ -140,4 +140,4 @@ def test_errors_that_are_not_the_devices_are_told(monkeypatch):
             raise ValueError("a mistake")
 
     with pytest.raises(ValueError, match="a mistake"):
-        replayable(wrong, GPU)
+        capture(wrong, GPU)
