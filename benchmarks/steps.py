@@ -84,7 +84,7 @@ def step_cases(
     Raises:
         AssertionError: the sums of one of them differ from the others'.
     """
-    n = records_in(workload, seconds)
+    n = min(workers(records_in, workload, seconds))
 
     def at_best(name: str, ways: tuple[str, ...]) -> Case:
         every = [(way, size) for way in ways for size in micro_batches(n)]

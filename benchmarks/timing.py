@@ -90,7 +90,7 @@ def size_for(seconds: float, run: Callable[[int], object], clock: Clock = time.p
     size = 1
     while size < _MAX_SIZE:
         case = Case("", partial(run, size))
-        if min(_seconds(case, 1, clock) for _ in range(2)) >= seconds:
+        if min(_seconds(case, 1, clock) for _ in range(3)) >= seconds:
             break
         size *= 2
     return size
