@@ -293,7 +293,7 @@ def _store(path: ObjectPath) -> Any:
         import s3fs
     except ImportError:
         raise InvalidRequest(
-            f"{path} lies in an object store, and the library that reads it is not installed: "
+            f"{path} is in an object store, whose library is not installed: "
             "pip install 'umbra-synth[s3]'"
         ) from None
     return s3fs.S3FileSystem(**_OPTIONS)

@@ -36,7 +36,7 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.file)
-        # A manifest may come from a stranger: it must not make us read outside its folder.
+        # A manifest may come from anybody: it must not make us read outside its folder.
         if not self.file or path.is_absolute() or ".." in path.parts or "\\" in self.file:
             raise IntegrityBroken(f"a manifest names a file outside its folder: {self.file!r}")
 

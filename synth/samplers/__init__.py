@@ -1,7 +1,7 @@
 """The samplers by name.
 
-A sampler is one file and one line in `SAMPLERS`. Their modules import torch, so a name stands for
-an address that is resolved when the sampler is built: specs are checked without torch.
+A sampler is one file and one line in `SAMPLERS`. Their modules import torch, so a name maps to an
+address that is resolved when the sampler is built: specs are checked without torch.
 """
 
 from pkgutil import resolve_name

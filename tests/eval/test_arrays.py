@@ -1,4 +1,4 @@
-"""The checks at eval's door, and that their messages tell no private value."""
+"""The checks of arrays, and that their messages contain no private value."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from eval.arrays import check_features, check_images, check_labels
 
 
-def test_good_arrays_pass():
+def test_valid_arrays_are_accepted():
     check_images(np.zeros((1, 1, 1, 1), np.uint8), "images")
     check_labels(np.array([0, 2, 1]), 3, 3, "labels")
     check_labels(np.array([0, 2], np.int32), 2, 3, "labels")
@@ -14,7 +14,7 @@ def test_good_arrays_pass():
 
 
 @pytest.mark.parametrize(
-    ("images", "error", "told"),
+    ("images", "error", "message"),
     [
         (np.zeros((2, 4, 4, 1), np.float32), TypeError, "uint8"),
         ([[1]], TypeError, "list"),
@@ -23,13 +23,13 @@ def test_good_arrays_pass():
         (np.zeros((2, 4, 4, 0), np.uint8), ValueError, "at least one image"),
     ],
 )
-def test_bad_images_are_refused(images, error, told):
-    with pytest.raises(error, match=told):
+def test_bad_images_are_refused(images, error, message):
+    with pytest.raises(error, match=message):
         check_images(images, "training images")
 
 
 @pytest.mark.parametrize(
-    ("labels", "error", "told"),
+    ("labels", "error", "message"),
     [
         (np.zeros(3), TypeError, "int64"),
         (np.zeros(3, bool), TypeError, "int64"),
@@ -39,8 +39,8 @@ def test_bad_images_are_refused(images, error, told):
         (np.array([0, -77, 1]), ValueError, "0..2"),
     ],
 )
-def test_bad_labels_are_refused_without_being_quoted(labels, error, told):
-    with pytest.raises(error, match=told) as caught:
+def test_bad_labels_are_refused_without_being_quoted(labels, error, message):
+    with pytest.raises(error, match=message) as caught:
         check_labels(labels, 3, 3, "labels")
     assert "77" not in str(caught.value)
 

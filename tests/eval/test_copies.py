@@ -83,7 +83,7 @@ def test_features_have_no_exact_copies_and_the_result_is_json():
     assert json.loads(json.dumps(asdict(found), allow_nan=False))["size"] == 20
 
 
-def test_few_parts_are_kept():
+def test_at_most_twenty_parts_are_kept():
     found = copies(images(5, 3), images(200, 1), images(2, 2))
     assert found.parts == 20
     whole = copies(images(5, 3), images(200, 1), images(200, 2))

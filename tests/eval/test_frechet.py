@@ -30,7 +30,7 @@ def distance(a: Moments, b: Moments) -> float:
 
 
 @pytest.mark.parametrize("dimension", [1, 5, 40])
-def test_against_scipy_sqrtm(dimension):
+def test_distance_equals_scipys_matrix_root(dimension):
     rng = np.random.default_rng(dimension)
     a = moments_of(rng.normal(0, 1, (200, dimension)) @ rng.normal(0, 1, (dimension, dimension)))
     b = moments_of(rng.normal(1, 2, (300, dimension)) @ rng.normal(0, 1, (dimension, dimension)))
@@ -135,7 +135,7 @@ def test_feature_moments_stream_the_whole_set():
     np.testing.assert_allclose(moments.covariance, np.cov(images.reshape(2500, 4).T), rtol=1e-12)
 
 
-def test_too_few_images():
+def test_too_few_images_are_refused_or_warned_of():
     accumulator = MomentAccumulator(3)
     with pytest.raises(ValueError, match="at least two"):
         accumulator.moments()

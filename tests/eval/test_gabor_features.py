@@ -25,7 +25,7 @@ def rises(distances: list[float]) -> bool:
     return all(np.diff(distances) > 0) and distances[-1] > 5 * distances[0]
 
 
-def test_rises_with_blur(digits, reference):
+def test_distance_rises_with_blur(digits, reference):
     def blurred(width: float) -> np.ndarray:
         soft = gaussian_filter(digits.test_images.astype(float), (0, width, width, 0))
         return soft.round().astype(np.uint8)
@@ -33,7 +33,7 @@ def test_rises_with_blur(digits, reference):
     assert rises([distance(reference, blurred(width)) for width in (0, 0.4, 0.6, 0.8, 1.2, 2)])
 
 
-def test_rises_with_noise(digits, reference):
+def test_distance_rises_with_noise(digits, reference):
     noise = np.random.default_rng(0).normal(size=digits.test_images.shape)
 
     def noisy(scale: float) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_rises_with_noise(digits, reference):
     assert rises([distance(reference, noisy(scale)) for scale in (0, 8, 16, 32, 64, 128)])
 
 
-def test_rises_with_class_imbalance(digits, reference):
+def test_distance_rises_with_class_imbalance(digits, reference):
     threes = digits.test_labels == 3
 
     def skewed(share: float) -> np.ndarray:
@@ -54,14 +54,14 @@ def test_rises_with_class_imbalance(digits, reference):
     assert rises([distance(reference, skewed(share)) for share in (0.1, 0.25, 0.4, 0.6, 0.8)])
 
 
-def test_rises_with_dropped_classes(digits, reference):
+def test_distance_rises_with_dropped_classes(digits, reference):
     def kept(least: int) -> np.ndarray:
         return digits.test_images[digits.test_labels >= least]
 
     assert rises([distance(reference, kept(least)) for least in range(8)])
 
 
-def test_name_and_dimension():
+def test_name_and_dimension_follow_the_channels():
     assert (GABOR.name, GABOR.metric) == ("gabor", "frechet_gabor")
     for channels, dimension in ((1, 64), (2, 80), (3, 96)):
         extract = extractor("gabor", channels)

@@ -105,7 +105,7 @@ def test_missing_and_unreadable_files(tmp_path):
         InceptionFeatures(tmp_path / "junk.pt")
 
 
-def test_only_grey_and_rgb(tmp_path):
+def test_only_grey_and_rgb_images_are_accepted(tmp_path):
     extract = InceptionFeatures(saved(StandIn(), tmp_path))
     with pytest.raises(ValueError, match="1 or 3 channels, found 2"):
         extract(np.zeros((1, 8, 8, 2), np.uint8))

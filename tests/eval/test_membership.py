@@ -138,7 +138,7 @@ def test_density_sees_a_crowd_that_the_nearest_does_not():
     ("train", "holdout"),
     [([1.0], [1.0, 2.0]), ([1.0, 2.0], [1.0]), ([1.0, np.nan], [1.0, 2.0])],
 )
-def test_refusals(train, holdout):
+def test_too_few_or_infinite_scores_are_refused(train, holdout):
     with pytest.raises(ValueError, match="at least two finite"):
         membership(np.array(train), np.array(holdout))
 

@@ -32,7 +32,7 @@ def naive(queries, references, count):
     rows=st.integers(1, 40),
     features=st.booleans(),
 )
-def test_one_pair_at_a_time(seed, sizes, count, rows, features):
+def test_distances_are_those_of_one_pair_at_a_time(seed, sizes, count, rows, features):
     rng = np.random.default_rng(seed)
     n, m = sizes
     count = min(count, m)
@@ -94,6 +94,6 @@ def test_progress_ends_at_the_number_of_queries(monkeypatch):
         (np.zeros((3, 2, 2, 1), np.uint8), np.zeros((3, 2)), 1, ValueError, "expected the shape"),
     ],
 )
-def test_refusals(queries, references, count, error, reported):
+def test_invalid_arguments_are_refused(queries, references, count, error, reported):
     with pytest.raises(error, match=reported):
         nearest(queries, references, count)

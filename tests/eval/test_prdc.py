@@ -122,7 +122,7 @@ def test_nothing_is_printed_and_the_result_is_json(capsys):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "told"),
+    ("sizes", "options", "message"),
     [
         ((6, 20), {}, "at least 7 images"),
         ((20, 6), {}, "at least 7 images"),
@@ -130,8 +130,8 @@ def test_nothing_is_printed_and_the_result_is_json(capsys):
         ((20, 20), {"nearest": 0}, "at least 1"),
     ],
 )
-def test_too_few_images_are_refused(sizes, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_too_few_images_are_refused(sizes, options, message):
+    with pytest.raises(ValueError, match=message):
         precision_recall(np.zeros((sizes[0], 2)), np.zeros((sizes[1], 2)), **options)
 
 

@@ -1,14 +1,14 @@
 """Files and checkpoints in an object store, against a real S3 server on loopback."""
 
 import itertools
+import multiprocessing
+import os
 import pickle
 import random
-import signal
-import subprocess
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -101,29 +101,42 @@ def test_an_object_is_written_whole_or_not(store):
 
 
 _WRITER = """
-import itertools, sys
-from pathlib import Path
-from synth.storage import ObjectPath, write_folder
-place = Path(sys.argv[1]) if sys.argv[1].startswith("/") else ObjectPath.parse(sys.argv[1])
-for number in itertools.count(int(sys.argv[2])):
+import itertools, os
+from synth.storage import write_folder
+os.environ.update(environment)
+for number in itertools.count(first):
     data = str(number).encode() * 20000
     files = {"seal": data, "a": data, "b": data, "c": data}
     write_folder(place / f"step-{number % 7:06d}", files, seal="seal")
-    print(number, flush=True)
+    written.send(number)
 """
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """A process that has imported all that a writer needs, so that a writer starts at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["s3fs", "synth.storage"])
+    return context
+
+
 @pytest.mark.slow
-def test_a_folder_whose_writer_is_killed_is_whole_or_does_not_exist(place):
+def test_a_folder_whose_writer_is_killed_is_whole_or_does_not_exist(place, forks):
     dice, number, unsealed = random.Random(3), 0, 0
     for _ in range(4):
-        command = [sys.executable, "-c", _WRITER, str(place), str(number)]
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE)
-        number = int(writer.stdout.readline())
+        reader, written = forks.Pipe(duplex=False)
+        settings = {"place": place, "first": number, "environment": dict(os.environ)}
+        writer = forks.Process(target=exec, args=(_WRITER, settings | {"written": written}))
+        writer.start()
+        written.close()
+        number = reader.recv()
         time.sleep(dice.uniform(0.01, 0.08))
-        writer.send_signal(signal.SIGKILL)
-        lines = writer.communicate()[0].split()
-        number = int(lines[-1]) + 1 if lines else number + 1
+        writer.kill()
+        writer.join()
+        with suppress(EOFError):
+            while True:
+                number = reader.recv()
+        number += 1
         for folder in place.glob("step-*"):
             if storage.is_half_written(folder, "seal"):
                 unsealed += 1

@@ -89,7 +89,7 @@ def test_cut_off_changed_and_missing_archives_are_refused(toy, tmp_path):
         with pytest.raises(DataError, match=r"set\.npz"):
             load(path, toy)
     damaged = bytearray(data)
-    damaged[300] ^= 1  # a pixel: the archive's checksum tells
+    damaged[300] ^= 1  # a pixel: the archive's checksum fails
     path.write_bytes(damaged)
     with pytest.raises(DataError, match="damaged"):
         load(path, toy)

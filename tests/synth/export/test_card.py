@@ -51,7 +51,7 @@ def test_the_hubs_own_reader_accepts_it(release, card, privacy):
         (5_000_000, "1M<n<10M"),
     ],
 )
-def test_size_categories(release, card, privacy, rows, category):
+def test_size_category_is_that_of_the_hub(release, card, privacy, rows, category):
     manifest = load_manifest(release)
     shard = dataclasses.replace(manifest.shards[0], rows=rows)
     large = dataclasses.replace(manifest, class_counts=(rows, 0, 0), shards=(shard,))

@@ -161,6 +161,6 @@ def test_the_given_network_is_left_alone(dtype):
     assert network.training and all(p.requires_grad for p in network.parameters())
     assert [type(m) for m in network.modules()] == [type(m) for m in UNet(CONFIGS[0]).modules()]
     assert all(torch.equal(v, before[name]) for name, v in network.state_dict().items())
-    # What is told a noise level, and what a denoiser takes the dtype of that from, is float32.
+    # The layer that receives a noise level, and the one whose dtype decides it, are float32.
     assert {p.dtype for p in made.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in made.parameters()) and not made.training

@@ -104,18 +104,20 @@ def test_a_schedule_or_a_state_in_bfloat16_is_seen(oracle, monkeypatch, rounded)
 
 
 def test_noise_level_and_state_never_become_bfloat16(denoiser):
-    """The network is told c_noise in float32 and embeds it so; the sum outside is float64."""
+    """The network receives c_noise in float32 and embeds it so; the sum outside is float64."""
     ready = at_precision(denoiser, "bfloat16")
     seen = {}
     condition = ready.network.condition
     condition.noise.register_forward_hook(
-        lambda module, given, embedded: seen.update(told=given[0].dtype, embedded=embedded.dtype)
+        lambda module, given, embedded: seen.update(
+            received=given[0].dtype, embedded=embedded.dtype
+        )
     )
     ready.network.stem.register_forward_hook(lambda module, given, out: seen.update(stem=out.dtype))
     out = ready(
         torch.ones(2, *SHAPE, dtype=torch.float64), torch.ones(2).double(), torch.zeros(2).long()
     )
-    assert seen == {"told": torch.float32, "embedded": torch.float32, "stem": torch.bfloat16}
+    assert seen == {"received": torch.float32, "embedded": torch.float32, "stem": torch.bfloat16}
     assert out.dtype == torch.float64
     assert {p.dtype for p in ready.parameters()} == {torch.float32}
 

@@ -1,4 +1,4 @@
-"""What every sampler in the registry promises; a new one is tested by being registered."""
+"""The contract of every sampler in the registry; a new one is tested by being registered."""
 
 import math
 
@@ -27,14 +27,14 @@ def test_nfe_is_the_number_of_calls(oracle, name):
         assert len(data.calls) == method.nfe
 
 
-def test_nfe_is_the_papers():
+def test_nfe_is_that_of_the_paper():
     assert DDIM().nfe == 50
     assert StochasticDDIM(steps=1000).nfe == 1000
     assert Churn(steps=1000).nfe == 1999
 
 
 @every
-def test_result_hangs_on_the_generator_only(oracle, name):
+def test_result_depends_on_the_generator_only(oracle, name):
     method, labels = sampler(name, steps=5), torch.zeros(3)
     torch.manual_seed(1)
     first = method.sample(oracle().denoise, labels, (2, 3, 4), generator(7))
@@ -87,7 +87,7 @@ def test_sample_keeps_no_graph(name):
 
 
 @every
-def test_no_labels_no_images(oracle, name):
+def test_no_labels_give_no_images(oracle, name):
     out = sampler(name, steps=4).sample(oracle().denoise, torch.zeros(0), (1, 2, 2), generator())
     assert out.shape == (0, 1, 2, 2)
 
@@ -140,7 +140,7 @@ def test_bad_churn_is_refused(settings):
         Churn(**settings)
 
 
-def test_registry():
+def test_registry_builds_samplers_by_name():
     assert list(SAMPLERS) == ["ddim", "ddim-stochastic", "churn"]
     assert sampler("churn", steps=9, s_churn=3.0) == Churn(steps=9, s_churn=3.0)
     with pytest.raises(InvalidRequest, match="ddim, ddim-stochastic, churn"):
@@ -150,7 +150,7 @@ def test_registry():
 
 
 @pytest.mark.parametrize(("count", "rho"), [(2, 7.0), (18, 7.0), (1000, 7.0), (18, 1.0), (5, 3.3)])
-def test_schedule(karras_levels, count, rho):
+def test_noise_levels_are_karras_schedule(karras_levels, count, rho):
     sigmas = karras(count, 0.002, 80.0, rho)
     assert sigmas == pytest.approx(karras_levels(count, rho=rho), rel=1e-12)
     assert (sigmas[0], sigmas[-1]) == (80.0, 0.002)
