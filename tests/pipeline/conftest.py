@@ -259,3 +259,13 @@ def tamper():
         connection.close()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory):
+    """An MLflow database with its tables and nothing of ours: making one takes seconds."""
+    from pipeline.tracking.tracker import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path

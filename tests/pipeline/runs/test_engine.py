@@ -1,6 +1,7 @@
 """What the engine decides before Ray starts and after it ended, without Ray."""
 
 import os
+import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -351,7 +352,8 @@ def test_a_run_that_died_before_it_recorded_its_reservation_can_be_given_up(hous
     assert run.state().status == "cancelled"
 
 
-def test_giving_up_a_killed_run_ends_it_in_mlflow(house, run):
+def test_giving_up_a_killed_run_ends_it_in_mlflow(house, run, migrated):
+    shutil.copy(migrated, house.home.path / "mlflow.db")
     tracker = Tracker(house.home.mlflow_uri, house.home.artifacts)
     identity = RunIdentity(run.run_id, "0" * 64, "ledger", "1:" + "0" * 64, False, "record")
     tracked = tracker.start("blots", identity, run.release)

@@ -1,5 +1,6 @@
 """`resources.storage`: its addresses, what is refused at once, and runs whose files lie there."""
 
+import shutil
 import stat
 import sys
 
@@ -175,8 +176,9 @@ def test_everything_that_reads_a_release_reads_it_there(stored, tmp_path):
     assert not audit_run(house.budget.ledger, run).ok
 
 
-def test_artifacts_go_to_mlflow_from_there(stored, tmp_path):
+def test_artifacts_go_to_mlflow_from_there(stored, tmp_path, migrated):
     house, run, storage = stored
+    shutil.copy(migrated, house.home.path / "mlflow.db")
     house.finish(run)
     tracker = Tracker(house.home.mlflow_uri, tmp_path / "artifacts")
     identity = RunIdentity(run.run_id, "0" * 64, "ledger", "1:" + "0" * 64, False, "record")

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.spec import Spec
-from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker, connect
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables and nothing of ours."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
+from pipeline.tracking.tracker import RunIdentity, TrackedRun, Tracker
 
 
 @pytest.fixture
