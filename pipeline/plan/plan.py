@@ -96,9 +96,7 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
         InvalidRequest: no noise meets the request (the warm-up alone spends ε, say).
     """
     privacy, method = spec.privacy, build_method(spec)
-    components = method.components(
-        PrivacyTarget(privacy.epsilon, privacy.delta, privacy.calibration)
-    )
+    components = training_components(spec)
     epsilon = epsilon_bounds([component.mechanism for component in components], privacy.delta)
     return Plan(
         name=spec.name,
@@ -110,7 +108,7 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
         method=method.name,
         numbers=method.public_numbers(components),
         components=components,
-        holdout_components=_holdout_components(spec),
+        holdout_components=holdout_components(spec),
         epsilon=epsilon,
         void=privacy.seed is not None,
         cost=estimate(spec, method.workload(components), trial=trial),
@@ -118,8 +116,20 @@ def plan(spec: Spec, *, trial: bool = True) -> Plan:
     )
 
 
-def _holdout_components(spec: Spec) -> tuple[Component, ...]:
-    """Return what figures against the holdout are charged; every query has an equal share of ε."""
+def training_components(spec: Spec) -> tuple[Component, ...]:
+    """Return what the method charges for the spec's (ε, δ), without the cost in time and memory.
+
+    Raises:
+        InvalidRequest: no noise meets the request.
+    """
+    privacy = spec.privacy
+    target = PrivacyTarget(privacy.epsilon, privacy.delta, privacy.calibration)
+    return build_method(spec).components(target)
+
+
+def holdout_components(spec: Spec) -> tuple[Component, ...]:
+    """Return what figures against a private holdout are charged; empty where none are released."""
+    # Every query has an equal share of ε; a count changes by at most one with a record.
     evaluate = spec.evaluate
     if evaluate is None or evaluate.release is None:
         return ()

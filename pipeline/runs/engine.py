@@ -12,10 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pipeline.home import Home
-from pipeline.plan.plan import Plan, plan
+from pipeline.plan.plan import Plan, holdout_components, plan, training_components
 from pipeline.progress import Progress
 from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
 from pipeline.runs.control import CANCELLED
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import INGEST, give_back, ingest
 from pipeline.runs.ledger_access import LedgerAccess
@@ -53,12 +54,7 @@ def submit(
         BudgetRefused: the data set has no budget, or not enough of it is left.
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
-    planned = plan(spec, trial=False)
-    if embedded:
-        from pipeline.cluster.connection import require_room, this_machine
-
-        # Refuse before reserving: a run without room would hold its budget and only wait.
-        require_room(_with_workers(spec, workers).resources, this_machine())
+    components = {TRAIN: training_components(spec), HOLDOUT: holdout_components(spec)}
     home.ensure()
     access = LedgerAccess.of(home)
     budget = Budget(access.open())
@@ -69,6 +65,16 @@ def submit(
             f"δ; the spec asks for δ = {spec.privacy.delta:g}. Set privacy.delta to the declared "
             "one."
         )
+    # Refuse what the budget refuses before torch is imported and the data are read.
+    for part, charged in components.items():
+        if charged:
+            budget.require_admissible(spec.data.name, charged, part)
+    planned = plan(spec, trial=False)
+    if embedded:
+        from pipeline.cluster.connection import require_room, this_machine
+
+        # Refuse before reserving: a run without room would hold its budget and only wait.
+        require_room(_with_workers(spec, workers).resources, this_machine())
     run = home.new_run(spec)
     try:
         ingest(run, spec, planned, access.key, budget)

@@ -12,7 +12,7 @@ from privacy.accounting.base import round_up
 from privacy.accounting.rdp import RDPFilter
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
-from privacy.ledger import Kind, Row, Transaction, View
+from privacy.ledger import Kind, Row, View
 from privacy.ledger.records import (
     Component,
     Odometer,
@@ -226,7 +226,7 @@ def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Co
     )
 
 
-def admit(t: Transaction, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
+def admit(t: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
     """Refuse a plan that does not fit into the budget with all that was admitted before.
 
     Raises:

@@ -337,6 +337,21 @@ class Budget:
             before = spending(view, dataset).get(partition, Spending((), (), ()))
             return rules.quote_plan(view, declaration, before, parts)
 
+    def require_admissible(
+        self, dataset: str, plan: Sequence[Component], partition: str = TRAIN
+    ) -> None:
+        """Refuse a plan that `reserve` would refuse now; see `quote` for what is not checked.
+
+        Raises:
+            InvalidRequest: on values that make no sense.
+            BudgetRefused: where undeclared, closed, or not enough is left.
+        """
+        parts = checked_plan(plan)
+        with self.ledger.reading() as view:
+            declaration = rules.declared(view, dataset)
+            before = spending(view, dataset).get(partition, Spending((), (), ()))
+            rules.admit(view, declaration, before, parts)
+
     def reservation(self, reservation_id: str) -> Reservation:
         """Return a reservation. Raises InvalidRequest where it is unknown."""
         with self.ledger.reading() as view:

@@ -177,7 +177,7 @@ class TestStage:
             settle=Call(budget.settle),
         )
         for module in ("pipeline.stages.evaluate", "pipeline.cluster.budget_actor"):
-            monkeypatch.setattr(f"{module}.answer", lambda value: value)
+            monkeypatch.setattr(f"{module}.get_result", lambda value: value)
         context = SimpleNamespace(budget=budget, manager=manager, run=run)
 
         def pay():

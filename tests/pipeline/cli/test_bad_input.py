@@ -189,7 +189,8 @@ def test_a_renamed_data_set(umbra, finished, no_ray, write_spec):
 def test_other_data_under_the_same_name(umbra, finished, no_ray, write_spec, npz):
     house, _ = finished
     before = house.kinds()
-    result = umbra("submit", write_spec(npz(IMAGES, LABELS)))
+    cheap = ("epsilon: 8", "epsilon: 0.2")  # enough is left
+    result = umbra("submit", write_spec(npz(IMAGES, LABELS), cheap))
     assert result.code == 3
     assert "'blots' (part 'train') stands for other content" in result.err
     assert house.kinds() == before
