@@ -24,9 +24,8 @@ import yaml
 from pipeline.cluster import connection
 from pipeline.cluster.actor_group import tune_malloc
 from pipeline.home import Home
-from pipeline.methods import build_method
 from pipeline.models import build_denoiser
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import build_method, plan
 from pipeline.runs.engine import execute, submit
 from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec

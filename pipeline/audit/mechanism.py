@@ -7,8 +7,7 @@ from typing import Any
 from pipeline.audit.ledger import find_run
 from pipeline.audit.run import TrainingRecipe
 from pipeline.home import Home
-from pipeline.methods import build_method
-from pipeline.plan.plan import plan
+from pipeline.plan.plan import build_method, plan
 from pipeline.progress import Progress
 from pipeline.spec import Spec, load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism

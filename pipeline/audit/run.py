@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from pipeline.home import Home
-from pipeline.methods import build_method
 from pipeline.models import build_denoiser
+from pipeline.plan.plan import build_method
 from pipeline.progress import Progress, Stage
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec

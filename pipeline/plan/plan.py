@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.methods import build_method
 from pipeline.plan.cost import Cost, estimate
 from pipeline.spec import Spec
 from privacy.accounting.base import round_up
 from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
 from privacy.ledger.records import Component
 from privacy.mechanisms import DiscreteLaplace
-from synth.methods.base import PrivacyTarget
+from synth.methods import method_class
+from synth.methods.base import Method, PrivacyTarget, PublicFacts, WorkerResources
 
 ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
 
@@ -83,6 +83,21 @@ class Plan:
             "views": self.cost.views,
             "parameters": self.cost.parameters,
         }
+
+
+def build_method(spec: Spec) -> Method:
+    """Return the spec's method with its settings."""
+    resources, cls = spec.resources, method_class(spec.method)
+    return cls(
+        PublicFacts(spec.data.records, spec.data.size, spec.data.channels, len(spec.data.classes)),
+        spec.privacy.clip_norm,
+        WorkerResources(
+            "cuda" if resources.gpus_per_worker > 0 else "cpu",
+            resources.memory_gib_per_worker,
+            1 if resources.workers == "auto" else resources.workers,
+        ),
+        **{name: getattr(spec, name) for name in cls.sections},
+    )
 
 
 def plan(spec: Spec, *, trial: bool = True) -> Plan:

@@ -3,8 +3,8 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.methods import build_method
 from pipeline.metrics import flat, paid_metrics, released
+from pipeline.plan.plan import build_method
 from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.ancestry import record_head
 from pipeline.runs.directory import RunDirectory

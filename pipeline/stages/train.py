@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.cluster.calls import get_result
 from pipeline.cluster.training import TrainingJob, train
-from pipeline.methods import build_method
+from pipeline.plan.plan import build_method
 from pipeline.privacy_statement import charged_mechanisms
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.stages.base import TRACES, Context

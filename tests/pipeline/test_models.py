@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.methods import build_method
 from pipeline.models import (
     Recipe,
     build_denoiser,
     build_guided,
     build_sampler,
 )
+from pipeline.plan.plan import build_method
 from pipeline.spec import Spec
 from synth.preconditioning import EDM, VE, VP, V
 from synth.samplers.churn import Churn

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.methods import build_method
 from pipeline.models import build_denoiser
 from pipeline.plan import cost
 from pipeline.plan.cost import estimate as estimate_work
+from pipeline.plan.plan import build_method
 from pipeline.spec import parse_spec
 from privacy.budget import Component
 from privacy.mechanisms import SubsampledGaussian
