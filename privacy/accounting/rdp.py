@@ -76,7 +76,7 @@ class RDPAccountant:
         """Return an upper bound on ε at `delta`; see `Accountant.epsilon`.
 
         >>> round(RDPAccountant().epsilon([SubsampledGaussian(0.01, 1.0, 1000)], 1e-5), 2)
-        2.1
+        2.11
         """
         delta = open_probability("delta", delta)
         return epsilon_of(curve(mechanisms), delta)
