@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from privacy.clipping import add_clipped, add_to, zero_sums
 from privacy.cuda_graph import Capture, Work, capture
-from privacy.gradients.base import RecordLoss, checked, trainable
+from privacy.gradients.base import RecordLoss, checked
 from privacy.gradients.layerwise import gradients
 
 # A graph keeps its memory to itself, and a step needs some besides: it draws views, and adds,
@@ -56,10 +56,16 @@ class CapturedEngine:
             with checked(model, records, clip_norm, micro_batch) as parameters:
                 if not len(records[0]):
                     return zero_sums(parameters)
-                task = _Task.of(model, loss, records, clip_norm, micro_batch)
-                batch, replay = self._captured(task)
+                kept, key = self._kept, _key(model, loss, records, clip_norm, micro_batch)
+                if kept.batch is None or kept.key != key:
+                    kept.clear()  # first: there may not be room for both
+                    kept.batch = FixedBatch.like(records, parameters, micro_batch)
+                    kept.work = _work(model, loss, clip_norm, kept.batch)
+                    kept.replay = self._captured(kept.work, kept.batch)
+                    kept.key = key
+                batch = kept.batch
                 batch.fill(records)
-                replay()
+                kept.replay()
                 # Copied, for the next replay overwrites the batch's own.
                 sums = zero_sums(parameters)
                 add_to(sums, batch.sums)
@@ -69,19 +75,14 @@ class CapturedEngine:
             self._kept.clear()
             raise
 
-    def _captured(self, task: "_Task") -> tuple["FixedBatch", Work]:
-        kept = self._kept
-        if kept.task != task or kept.batch is None or kept.replay is None:
-            # The old graph is freed first: there may not be room for both.
-            kept.clear()
-            batch = FixedBatch.like(task.records, trainable(task.model), task.micro_batch)
-            held = *batch.records, *batch.sums.values()
-            size = _SPARE * sum(tensor.nbytes for tensor in held)
-            spare = torch.empty(size, dtype=torch.uint8, device=batch.present.device)
-            replay = self._capture(_work(task, batch), batch.present.device)
-            del spare
-            kept.task, kept.batch, kept.replay = task, batch, replay
-        return kept.batch, kept.replay
+    def _captured(self, work: Work, batch: "FixedBatch") -> Work:
+        held = *batch.records, *batch.sums.values()
+        spare_bytes = _SPARE * sum(tensor.nbytes for tensor in held)
+        device = batch.present.device
+        spare = torch.empty(spare_bytes, dtype=torch.uint8, device=device)
+        replay = self._capture(work, device)
+        del spare
+        return replay
 
 
 @dataclass(frozen=True)
@@ -122,43 +123,36 @@ class FixedBatch:
         self.present[n:].fill_(False)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What a graph is made from.
+class _Kept(threading.local):
+    """What a thread keeps between calls.
 
-    Attributes:
-        model, loss, clip_norm, micro_batch: of `GradientEngine.sum_of_clipped`. Model and loss are
-            held, so that no other objects can take their identities.
-        records: of shape [0, ...], in place of the records.
-        kind: what else has to be the same: identities, shapes, addresses.
+    The work holds model and loss, so that no other objects can take the identities in the key.
     """
 
-    model: nn.Module = field(compare=False)
-    loss: RecordLoss = field(compare=False)
-    records: tuple[Tensor, ...] = field(compare=False)
-    clip_norm: float
-    micro_batch: int
-    kind: tuple[Any, ...]
+    key: tuple[Any, ...] | None = None
+    batch: FixedBatch | None = None
+    work: Work | None = None
+    replay: Work
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
-    ) -> Self:
-        named = *model.named_parameters(), *model.named_buffers()
-        kind = (
-            id(model),
-            id(loss),
-            tuple(module.training for module in model.modules()),
-            tuple((part.shape[1:], part.dtype, part.device) for part in records),
-            tuple((name, *_place(tensor)) for name, tensor in named),
-        )
-        empty = tuple(part.new_empty((0, *part.shape[1:])) for part in records)
-        return cls(model, loss, empty, clip_norm, micro_batch, kind)
+    def clear(self) -> None:
+        self.__dict__.clear()
+
+
+def _key(
+    model: nn.Module,
+    loss: RecordLoss,
+    records: tuple[Tensor, ...],
+    clip_norm: float,
+    micro_batch: int,
+) -> tuple[Any, ...]:
+    """Return everything that has to be the same for a graph to be replayed."""
+    named = *model.named_parameters(), *model.named_buffers()
+    return (
+        (id(model), id(loss), clip_norm, micro_batch),
+        tuple(module.training for module in model.modules()),
+        tuple((part.shape[1:], part.dtype, part.device) for part in records),
+        tuple((name, *_place(tensor)) for name, tensor in named),
+    )
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -166,23 +160,11 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
     return *where, tensor.dtype, tensor.device, tensor.requires_grad
 
 
-class _Kept(threading.local):
-    """What a thread keeps between calls."""
-
-    task: _Task | None = None
-    batch: FixedBatch | None = None
-    replay: Work | None = None
-
-    def clear(self) -> None:
-        self.task = self.batch = self.replay = None
-
-
-def _work(task: _Task, batch: FixedBatch) -> Work:
+def _work(model: nn.Module, loss: RecordLoss, clip_norm: float, batch: FixedBatch) -> Work:
     """Return the work on a micro-batch: from `batch.records` to `batch.sums`."""
 
     def work() -> None:
         torch._foreach_zero_(list(batch.sums.values()))
-        of_records = gradients(task.model, task.loss, batch.records)
-        add_clipped(batch.sums, of_records, task.clip_norm, batch.present)
+        add_clipped(batch.sums, gradients(model, loss, batch.records), clip_norm, batch.present)
 
     return work

@@ -581,6 +581,27 @@ class TestPrivateGradient:
         with pytest.raises(InvalidRequest, match="BatchNorm"):
             call(private_gradient(DPSGD(N, 1.0, SIGMA, C)), 0, make_records(), model)
 
+    @pytest.mark.parametrize("name", ENGINES)
+    def test_a_frozen_backbone_is_left_alone(self, name):
+        """The head's steps are those of the network that has no other parameters."""
+        model, records = Model(), make_records()
+        model.inner.requires_grad_(False)
+        frozen = copy.deepcopy(model.inner.state_dict())
+        features = torch.tanh(model.inner(records[0]))
+        head = nn.Sequential(copy.deepcopy(model.outer))
+        whole, alone = (private_gradient(DPSGD(N, Q, SIGMA, C), name=name) for _ in range(2))
+        for step in range(STEPS):
+            found = call(whole, step, records, model)
+            expected = call(alone, step, (features, records[1]), head)
+            assert list(found) == ["outer.weight", "outer.bias"]
+            agree({n.replace("outer", "0"): g for n, g in found.items()}, expected)
+            with torch.no_grad():
+                for one, other in ((model.outer, found), (head, expected)):
+                    for parameter, g in zip(one.parameters(), other.values(), strict=True):
+                        parameter.sub_(0.1 * g)
+        assert all(torch.equal(frozen[n], p) for n, p in model.inner.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+
     def test_nothing_to_train_is_refused(self):
         model = Model().requires_grad_(False)
         with pytest.raises(InvalidRequest, match="requires_grad"):

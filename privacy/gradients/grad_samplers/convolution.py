@@ -40,11 +40,7 @@ def weight_gradient(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where:
         return (_positions(g_BKDHW).mT @ _positions(x_BKCHW)).reshape(-1, *weight)
     if g_BKDHW.device.type == "cpu":
         return _in_parts(g_BKDHW, x_BKCHW, weight, where)
-    if stride != (1, 1):
-        return grouped(g_BKDHW, x_BKCHW, weight, where)
-    # A few batched products in place of a convolution in B groups, for which libraries have no
-    # fast kernels. By their operations, not measured on a card.
-    return shifted(g_BKDHW, x_BKCHW, weight, where)
+    return grouped(g_BKDHW, x_BKCHW, weight, where)
 
 
 def _in_parts(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
@@ -73,30 +69,6 @@ def grouped(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) 
     )
     sides = _side_by_side(g_BKDHW), _side_by_side(x_BKCHW)
     return convolution_backward(*sides, any_weight, where, B, OF_WEIGHT)[1].unflatten(0, (B, D))
-
-
-def shifted(g_BKDHW: Tensor, x_BKCHW: Tensor, weight: torch.Size, where: Where) -> Tensor:
-    """Return [B, D, C, h, w] by a batched product for each place of the kernel; stride 1 only."""
-    _, (up, left), (down_by, right_by) = where
-    h, w = weight[2:]
-    H, W = x_BKCHW.shape[3] + 2 * up, x_BKCHW.shape[4] + 2 * left
-    x_BPC, g_BPD = _on_grid(x_BKCHW, H, W, up, left), _on_grid(g_BKDHW, H, W, 0, 0)
-    parts = g_BPD.new_empty(len(g_BPD), h * w, *weight[:2])
-    for place in range(h * w):
-        # g is zero where this would reach beyond a row or into the next view.
-        moved = place // w * down_by * W + place % w * right_by
-        torch.bmm(
-            g_BPD[:, : H * W * x_BKCHW.shape[1] - moved].mT, x_BPC[:, moved:], out=parts[:, place]
-        )
-    return parts.unflatten(1, (h, w)).permute(0, 3, 4, 1, 2)
-
-
-def _on_grid(x_BKCHW: Tensor, height: int, width: int, top: int, left: int) -> Tensor:
-    """Return [B, K height width, C], `x_BKCHW` at a place of a grid of zeros."""
-    B, K, C, H, W = x_BKCHW.shape
-    grid = x_BKCHW.new_zeros(B, K, height, width, C)
-    grid[:, :, top : top + H, left : left + W] = x_BKCHW.movedim(2, -1)
-    return grid.flatten(1, 3)
 
 
 def _positions(x_BKCHW: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.inference import at_precision
+from synth.inference import CapturedNetwork, at_precision
 from synth.preconditioning import EDM, Denoiser
 from synth.samplers.base import Sampler
 from synth.samplers.churn import Churn
@@ -130,6 +130,19 @@ def test_the_context_ends_with_the_call(denoiser):
 def test_unknown_precision_is_refused(denoiser):
     with pytest.raises(InvalidRequest, match="float32, bfloat16"):
         at_precision(denoiser, "float16")
+
+
+def test_a_replayed_network_follows_its_inputs(denoiser):
+    """Without a card the work itself is repeated, on the same tensors as a graph's."""
+    network = denoiser.network.eval()
+    captured = CapturedNetwork(network)
+    generator = torch.Generator().manual_seed(0)
+    for rows in (2, 3, 2):
+        x = torch.randn(rows, *SHAPE, generator=generator)
+        given = x, torch.rand(rows, generator=generator), torch.arange(rows)
+        with torch.inference_mode():
+            assert torch.equal(captured(*given), network(*given))
+    assert len(captured._captured) == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from privacy.gradients import ENGINES
-from privacy.gradients.grad_samplers import convolution as module
-from privacy.gradients.grad_samplers.convolution import grouped, shifted, weight_gradient
-from synth.loss import DenoisingLoss, draw_views
-from synth.preconditioning import EDM, Denoiser
-from synth.unet import UNet, UNetConfig
+from privacy.gradients.grad_samplers.convolution import grouped, weight_gradient
 
 B, K, C, D = 3, 2, 4, 5
 
@@ -51,48 +46,9 @@ def test_every_records_gradient_is_autograds(way, shapes):
     torch.testing.assert_close(way(*args), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shapes", SHAPES, ids=str)
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_shifted_products_are_the_same(shapes, channels_last):
-    g, x, weight, where, expected = made(*shapes)
-    if channels_last:
-        g, x = (t.movedim(2, -1).contiguous().movedim(-1, 2) for t in (g, x))
-    torch.testing.assert_close(shifted(g, x, weight, where), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_record_that_is_not_finite_stays_by_itself():
+def test_a_record_that_is_not_finite_does_not_reach_the_others():
     g, x, weight, where, expected = made(*SHAPES[0])
     x[1] = torch.nan
-    found = shifted(g, x, weight, where)
+    found = grouped(g, x, weight, where)
     assert found[1].isnan().all()
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=1e-12, atol=1e-12)
-
-
-def test_the_layerwise_engine_gives_the_same_sums_by_shifted_products(monkeypatch):
-    denoiser = Denoiser(
-        UNet(
-            UNetConfig(
-                size=8, channels=1, base=16, multipliers=(1, 2), blocks=1, attention=(), classes=2
-            )
-        ),
-        EDM(),
-    )
-    generator = torch.Generator().manual_seed(1)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    images = torch.rand(4, 1, 8, 8, generator=generator)
-    records = (images, torch.arange(4) % 2, *draw_views(EDM(), images, 3, generator))
-
-    def sums():
-        found = ENGINES["layerwise"].sum_of_clipped(denoiser, DenoisingLoss(EDM()), records, 0.5, 4)
-        return torch.cat([total.flatten() for total in found.values()])
-
-    expected, calls = sums(), []
-
-    def counted(*args):
-        calls.append(args)
-        return shifted(*args)
-
-    monkeypatch.setattr(module, "_in_parts", counted)
-    assert (sums() - expected).norm() < 1e-5 * expected.norm()
-    assert calls
