@@ -167,48 +167,36 @@ class ActorGroup:
         """
         for restarts_left in reversed(range(MAX_RESTARTS + 1)):
             try:
-                with reserved_room(self.each, self.size, self.at_most) as places:
-                    self._run_once(places, on_progress)
+                with self._started() as (pool, first):
+                    while pool.busy:
+                        for end in pool.wait(_SECONDS):
+                            if end.error is not None:
+                                raise _cause(pool, end.error)
+                        if progress := pool.progress([first]):
+                            on_progress(progress[first])
+                    on_progress(get_result(pool.call(first, "progress")))
+                    return
             except WorkerFailed:
                 if not restarts_left:
                     raise
-            else:
-                return
 
-    def _run_once(
-        self,
-        places: Sequence[PlacementGroupSchedulingStrategy],
-        on_progress: Callable[[Any], object],
-    ) -> None:
+    @contextmanager
+    def _started(self) -> Iterator[tuple[ActorPool, int]]:
+        """Start the actors for the block and call `work`; yields them and the number of rank 0."""
         options = {"num_cpus": self.each["CPU"], "num_gpus": self.each.get("GPU", 0)}
         if "memory" in self.each:
             options["memory"] = self.each["memory"]
-        pool = ActorPool(self.kind, *self.arguments, **options)
-        try:
-            ranks = [pool.start(scheduling_strategy=place) for place in places]
-            # Ray hands the address to the others once rank 0 has returned it.
-            address = pool.call(ranks[0], "rendezvous", len(ranks)) if len(ranks) > 1 else None
-            calls = [
-                pool.call(actor, "work", rank, len(ranks), address)
-                for rank, actor in enumerate(ranks)
-            ]
-            self._watch(pool, ranks[0], len(calls) + (address is not None), on_progress)
-            on_progress(get_result(pool.call(ranks[0], "progress")))
-        finally:
-            pool.dismiss_all()
-
-    @staticmethod
-    def _watch(
-        pool: ActorPool, first: int, calls: int, on_progress: Callable[[Any], object]
-    ) -> None:
-        while calls:
-            for end in pool.wait(_SECONDS):
-                if end.error is not None:
-                    raise _cause(pool, end.error)
-                calls -= not end.started
-            progress = pool.progress([first])
-            if first in progress:
-                on_progress(progress[first])
+        with reserved_room(self.each, self.size, self.at_most) as places:
+            pool = ActorPool(self.kind, *self.arguments, **options)
+            try:
+                ranks = [pool.start(scheduling_strategy=place) for place in places]
+                # Ray hands the address to the others once rank 0 has returned it.
+                address = pool.call(ranks[0], "rendezvous", len(ranks)) if len(ranks) > 1 else None
+                for rank, actor in enumerate(ranks):
+                    pool.call(actor, "work", rank, len(ranks), address)
+                yield pool, ranks[0]
+            finally:
+                pool.dismiss_all()
 
 
 def _cause(pool: ActorPool, error: UmbraError) -> UmbraError:

@@ -1,6 +1,7 @@
 import errno
 import os
 import tempfile
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,18 +34,21 @@ def test_a_missing_temporary_folder_is_reported(tmp_path, monkeypatch):
     assert "No usable temporary directory" in str(disk_write_error(tmp_path))
 
 
-@pytest.fixture
-def full():
-    """Files of this process cannot grow: to Python that is as a full disk is."""
+@contextmanager
+def full_disk():
+    """Let no file of this process grow: Python raises the errors of a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:  # before pytest itself writes, to a file it may be
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_reported(tmp_path, full):
-    error = disk_write_error(tmp_path)
+def test_a_full_disk_is_reported(tmp_path):
+    with full_disk():
+        error = disk_write_error(tmp_path)
     assert isinstance(error, UmbraError)
     assert f"nothing can be written in {tmp_path} (File too large)" in str(error)
     assert "umbra resume" in str(error)
