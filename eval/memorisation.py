@@ -35,9 +35,7 @@ def nearest(
 ) -> np.ndarray:
     """Return the L2 distances from every query to its `count` nearest references, ascending.
 
-    Distances between 8-bit images are exact: sums over whole numbers of 0..255 have no rounding
-    error in float64, so a copy is at distance 0. Between features they are good to about 1e-7 of a
-    vector's length.
+    They are exact between 8-bit images and good to about 1e-7 of a vector's length for features.
 
     Args:
         queries: images uint8 [n, H, W, C], pixels counted in [0, 1], or features float [n, d].
@@ -61,6 +59,8 @@ def nearest(
         best = np.full((len(part), count), np.inf)
         for first in range(0, len(references), rows):
             block = _vectors(references[first : first + rows])
+            # Sums over whole numbers of 0..255 have no rounding error in float64, so a copy of an
+            # image is at distance 0.
             squares = euclidean_distances(part, block, squared=True)
             best = np.partition(np.hstack([best, squares]), count - 1, axis=1)[:, :count]
         found[start : start + rows] = np.sqrt(np.sort(best, axis=1)) / scale
@@ -91,10 +91,8 @@ def _vectors(block: np.ndarray) -> np.ndarray:
 class Copies:
     """Distances of synthetic images to the training images and to held-out real ones.
 
-    A larger set is nearer to everything. So the holdout is compared with disjoint parts of the
-    training set of its own size (or the training set with parts of the holdout, whichever is
-    smaller), and shares are averages over the parts: 0.5 is expected of images that were made
-    without either set.
+    Shares are averages over parts of equal size: 0.5 is expected of images that were made without
+    either set.
 
     Attributes:
         exact_train: synthetic images equal, pixel by pixel, to some training image; None for
@@ -145,6 +143,8 @@ def copies(
         TypeError: neither uint8 nor floats.
         ValueError: different shapes, empty, or not finite.
     """
+    # A larger set is nearer to everything. So the smaller one is compared with disjoint parts of
+    # the other of its own size.
     generator = np.random.default_rng(seed)
     d_train, all_train = _by_part(synthetic, train, len(holdout), generator, on_progress)
     d_holdout, all_holdout = _by_part(

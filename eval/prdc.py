@@ -50,8 +50,7 @@ def precision_recall(
 ) -> PrecisionRecallResult:
     """Return precision, recall, density and coverage of synthetic features against real ones.
 
-    All pairwise distances are in memory at once: about 40 * max_images^2 bytes at the peak, 1 GB
-    at the default. A larger set is replaced by a seeded random sample. The four numbers depend on
+    A set larger than `max_images` is replaced by a seeded random sample. The four numbers depend on
     the size of the sets, so compare only runs with equal counts.
 
     Args:
@@ -83,6 +82,7 @@ def precision_recall(
             f"for nearest={nearest}, found {fewest}; use more images or a smaller nearest"
         )
     generator = np.random.default_rng(seed)
+    # All pairwise distances are in memory at once: about 40 * max_images^2 bytes at the peak.
     real = _sample(real, max_images, generator)
     synthetic = _sample(synthetic, max_images, generator)
     # The library prints counts, and standard output belongs to the caller. It also starts eight

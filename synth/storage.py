@@ -46,9 +46,7 @@ class ObjectPath:
     `write`: a writer that is killed half way must leave no object, so `open` only reads.
 
     Every method that reaches the store raises:
-        UmbraError: the store does not answer or refuses; the text holds no credential. Such an
-            error must never look like a missing file, or a run would start anew beside its own
-            checkpoints.
+        UmbraError: the store does not answer or refuses; the text holds no credential.
         FileNotFoundError: there is no such object, where one is read.
         InvalidRequest: the extra `s3` is not installed.
 
@@ -171,6 +169,7 @@ class ObjectPath:
         except FileNotFoundError:
             raise
         except Exception as error:
+            # It must never look like a missing file: a run would start anew beside its checkpoints.
             raise UmbraError(f"{self}: {_reason(error)}") from error
 
 
@@ -248,13 +247,12 @@ def json_bytes(record: Mapping[str, Any]) -> bytes:
 def write_folder(path: StoragePath, files: Mapping[str, bytes], seal: str) -> None:
     """Write a folder of `files`, replacing one that is there; `seal` is the name of one of them.
 
-    In an object store the old folder is removed before the new one is written.
-
     Raises:
         UmbraError: the disk is full or not writable, or the store cannot be written. The old
             folder is then there, or none.
     """
     if isinstance(path, ObjectPath):
+        # A store cannot rename: the old folder is removed before the new one is written.
         remove_folder(path, seal)
         for name in sorted(files, key=lambda name: name == seal):  # the seal last
             (path / name).write(files[name])

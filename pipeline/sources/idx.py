@@ -83,7 +83,7 @@ def _read_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]
 
 
 def _read_at_most(file: BinaryIO, limit: int) -> bytearray:
-    """Read up to `limit` bytes piecewise: a damaged header may claim more than memory holds."""
+    # Piecewise, because a damaged header may claim more than memory holds.
     data = bytearray()
     while len(data) < limit and (chunk := file.read(min(_CHUNK, limit - len(data)))):
         data += chunk

@@ -213,12 +213,10 @@ def differences(folder: StoragePath, manifest: Manifest) -> list[str]:
 def unlisted(
     folder: StoragePath, below: StoragePath, manifest: Manifest, ignore: Sequence[str] = ()
 ) -> list[str]:
-    """Return one sentence for every file under `below` that the manifest of `folder` lacks.
-
-    Temporary files of a killed writer are not part of a data set and are ignored.
-    """
+    """Return one sentence for every file under `below` that the manifest of `folder` lacks."""
     known = {entry.file for entry in manifest.files} | {MANIFEST, *ignore}
     found = (path for path in below.rglob("*") if path.is_symlink() or not path.is_dir())
+    # Temporary files of a killed writer are not part of a data set.
     names = sorted(relative(path, folder) for path in found if not is_leftover(path.name))
     return [f"extra: {name} is not in the manifest" for name in names if name not in known]
 

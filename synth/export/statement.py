@@ -33,8 +33,7 @@ FIELDS: dict[str, type] = {
 def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, Any]:
     """Return a copy of the statement `privacy` if it is complete, finite and JSON.
 
-    Unknown fields are kept. A void statement has its epsilons replaced by None: a number that
-    guarantees nothing would be quoted all the same.
+    Unknown fields are kept; the epsilons of a void statement become None.
 
     Raises:
         InvalidRequest: a field is missing or of a wrong type, a number is not finite, or the
@@ -55,6 +54,7 @@ def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str,
             "give the private records away; run it without a seed, or allow a void export"
         )
     else:
+        # A number that guarantees nothing would be quoted all the same.
         statement["epsilon"] = dict.fromkeys(statement["epsilon"])
     try:
         json.dumps(statement, allow_nan=False)
