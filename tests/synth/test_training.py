@@ -515,7 +515,7 @@ class TestRun:
 
     def test_learns(self, tmp_path):
         """With weak noise the denoising loss on fixed views falls well below the initial one."""
-        steps, records = 150, make_records()
+        steps, records = 40, make_records()
         sigma, noise = draw_views(EDM(), records.images, 8, torch.Generator().manual_seed(0))
 
         def loss(denoiser):
@@ -533,7 +533,7 @@ class TestRun:
             dpsgd=DPSGD(N, 0.5, 0.05, 1.0),
             steps=steps,
             charge_block=steps,
-            learning_rate=0.03,
+            learning_rate=0.05,
             ema=0.9,
         )
         trained = Denoiser(Network(), EDM())
