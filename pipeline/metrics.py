@@ -1,8 +1,8 @@
-"""Figures against a private holdout that were paid for: noisy counts, with what they still tell.
+"""The figures of an evaluation that may be released, and noisy ones that were paid for.
 
-A classifier's number of right answers on the holdout, and the holdout's images of a class, each
-change by at most one with a record. The discrete Laplace mechanism releases them, charged to the
-holdout's part of the data set's budget.
+A classifier's number of correct answers on a private holdout, and the holdout's images of a class,
+each change by at most one with a record. The discrete Laplace mechanism releases them, charged to
+the holdout's part of the data set's budget.
 """
 
 import json
@@ -27,10 +27,10 @@ SYNTHETIC, CEILING, FEATURES = "synthetic", "ceiling", "features"
 
 
 def releasable(spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the results that no private image entered.
+    """Return the part of the results that depends on no private image.
 
-    Nothing where the holdout is private; all but the ceiling, which is measured with the training
-    images themselves, where only the holdout is public.
+    That is nothing where the holdout is private, and all but the ceiling, which is measured with
+    the training images themselves, where only the holdout is public.
     """
     holdout = spec.data.holdout
     if holdout is None or not holdout.public:
@@ -41,8 +41,6 @@ def releasable(spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
 def released(run: RunDirectory) -> dict[str, Any]:
     """Return what a run released of its evaluation; empty where that is nothing.
 
-    The rule is applied once more: what is read here goes on into exports.
-
     Raises:
         IntegrityBroken: the file is damaged, or the spec is.
     """
@@ -50,6 +48,7 @@ def released(run: RunDirectory) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
+        # Apply the rule again: what is read here goes into exports.
         results = releasable(run.spec(), json.loads(path.read_bytes()))
         if results:
             flat(results)
@@ -61,7 +60,7 @@ def released(run: RunDirectory) -> dict[str, Any]:
 
 
 def flat(results: dict[str, Any]) -> dict[str, float]:
-    """Return results as metric names and values, as MLflow keeps them."""
+    """Return results as metric names and values, as MLflow records them."""
     metrics: dict[str, float] = {}
     for name, result in results[SYNTHETIC].items():
         metrics[f"{name}.accuracy"] = result["accuracy"]
@@ -75,9 +74,9 @@ def flat(results: dict[str, Any]) -> dict[str, float]:
 
 def likeness(results: dict[str, Any]) -> dict[str, float]:
     """Return the metrics on features by name, the Fréchet distance under its extractor's."""
-    distance, balls = results[FEATURES]["frechet"], results[FEATURES]["precision_recall"]
+    distance, prdc = results[FEATURES]["frechet"], results[FEATURES]["precision_recall"]
     names = ("precision", "recall", "density", "coverage")
-    return {distance["metric"]: distance["distance"]} | {name: balls[name] for name in names}
+    return {distance["metric"]: distance["distance"]} | {name: prdc[name] for name in names}
 
 
 DP_METRICS = "dp-metrics.json"
@@ -107,7 +106,7 @@ class PaidMetrics:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "PaidMetrics":
-        """Read back what `to_dict` gave. Raises KeyError, TypeError, ValueError on other things."""
+        """Read what `to_dict` returned. Raises KeyError, TypeError, ValueError on other input."""
         found = {name: NoisyAccuracy(**each) for name, each in record["classifiers"].items()}
         counts = tuple(NoisyCount(**each) for each in record["class_counts"])
         epsilon, confidence = float(record["epsilon"]), float(record["confidence"])
@@ -174,13 +173,13 @@ def _mechanism(paid_by: Reservation, component: str) -> DiscreteLaplace | None:
 
 
 def _epsilon(mechanisms: Iterable[DiscreteLaplace]) -> float:
-    """Return what pure mechanisms cost together; exact until it is rounded up."""
+    """Return ε of pure mechanisms together; exact until it is rounded up."""
     costs = (Fraction(m.steps) / Fraction(m.noise_multiplier) for m in mechanisms)
     return round_up(float(sum(costs)))
 
 
 def _noisy(counts: Any, mechanism: DiscreteLaplace) -> tuple[NoisyCount, ...]:
-    # A record is one right answer at most, and in one class: the L1 sensitivity is 1.
+    # A record is at most one correct answer, and in one class: the L1 sensitivity is 1.
     return noisy_counts([int(count) for count in counts], 1, mechanism)
 
 

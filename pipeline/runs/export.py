@@ -1,4 +1,4 @@
-"""Export of a finished run: a folder that may be shared, and a row in the ledger that says so."""
+"""Export a finished run to a folder that may be shared, and record that in the ledger."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,10 @@ def export_run(
 ) -> Exported:
     """Export a run's synthetic images to the new folder `target` and record it in the ledger.
 
-    The ledger's row is durable before the folder takes its name: an export that nobody recorded
-    never lies around, whatever happens in between.
-
     Raises:
         InvalidRequest: the run has no images yet, the format is unknown, the target is not empty,
-            or the run is void and that was not allowed.
-        IntegrityBroken: the run's images are not what their manifest says.
+            or the run is void and `allow_void` is false.
+        IntegrityBroken: the run's images do not match their manifest.
         BudgetRefused: the ledger has no charge that covers the images.
     """
     state, spec = run.state(), run.spec()
@@ -40,6 +37,7 @@ def export_run(
         )
     said = privacy_statement(budget, state.reservation_id)
     card = _card(run, spec, said["void"])
+    # The ledger's row is durable before the folder gets its name: no export exists unrecorded.
     with new_folder(target) as folder:
         made = export_dataset(form, run.release, folder, card, said, allow_void=allow_void)
         head = budget.record_export(
@@ -58,7 +56,7 @@ def export_run(
 
 def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
     synthesize = spec.synthesize
-    made = "under differential privacy" if not void else "by a run that promises no privacy"
+    made = "under differential privacy" if not void else "by a run that guarantees no privacy"
     return CardFacts(
         name=spec.name,
         license="other",
@@ -77,7 +75,7 @@ def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
 
 
 def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
-    """Return what was measured against public images, or was paid for, if anything."""
+    """Return what was measured against public images, or was paid for."""
     results = released(run)
     metrics = flat(results) if results else {}
     measures = [(n, f"{value:.4f}") for n, value in metrics.items() if ".class." not in n]

@@ -1,7 +1,7 @@
-"""Ingest: the private set is opened, held against the spec, and its budget reserved.
+"""Ingest: load the private set, compare it with the spec, and reserve its budget.
 
-The first thing that happens to a run, before Ray or MLflow are started, so that bad data or a small
-budget are answered at once and nothing is left behind.
+This comes before Ray or MLflow are started, so that bad data or too small a budget are refused at
+once and leave nothing behind.
 """
 
 from time import monotonic
@@ -20,22 +20,22 @@ INGEST = "ingest"
 
 
 def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget) -> None:
-    """Reserve what the plan costs for exactly these records; a repeated call reserves once.
+    """Reserve the plan's cost for exactly these records; a repeated call reserves once.
 
     Args:
         run: the run's folder.
-        spec: what is asked for.
-        plan: what it costs.
-        key: the home's secret key, for the fingerprint that the budget knows the data by.
+        spec: the run's spec.
+        plan: the run's plan.
+        key: the home's secret key, for the fingerprint by which the budget identifies the data.
         budget: where to reserve.
 
     Raises:
         DataError: the data are missing, damaged or not what the spec says; nothing was reserved.
         BudgetRefused: the data set's budget does not admit the plan.
-        UmbraError: the run's folder cannot be written. What was reserved is reserved: a repeated
-            call finds it, and `give_back` settles it.
+        UmbraError: the run's folder cannot be written. The reservation remains: a repeated call
+            finds it, and `give_back` settles it.
     """
-    begun = monotonic()
+    started = monotonic()
     data = spec.data
     loaded = data.source.load(data.size, data.channels, data.classes)
     if len(loaded) != data.records:
@@ -65,15 +65,12 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         record_head(run, each.head)
     names = ("reservation_id", "holdout_reservation_id")
     run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
-    run.finish_stage(INGEST, monotonic() - begun)
+    run.finish_stage(INGEST, monotonic() - started)
 
 
 def give_back(run: RunDirectory, budget: Budget) -> dict[str, Settlement]:
-    """Settle everything that was ever reserved for a run, by the part that pays.
-
-    What is asked is the ledger: a run that died between reserving and noting it knows nothing of
-    its reservation.
-    """
+    """Settle everything that was reserved for a run, and return the settlements by part."""
+    # Look it up in the ledger: a run that died before it recorded its reservation lacks the id.
     found = {part: budget.reserved(_key(run, part)) for part in (TRAIN, HOLDOUT)}
     return {part: budget.settle(each.id) for part, each in found.items() if each is not None}
 
@@ -83,7 +80,7 @@ def _key(run: RunDirectory, part: str) -> str:
 
 
 def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
-    """Return the holdout where figures against it are to be paid for, shown to be disjoint.
+    """Return the holdout if figures against it are to be paid for, else None.
 
     Raises:
         DataError: it cannot be loaded, or shares an image with the training set.
@@ -94,9 +91,9 @@ def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
     holdout = data.holdout.source.load(data.size, data.channels, data.classes)
     if shared_records(train.images, holdout.images, key):
         raise DataError(
-            "data.holdout shares images with the training set, so the two cannot be paid for side "
-            "by side: a record in both would be spent on twice. Take the shared images out of one "
-            "of them, or leave out evaluate.release."
+            "data.holdout shares images with the training set, so the two cannot be charged "
+            "separately: a record in both would be charged twice. Remove the shared images from "
+            "one of them, or leave out evaluate.release."
         )
     return holdout
 
@@ -112,7 +109,7 @@ def _reserve_holdout(
         partition=HOLDOUT,
         records_per_unit=spec.privacy.records_per_unit,
         plan=plan.holdout_components,
-        void=False,  # no seed reaches this noise
+        void=False,  # a seed does not determine this noise
         idempotency_key=_key(run, HOLDOUT),
         spec_sha256=spec.sha256(),
     )

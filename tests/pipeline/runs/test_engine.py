@@ -362,7 +362,8 @@ def test_giving_up_a_killed_run_ends_it_in_mlflow(house, run, migrated):
     assert tracker.client.get_run(tracked.id).info.status == "KILLED"
 
 
-def test_a_run_can_be_given_up_without_mlflow(house, run):
+def test_a_run_can_be_given_up_without_mlflow(house, run, migrated):
+    shutil.copy(migrated, house.home.path / "mlflow.db")
     run.update(mlflow_run_id="0" * 32)
     assert control.give_up(run, house.home).refunded == {"dp-sgd": 4}
 
