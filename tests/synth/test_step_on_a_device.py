@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from privacy import clipping
 from privacy.collective import SingleProcess
@@ -24,6 +23,7 @@ from synth.loss import DenoisingLoss
 from synth.preconditioning import EDM, Denoiser
 from synth.records import NoisedViews, Records
 from synth.unet import UNet, UNetConfig
+from tests.builders import tensors_in
 
 N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
 
@@ -83,7 +83,7 @@ class Captured(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        tensors = tensors_in((args, kwargs, result))
         if len({x.device for x in tensors}) > 1:
             raise RuntimeError(f"{func} goes between devices")
         return result

@@ -13,20 +13,12 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
 from pipeline.spec import parse_spec
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-
-SPEC = """
-name: small
-data: {name: small, source: {kind: digits}, records: 1000, size: 8, channels: 1, classes: [a, b]}
-privacy: {epsilon: 8, delta: 1e-4}
-model: {multipliers: [1], attention: []}
-train: {batch: 100, steps: 40}
-synthesize: {images: 30}
-"""
+from tests.builders import SMALL_SPEC
 
 
 @pytest.fixture
 def spec():
-    return parse_spec(SPEC)
+    return parse_spec(SMALL_SPEC)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ again, as a graph's own memory may be.
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from tests.builders import tensors_in
 
 
 def recorded(work, device):
@@ -24,7 +25,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        self._calls.append((func, args, kwargs or {}, _tensors(result)))
+        self._calls.append((func, args, kwargs or {}, tensors_in(result)))
         return result
 
     @torch.no_grad()
@@ -35,14 +36,10 @@ class _Recorder(TorchDispatchMode):
                 for result in results:
                     result.fill_(torch.nan if result.is_floating_point() else 1)
         for func, args, kwargs, results in calls:
-            again = _tensors(func(*args, **kwargs))
+            again = tensors_in(func(*args, **kwargs))
             if not func._schema.is_mutable:
                 for result, new in zip(results, again, strict=True):
                     result.copy_(new)
-
-
-def _tensors(result):
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_view(func):
