@@ -1,4 +1,4 @@
-"""Sums over the workers of one training run: the only thing they tell each other."""
+"""Sums over the workers of one training run: the only thing they exchange."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Collective(Protocol):
-    """What a worker knows of the others.
+    """The group of workers, seen from one of them.
 
     Attributes:
         rank: this worker's number in [0, size).
@@ -27,7 +27,11 @@ class Collective(Protocol):
 
 
 class SingleProcess:
-    """One worker and nobody to talk to."""
+    """A group of one worker.
+
+    >>> SingleProcess().broadcast_from_rank0(7)
+    7
+    """
 
     rank = 0
     size = 1

@@ -130,7 +130,7 @@ class PrivateGradient:
         """
         if step < self._next_step:
             raise InvalidRequest(
-                f"step {step} was taken before: a mask is good for one step, so go on from step "
+                f"step {step} was taken before: a mask serves one step only, so go on from step "
                 f"{self._next_step} or begin a new attempt"
             )
         self._next_step = step + 1

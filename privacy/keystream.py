@@ -30,11 +30,14 @@ def derive(key: bytes, domain: str, *context: int) -> bytes:
     """Derive the 32-byte sub-key of (`domain`, `context`) from `key`.
 
     Keyed BLAKE2b (RFC 7693) over an encoding that no two (domain, context) share: the domain's
-    length, the domain, then every number in eight bytes. Knowing one sub-key tells nothing about
-    the key or about another sub-key.
+    length, the domain, then every number in eight bytes. One sub-key reveals nothing about the key
+    or about another sub-key.
 
     Raises:
         InvalidRequest: if the key is not 32 bytes or a number is not in [0, 2**64).
+
+    >>> derive(bytes(32), "example/1", 7).hex()[:8]
+    'e3882cf9'
     """
     label = domain.encode()
     message = len(label).to_bytes(8, "big") + label

@@ -50,7 +50,7 @@ class SecureGaussian:
     another: after a restart a new instance draws new noise.
 
     Attributes:
-        void: True if whoever knows the seed can subtract the noise, which voids the privacy.
+        void: True if the noise follows from a seed and can be subtracted, which voids the privacy.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class SecureGaussian:
         """
         std = positive_number("the standard deviation of noise", std)
         draws = self.standard_normal(math.prod(shape))
-        draws *= std  # by numpy: torch would start a team of threads beside those of the step
+        draws *= std  # by numpy: torch would start threads beside those of the step
         return torch.from_numpy(draws).reshape(shape)
 
 
@@ -107,7 +107,7 @@ def noise_like(
         sums: name to tensor; only names and shapes are used, so they need not be known yet.
         clip_norm: C, positive.
         noise_multiplier: sigma, positive.
-        noise: where the draws come from; names are served in the order of the dictionary.
+        noise: source of the draws, in the order of the dictionary.
 
     Returns:
         float64 CPU tensors under the same names.
@@ -121,11 +121,11 @@ def noise_like(
 
 
 def add_noise(sums: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add to each sum its own draw of `noise_like`, which is good for these sums alone.
+    """Add to each sum its own draw of `noise_like`; a draw serves these sums only.
 
-    Call it once a step on one worker, whose sum then enters the sum over all workers: what is
-    added up is noised before anybody holds the whole. Divide the whole by the expected batch size
-    and round it to float32 once.
+    Call it once a step on one worker, before the sum over all workers, so that no worker holds the
+    whole sum without noise. Divide the whole by the expected batch size and round it to float32
+    once.
 
     Returns:
         New float64 tensors under the same names, on the sums' devices.
@@ -142,5 +142,11 @@ def add_noise(sums: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Te
 def privatize(
     sums: dict[str, Tensor], clip_norm: float, noise_multiplier: float, noise: SecureGaussian
 ) -> dict[str, Tensor]:
-    """Add fresh noise to sums: the Gaussian mechanism, `add_noise` of `noise_like`."""
+    """Return sums + N(0, sigma**2 C**2 I): the Gaussian mechanism, with fresh noise.
+
+    >>> sums = {"w": torch.zeros(3, dtype=torch.float64)}
+    >>> noised = privatize(sums, clip_norm=1.0, noise_multiplier=2.0, noise=SecureGaussian())
+    >>> noised["w"].shape, bool((noised["w"] == 0).any())
+    (torch.Size([3]), False)
+    """
     return add_noise(sums, noise_like(sums, clip_norm, noise_multiplier, noise))

@@ -26,6 +26,12 @@ class PoissonSampler:
         attempt: which attempt at the run this is; a retry has another number and other masks.
         sampling_probability: q in (0, 1]. What is sampled with is floor(q 2**64) / 2**64, which
             never exceeds q, so what is accounted for covers what is done.
+
+    >>> sampler = PoissonSampler(bytes(range(32)), attempt=1, sampling_probability=0.5)
+    >>> ids = np.arange(1000)
+    >>> mask = sampler.mask(0, ids)
+    >>> bool((sampler.mask(0, ids[::-1]) == mask[::-1]).all())
+    True
     """
 
     key: bytes = field(repr=False)
@@ -42,7 +48,7 @@ class PoissonSampler:
             raise InvalidRequest(f"the sampling probability must be in [2**-64, 1], found {q!r}")
 
     def mask(self, step: int, record_ids: np.ndarray) -> np.ndarray:
-        """Say which of the given records are in the batch of `step`.
+        """Return which of the given records are in the batch of `step`.
 
         Args:
             step: number of the step, at least 0.

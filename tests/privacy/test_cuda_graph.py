@@ -15,11 +15,11 @@ GPU = torch.device("cuda", 1)
 
 
 class Refused(RuntimeError):
-    """What a device says that cannot capture."""
+    """Raised by a device that cannot capture."""
 
 
 class Device:
-    """Keeps a log of what it is told, and which stream is current.
+    """Logs calls, and which stream is current.
 
     Attributes:
         at_end: what the end of a capture raises.
@@ -109,7 +109,7 @@ def test_work_that_fails_in_warm_up_is_waited_for(monkeypatch, error):
 
 
 @pytest.mark.parametrize("at_end", [None, Refused("capture was invalidated")])
-def test_memory_that_runs_out_in_a_capture_is_told_as_that(monkeypatch, at_end):
+def test_running_out_of_memory_in_a_capture_raises_that_error(monkeypatch, at_end):
     """Though the end of a capture that went wrong may fail, too, and with another error."""
     device = Device(monkeypatch, at_end)
 
@@ -132,7 +132,7 @@ def test_where_no_capture_is_to_be_had_the_work_is_done_and_a_warning_given(monk
     assert device.log[-1] == "work on own"
 
 
-def test_errors_that_are_not_the_devices_are_told(monkeypatch):
+def test_errors_that_are_not_the_devices_are_raised(monkeypatch):
     device = Device(monkeypatch)
 
     def wrong():

@@ -277,7 +277,7 @@ def test_noise_is_drawn_beside_the_gradients():
     assert drawn.is_set()
 
 
-def test_gradients_that_fail_are_told_and_leave_no_noise_for_another_step():
+def test_gradients_that_fail_raise_and_leave_no_noise_for_another_step():
     sources = [SecureGaussian.seeded(7), SecureGaussian.seeded(7)]
     broken, sound = (private_gradient(DPSGD(N, 1.0, SIGMA, C), noise=s) for s in sources)
 

@@ -1,6 +1,6 @@
 """A stand-in for a CUDA graph that any device has.
 
-Like a graph it does again what the device was told while it was recorded, on the tensors of then,
+Like a graph it repeats the operations that ran while it was recorded, on the tensors of then,
 and runs nothing of the Python around it; and what it made for itself is spoiled before it is made
 again, as a graph's own memory may be.
 """
@@ -12,7 +12,7 @@ from tests.builders import tensors_in
 
 
 def recorded(work, device):
-    """Do `work`, recording it, and return what does it again; as `replayable` of `cuda_graph`."""
+    """Do `work`, recording it, and return what does it again; as `capture` of `cuda_graph`."""
     with _Recorder() as recorder:
         work()
     return recorder.replay

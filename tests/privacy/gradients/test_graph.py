@@ -305,7 +305,7 @@ def test_records_of_another_shape_or_type_are_captured_anew():
     assert log.captures == 3
 
 
-def test_a_new_object_in_the_place_of_an_old_one_is_no_old_acquaintance():
+def test_a_new_object_with_the_identity_of_an_old_one_is_captured_anew():
     """An identity is free again once its object is gone, so what was captured holds its objects."""
     log, records = Log(recorded), make_records(2)
     engine, model = CapturedEngine(log), make_model("dense")
@@ -376,7 +376,7 @@ def test_without_room_for_one_the_leaner_engine_has_all_of_it():
     assert not any(seen() is not None for seen in room._seen)
 
 
-def test_the_old_one_is_let_go_before_the_new_one_is_made():
+def test_the_old_graph_is_freed_before_the_new_one_is_captured():
     room, model, records = Room(99), make_model("normed"), make_records(3)
     engine = CapturedEngine(room)
     for clip_norm in (1.0, 2.0, 3.0):
@@ -433,7 +433,7 @@ class Remembering(nn.Module):
         return self.linear(x)
 
 
-def test_what_was_refused_is_not_done_again():
+def test_refused_work_is_not_replayed():
     log, model = Log(recorded), Remembering()
     engine, records = CapturedEngine(log), (torch.ones(2, 4),)
 
@@ -446,7 +446,7 @@ def test_what_was_refused_is_not_done_again():
     assert log.captures == 3
 
 
-def test_threads_do_not_meet_in_one_batch():
+def test_threads_do_not_share_a_batch():
     """Another training takes its step between this one's filling and its replay."""
     model, others = make_model("dense"), make_records(SIZE, seed=8)
     results = []
