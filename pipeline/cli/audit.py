@@ -22,7 +22,7 @@ _OPENS = "opening the private images of {}: the findings stay in the run's inter
 
 
 class _Verbs(click.Group):
-    """A group whose first word may be left out: what is no verb is what `ledger` audits."""
+    """A group whose verb may be left out: without one, the arguments are those of `ledger`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -69,7 +69,7 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
         emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
         return _code(found.ok)
     if not found.ok:
-        # What the others rest on is broken already.
+        # The other audits rest on the ledger.
         emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
         click.echo("umbra: the ledger's audit failed, so nothing else was audited", err=True)
         return _code(False)
@@ -161,7 +161,7 @@ def _empirical_run(home: Home, subject: str | None) -> "RunDirectory":
         raise InvalidRequest("--empirical audits one run: name it, `umbra audit RUN --empirical`")
     run = _run(home, subject)
     if run.spec().data.holdout is not None:
-        require_release(run)  # what will be refused in the end is refused before the training
+        require_release(run)  # refuse now what would be refused after the training
     return run
 
 

@@ -1,4 +1,4 @@
-"""What the verbs of `umbra audit` show to a person."""
+"""Prints the results of `umbra audit` for a person."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ _MOST_FINDINGS = 20
 
 
 def show_ledger(console: "Console", found: "Audit") -> None:
-    """Verdict, ε of every part, who drew on it, what left, and everything broken."""
+    """Print the verdict, ε of every part, reservations, exports, and everything broken."""
     ledger = found.ledger
     verdict = "passed" if found.ok else "FAILED"
     console.print(f"Audit of {printable(found.subject)}: {verdict}. {ledger.rows} rows replayed.")
@@ -30,7 +30,7 @@ def show_ledger(console: "Console", found: "Audit") -> None:
     for sentence in broken[:_MOST_FINDINGS]:
         console.print(f"BROKEN: {printable(sentence)}")
     if len(broken) > _MOST_FINDINGS:
-        # One damaged row can spoil every later one: what came first is what to look at.
+        # One damaged row may invalidate every later one: the first findings matter.
         console.print(f"BROKEN: and {len(broken) - _MOST_FINDINGS} more findings; --json has all")
     for note in ledger.notes:
         console.print(f"Note: {printable(note)}")
@@ -40,15 +40,8 @@ def _show_spent(console: "Console", ledger: "LedgerAudit") -> None:
     columns = ["data set", "part", "N", "ε declared", "δ", "RDP", "PLD", "PRV", "RDP with reserved"]
     rows: list[tuple[object, ...]] = [
         (
-            dataset.name,
-            part.name,
-            part.records,
-            dataset.epsilon,
-            dataset.delta,
-            part.spent.rdp,
-            part.spent.pld,
-            part.spent.prv,
-            part.committed.rdp,
+            *(dataset.name, part.name, part.records, dataset.epsilon, dataset.delta),
+            *(part.spent.rdp, part.spent.pld, part.spent.prv, part.committed.rdp),
         )
         for dataset in ledger.datasets
         for part in dataset.partitions
@@ -80,7 +73,7 @@ def _show_reservations(console: "Console", ledger: "LedgerAudit") -> None:
         for given in ledger.reservations
     ]
     if rows:
-        console.print(table("Who drew on it", columns, rows, [5]))
+        console.print(table("Reservations", columns, rows, [5]))
     rows = [
         (manifest, given.run_id, given.dataset, _steps(given.charged, given.reserved))
         for given in ledger.reservations
@@ -88,7 +81,7 @@ def _show_reservations(console: "Console", ledger: "LedgerAudit") -> None:
     ]
     if rows:
         columns = ["export (sha256 of its manifest)", "run", "data set", "charges that cover it"]
-        console.print(table("What left", columns, rows))
+        console.print(table("Exports", columns, rows))
 
 
 def _steps(charged: dict[str, int], reserved: dict[str, int]) -> str:
@@ -96,7 +89,7 @@ def _steps(charged: dict[str, int], reserved: dict[str, int]) -> str:
 
 
 def show_mechanism(console: "Console", found: "MechanismAudit") -> None:
-    """Claims and lower bounds, and every law the step was held against."""
+    """Print claims and lower bounds, and every property that the step was tested for."""
     verdict = "FAILED" if found.broken else "passed"
     console.print(
         f"Audit of the mechanism: {verdict}. q = {found.sampling_probability:.6g}, "
@@ -135,7 +128,7 @@ def show_mechanism(console: "Console", found: "MechanismAudit") -> None:
 
 
 def show_run(console: "Console", found: "RunAudit") -> None:
-    """The lower bound, the claim, and the largest lower bound there could have been."""
+    """Print the lower bound, the claim, and the largest lower bound the audit could find."""
     verdict = "passed" if found.ok else "FAILED"
     claims = ", ".join(f"{bound} ({name.upper()})" for name, bound in found.claimed.items())
     facts = {
@@ -158,16 +151,15 @@ def show_run(console: "Console", found: "RunAudit") -> None:
             "--canaries) raise what it can show."
         )
     if found.void:
-        console.print("Note: the run itself was seeded: it is void and promises no privacy.")
+        console.print("Note: the run itself was seeded: it is void and guarantees no privacy.")
 
 
 def show_release(console: "Console", found: "ReleaseAudit") -> None:
-    """Where the findings are; what they are only where all images are public."""
+    """Print where the findings are, and the findings only where all images are public."""
     console.print(f"Findings on the release of {printable(found.run_id)}: {found.written}")
     if found.public is None:
         console.print(
-            "They were computed from private images without noise: share nothing of them, not "
-            "even in words."
+            "They were computed from private images without noise: share nothing of them."
         )
         return
     for name, space in found.public["spaces"].items():
@@ -198,5 +190,5 @@ def _release_facts(space: dict[str, Any]) -> dict[str, object]:
 
 
 def _down(bound: float) -> float:
-    """A lower bound in four decimals that is still one; what is claimed is rounded up."""
+    """Round a lower bound down to four decimals; claims are rounded up."""
     return math.floor(bound * 1e4) / 1e4

@@ -1,6 +1,7 @@
 """`umbra budget`: declare, show and close budgets; `umbra ledger`: its head and its signatures."""
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import click
@@ -112,19 +113,8 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
             return
         columns = ["data set", "ε declared", "δ", "spent", "reserved", "left", "open runs", "state"]
-        rows = [
-            (
-                o.name,
-                o.epsilon,
-                o.delta,
-                o.spent,
-                o.reserved,
-                o.left,
-                o.open_reservations,
-                "closed" if o.closed else "open",
-            )
-            for o in odometers
-        ]
+        numbers = attrgetter("epsilon", "delta", "spent", "reserved", "left", "open_reservations")
+        rows = [(o.name, *numbers(o), "closed" if o.closed else "open") for o in odometers]
         console.print(table("", columns, rows, [1, 2, 3, 4, 5, 6]))
 
     emit([asdict(odometer) for odometer in odometers], as_json, show_table)

@@ -119,12 +119,8 @@ def show_summary(console: "Console", summary: Summary) -> None:
 
 def _show_paid(console: "Console", paid: PaidMetrics) -> None:
     rows = [
-        (
-            name,
-            f"{100 * result.value:.1f} %",
-            f"{100 * result.low:.1f} to {100 * result.high:.1f} %",
-        )
-        for name, result in paid.classifiers.items()
+        (name, f"{100 * of.value:.1f} %", f"{100 * of.low:.1f} to {100 * of.high:.1f} %")
+        for name, of in paid.classifiers.items()
     ]
     columns = ["classifier", "accuracy, noisy", f"{100 * paid.confidence:.0f} % interval"]
     title = f"Accuracy on the private holdout, released for ε = {paid.epsilon}"
