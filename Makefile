@@ -21,7 +21,7 @@ help:
 	@echo "make lint   the first three only"
 	@echo "make house  the size of the code in numbers, and its tree"
 	@echo "make ray-versions the tests of Ray against the oldest and the newest that is supported"
-	@echo "make bench  ratios against peers on this machine: some twenty minutes; BENCH=--quick"
+	@echo "make bench  ratios against peers on this machine: at most twenty minutes; BENCH=--quick"
 
 setup: $(READY)
 

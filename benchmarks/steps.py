@@ -23,6 +23,7 @@ from .workload import Workload
 LIMIT = "non-private step"
 _OPACUS = "Opacus, K forwards"
 _ORDERS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+_LEAST_PIXELS = 2**14  # of all views in a step
 _TOLERANCE = 1e-4  # relative L2, float32 throughout; a second clip or a lost view is far beyond
 
 Sums = dict[str, Tensor]
@@ -48,7 +49,9 @@ def records_in(workload: Workload, seconds: float) -> int:
     def step(n: int) -> None:
         non_private(denoiser, workload.records(n), n)
 
-    return size_for(seconds, step)
+    # On a busy machine one record may take long enough; an engine needs several small ones.
+    floor = _LEAST_PIXELS // (workload.network.size**2 * workload.views)
+    return max(floor, size_for(seconds, step))
 
 
 def limit(workload: Workload, n: int, weight: float = 1.0) -> Case:
