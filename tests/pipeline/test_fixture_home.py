@@ -98,7 +98,9 @@ class TestOpen:
 
     @pytest.mark.parametrize("name", sorted(RUNS))
     def test_a_run_by_the_beginning_of_its_id(self, umbra, name):
-        assert_holds(json.loads(umbra("status", name, "--json")), FACTS["status"][RUNS[name]])
+        expected = dict(FACTS["status"][RUNS[name]])
+        assert expected.pop("mlflow_stage_run_ids") == {}  # written by that version, read by none
+        assert_holds(json.loads(umbra("status", name, "--json")), expected)
         assert umbra("status", name).startswith(f"{RUNS[name]}: ")
 
     def test_the_budgets(self, umbra):
