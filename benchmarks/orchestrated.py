@@ -22,7 +22,6 @@ import torch
 import yaml
 
 from pipeline.cluster import connection
-from pipeline.cluster.actor_group import tune_malloc
 from pipeline.home import Home
 from pipeline.models import build_denoiser
 from pipeline.plan.plan import build_method, plan
@@ -138,6 +137,9 @@ def trial(spec: Spec, folder: Path) -> Timed:
 
 
 def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
+    # It imports Ray, which the run imports after it has set what Ray reads then.
+    from pipeline.cluster.actor_group import tune_malloc
+
     data, T = spec.data, spec.train.steps
     torch.set_num_threads(spec.resources.cpus_per_worker)
     tune_malloc()  # as a worker does

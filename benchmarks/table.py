@@ -143,7 +143,7 @@ def render_orchestration(found: Sequence[Orchestration]) -> Group:
     table.add_row("bare step", f"{cost.bare_step * 1e3:.0f} ms")
     within = f"{cost.step.median:.3f} ({cost.step.low:.3f} to {cost.step.high:.3f})"
     table.add_row("step of the run within a block, relative to a bare step", within)
-    table.add_row("charge and checkpoint of a block", f"{cost.block_price * 1e3:.1f} ms")
+    table.add_row("charge and checkpoint of a block", f"{cost.block_cost * 1e3:.1f} ms")
     table.add_row("  spread over the steps of a block", _percent(cost.of_blocks))
     clock = cost.by_wall_clock()
     spread = f"({_percent(clock.low)} to {_percent(clock.high)})"

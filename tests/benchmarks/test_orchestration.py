@@ -3,8 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from rich.console import Console
 
-from benchmarks import orchestrated
+from benchmarks import machine, orchestrated, plot, table
 from benchmarks import orchestration as subject
 
 
@@ -117,3 +118,14 @@ def test_the_watch_knows_what_other_processes_took(tmp_path):
     # Of them 0.05 s to charge; what was charged before or after is in neither reading.
     assert watch.others_cpu([(1.9, 9.0), (3.0, 0.05), (4.1, 9.0)]) == pytest.approx(0.075)
     assert orchestrated._Watch(tmp_path, times=[1.0, 3.0], _cpu=readings).others_cpu() is None
+
+
+def test_the_costs_are_shown_and_drawn(measured, tmp_path):
+    console = Console(width=110)
+    with console.capture() as shown:
+        console.print(table.render_orchestration([measured]))
+    assert "50.0 ms" in shown.get()  # the cost of a block
+    kinds = {"sections": [], "rates": [], "memory": [], "curves": []}
+    report = {"machine": machine.describe(), "load after": 0.0} | kinds
+    plot.draw(report | {"orchestration": [measured.to_dict()]}, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
