@@ -150,12 +150,13 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     )
     method = build_method(spec)
     assert isinstance(method, Diffusion)
-    training = method.training(reserved.plan)
+    denoiser = build_denoiser(spec)
+    training = method.training(reserved.plan, denoiser)
     settings = training.settings.model_copy(update={"checkpoint_every": training.steps})
     times: list[float] = []
     trainer = Trainer(
         replace(training, settings=settings),
-        build_denoiser(spec),
+        denoiser,
         Records.from_uint8(loaded.images, loaded.labels, torch.device("cpu")),
         Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess()),
         _Unlimited(training.steps, turns),

@@ -41,13 +41,9 @@ class Recipe(Settings):
     @classmethod
     def of(cls, spec: Spec) -> Self:
         """Return the recipe within a spec."""
-        data = spec.data
-        return cls(
-            data=ImageFacts(size=data.size, channels=data.channels, classes=data.classes),
-            method=spec.method,
-            model=spec.model,
-            synthesize=spec.synthesize,
-        )
+        facts = {name: getattr(spec.data, name) for name in ImageFacts.model_fields}
+        rest = {name: getattr(spec, name) for name in cls.model_fields if name != "data"}
+        return cls(data=ImageFacts(**facts), **rest)
 
 
 def build_denoiser(spec: Spec | Recipe) -> Denoiser:
@@ -56,9 +52,7 @@ def build_denoiser(spec: Spec | Recipe) -> Denoiser:
     Raises:
         InvalidRequest: the numbers do not make a network.
     """
-    data = spec.data
-    # How many records there are has no influence on the network; a recipe does not know.
-    facts = PublicFacts(0, data.size, data.channels, len(data.classes))
+    facts = PublicFacts(spec.data.size, spec.data.channels, len(spec.data.classes))
     return method_class(spec.method).denoiser(facts, spec.model)
 
 
@@ -72,7 +66,7 @@ def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:
     return guided(denoiser, spec.synthesize.guidance, null=len(spec.data.classes))
 
 
-# Called with the number of images that are done: whole ones, and parts of those at work.
+# Called with the number of images that are done: whole ones, and parts of those in progress.
 OnImages = Callable[[float], None]
 
 
@@ -91,15 +85,15 @@ class ImageSampler:
     def __init__(
         self, recipe: Spec | Recipe, weights: StoragePath, device: torch.device | str = "cpu"
     ) -> None:
-        data, wanted = recipe.data, recipe.synthesize
+        data, settings = recipe.data, recipe.synthesize
         self._device = torch.device(device)
         self._shape = (data.channels, data.size, data.size)
         self._sampler = build_sampler(recipe)
-        self._batch = wanted.batch or chosen_batch(
+        self._batch = settings.batch or chosen_batch(
             data.size,
             recipe.model.base,
-            wanted.precision,
-            guided=wanted.guidance != 0,
+            settings.precision,
+            guided=settings.guidance != 0,
             on_gpu=self._device.type == "cuda",
         )
         denoiser = build_denoiser(recipe)
@@ -112,14 +106,11 @@ class ImageSampler:
                 f"{weights} is missing, damaged or of another network; restore it from a "
                 "backup or submit a new run"
             ) from error
-        ready = at_precision(denoiser, wanted.precision, self._device)
+        ready = at_precision(denoiser, settings.precision, self._device)
         self._denoise = build_guided(recipe, ready)
 
     def draw(
-        self,
-        labels: Tensor,
-        generator: torch.Generator,
-        on_images: OnImages | None = None,
+        self, labels: Tensor, generator: torch.Generator, on_images: OnImages = lambda done: None
     ) -> Iterator[np.ndarray]:
         """Yield images uint8 [b, H, W, C] for the labels [N], batch after batch, in order.
 
@@ -128,25 +119,18 @@ class ImageSampler:
             generator: all that is random; the same one gives the same images.
             on_images: called after every evaluation of the network.
         """
-        begun = 0
-        while len(labels) > begun:
+        evaluations = 0
+
+        def denoise(x: Tensor, sigma: float, labels: Tensor) -> Tensor:
+            nonlocal evaluations
+            denoised = self._denoise(x, sigma, labels)
+            evaluations += 1
+            on_images(begun + len(x) * evaluations / self._sampler.nfe)
+            return denoised
+
+        for begun in range(0, len(labels), self._batch):
+            evaluations = 0
             part = labels[begun : begun + self._batch].to(self._device)
-            denoise = self._denoise
-            if on_images is not None:
-                denoise = self._counted(begun, len(part), on_images)
             with torch.inference_mode():
                 x = self._sampler.sample(denoise, part, self._shape, generator)
             yield to_uint8(x)
-            begun += len(part)
-
-    def _counted(self, begun: int, images: int, on_images: OnImages) -> Denoise:
-        calls = 0
-
-        def denoise(x: Tensor, sigma: float, labels: Tensor) -> Tensor:
-            nonlocal calls
-            denoised = self._denoise(x, sigma, labels)
-            calls += 1
-            on_images(begun + images * calls / self._sampler.nfe)
-            return denoised
-
-        return denoise

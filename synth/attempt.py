@@ -33,12 +33,10 @@ class Attempt:
 
     @classmethod
     def start(cls, number: int, run_key: bytes, seed: int | None, collective: Collective) -> Self:
-        """Begin an attempt on every worker; `number` counts on rank 0 only.
-
-        Only a seed makes the key repeat.
-        """
+        """Begin an attempt on every worker, with a fresh key; `number` is rank 0's."""
         number = collective.broadcast_from_rank0(number)
         if seed is not None:
+            # The only case in which a key repeats.
             return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed)
         # Fresh whatever the number: two processes that both take themselves for attempt 2, one of
         # them thought dead, still draw other masks.
@@ -68,8 +66,6 @@ class Meter(Protocol):
         Raises:
             BudgetRefused: the reservation has fewer steps left; nothing may run.
         """
-        ...
 
     def remaining(self, component: str) -> int:
         """Return how many reserved steps were never charged."""
-        ...

@@ -2,16 +2,14 @@
 
 A checkpoint is a folder `step-000123/` with three safetensors files and `checkpoint.json`, which
 holds the sha256 of each and a digest of itself; in an object store that file is written last, and
-without it there is no checkpoint. It holds weights, their moving average and the
-optimizer's moments, and nothing that could replay a noise draw or a mask: a retry must draw
-fresh ones (privacy rule 6), so there is no field for them and tensors of bytes or booleans, the
-form in which generators and masks come, are refused.
+without it there is no checkpoint. Nothing in it could replay a noise draw or a mask: a retry must
+draw fresh ones (privacy rule 6).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import safetensors.torch
 import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.validation import positive_int
 from synth.storage import (
     StoragePath,
     is_half_written,
@@ -37,25 +36,15 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state from which training goes on.
+    """The state from which training goes on: state dicts of weights, their average, optimizer."""
 
-    Attributes:
-        step: steps taken so far.
-        attempt: which attempt of the run took them.
-        phase: the name of the training phase (for example "warmup" or "private").
-        model: the weights, a state dict.
-        ema: their exponential moving average, a state dict.
-        optimizer: a torch optimizer's `state_dict()`.
-        ledger_head: hash of the ledger's last row when this was written.
-    """
-
-    step: int
-    attempt: int
-    phase: str
+    step: int  # steps taken so far
+    attempt: int  # of the run, that took them
+    phase: str  # of the training: the component that was charged last
     model: Mapping[str, torch.Tensor] = field(repr=False)
     ema: Mapping[str, torch.Tensor] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
-    ledger_head: str
+    ledger_head: str  # hash of the ledger's last row when this was written
 
 
 @dataclass(frozen=True)
@@ -67,14 +56,21 @@ class Search:
 
 
 def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
-    """Write `folder/step-…/` atomically and return its path.
-
-    A checkpoint of the same step (of an earlier attempt, or a damaged one) is replaced.
+    """Write `folder/step-…/` atomically, replacing one of the same step, and return its path.
 
     Raises:
         InvalidRequest: a tensor has the type of a generator state or of a mask.
         UmbraError: the disk is full or the store cannot be written; no checkpoint of another step
             was touched.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> sgd = torch.optim.SGD(layer.parameters(), lr=0.1).state_dict()
+    >>> weights = layer.state_dict()
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save(Path(folder), Checkpoint(20, 1, "dp-sgd", weights, weights, sgd, "ab12"))
+    ...     path.name, load(path).step, newest(Path(folder)).skipped
+    ('step-000020', 20, ())
     """
     target = folder / f"step-{checkpoint.step:06d}"
     moments: dict[str, torch.Tensor] = {}
@@ -122,11 +118,7 @@ def load(path: StoragePath) -> Checkpoint:
 
 
 def newest(folder: StoragePath) -> Search:
-    """Return the sound checkpoint with the most steps, saying which damaged ones were skipped.
-
-    Raises:
-        UmbraError: the store cannot be reached.
-    """
+    """Return the sound checkpoint with the most steps, saying which damaged ones were skipped."""
     skipped: list[str] = []
     for path in _paths(folder):
         if is_half_written(path, _RECORD):
@@ -139,16 +131,12 @@ def newest(folder: StoragePath) -> Search:
 
 
 def keep_last(folder: StoragePath, count: int) -> None:
-    """Remove all checkpoints older than the `count` newest sound ones.
-
-    Damaged ones do not count, or they would crowd out what a run could resume from. What writers
-    left half written is removed.
+    """Remove what is half written and all checkpoints older than the `count` newest sound ones.
 
     Raises:
         InvalidRequest: `count` < 1.
     """
-    if count < 1:
-        raise InvalidRequest(f"checkpoints to keep: at least 1 was expected, found {count}")
+    positive_int("checkpoints to keep", count)
     sound = 0
     for path in _paths(folder):
         if sound >= count or is_half_written(path, _RECORD):
@@ -158,15 +146,16 @@ def keep_last(folder: StoragePath, count: int) -> None:
             _read(path)
             sound += 1
         except IntegrityBroken:
+            # A damaged one does not count: it would crowd out what a run could resume from.
             continue
     remove_leftovers(folder)
 
 
-def _paths(folder: StoragePath) -> Iterator[StoragePath]:
-    """Yield the checkpoint folders, newest first."""
+def _paths(folder: StoragePath) -> list[StoragePath]:
+    """Return the checkpoint folders, newest first."""
     listed: Iterable[StoragePath] = folder.glob("step-*")
     found = [path for path in listed if _NAME.fullmatch(path.name)]
-    yield from sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -175,46 +164,46 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def _json(record: Mapping[str, Any]) -> bytes:
-    """Serialise to one line: an optimizer's structure is long, and indenting it is slow."""
+    # One line: an optimizer's structure is long, and indenting it is slow.
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _read(path: StoragePath) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the record of a sound checkpoint, and its files by part."""
-    record = _read_record(path)
-    return record, {part: _read_part(path, part, record) for part in _PARTS}
+    record = _read_record(path / _RECORD)
+    files = {}
+    for part in _PARTS:
+        file = path / f"{part}.safetensors"
+        files[part] = _read_bytes(file)
+        if hashlib.sha256(files[part]).hexdigest() != record["files"][file.name]:
+            raise IntegrityBroken(f"{file} is damaged: its sha256 does not match")
+    return record, files
 
 
-def _read_record(path: StoragePath) -> dict[str, Any]:
+def _read_record(file: StoragePath) -> dict[str, Any]:
+    data = _read_bytes(file)
     try:
-        data = (path / _RECORD).read_bytes()
-        record = json.loads(data)
+        record: dict[str, Any] = json.loads(data)
         known = record["format"] == _FORMAT
         # Written canonically, so that comparing bytes catches what a parser would forgive.
         sound = _json(record) == data and record["digest"] == _digest(record)
-    except OSError as error:
-        raise IntegrityBroken(f"{path / _RECORD} is missing or cannot be read") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityBroken(f"{path / _RECORD} is damaged") from error
+        raise IntegrityBroken(f"{file} is damaged") from error
     if not known:
         raise IntegrityBroken(
-            f"{path / _RECORD} is of another format than {_FORMAT}: resume the run with the "
-            "version of Umbra that wrote it"
+            f"{file} is of another format than {_FORMAT}: resume the run with the version of Umbra "
+            "that wrote it"
         )
     if not sound:
-        raise IntegrityBroken(f"{path / _RECORD} is damaged: its digest does not match")
+        raise IntegrityBroken(f"{file} is damaged: its digest does not match")
     return record
 
 
-def _read_part(path: StoragePath, part: str, record: Mapping[str, Any]) -> bytes:
-    file = path / f"{part}.safetensors"
+def _read_bytes(file: StoragePath) -> bytes:
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise IntegrityBroken(f"{file} is missing or cannot be read") from error
-    if hashlib.sha256(data).hexdigest() != record["files"][file.name]:
-        raise IntegrityBroken(f"{file} is damaged: its sha256 does not match")
-    return data
 
 
 def _parse(names: Iterable[str], data: bytes) -> dict[str, torch.Tensor]:
@@ -224,6 +213,7 @@ def _parse(names: Iterable[str], data: bytes) -> dict[str, torch.Tensor]:
 
 def _serialise(part: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
     for name, tensor in tensors.items():
+        # The types in which generator states and masks come.
         if tensor.dtype in (torch.uint8, torch.bool):
             raise InvalidRequest(
                 f"{part} {name!r} is a {tensor.dtype} tensor: a checkpoint holds weights and "
@@ -236,7 +226,7 @@ def _serialise(part: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
-    """Say where a tensor lies; it has to be kept until it is written."""
+    # Holds an address, not the tensor, which has to be kept until it is written.
     return safetensors.TensorSpec(
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tensor.shape,
@@ -246,10 +236,8 @@ def _spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Move the tensors of an optimizer state into `tensors`; return the rest as JSON.
-
-    JSON knows neither tuples nor keys that are numbers, and both must come back as they were.
-    """
+    """Move the tensors of an optimizer state into `tensors`; return the rest as JSON."""
+    # JSON knows neither tuples nor keys that are numbers, and both must come back as they were.
     if isinstance(value, torch.Tensor):
         name = f"{len(tensors):06d}"
         tensors[name] = value

@@ -1,9 +1,8 @@
 """Counter-based random numbers: each is a function of (seed, stream, index) and of nothing else.
 
 There is no state to carry on, so the numbers of many seeds are drawn at once, anywhere and in any
-order (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). All is integers up to
-the last functions, so a GPU draws what a processor draws but for the last bits of logarithm, root,
-cosine and sine. (torch 2.13's own, torch.func._random, has no kernels for processors.)
+order (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). A GPU draws what a
+processor draws but for the last bits of logarithm, root, cosine and sine.
 
 The word of a counter c under a seed s is mix(s xor mix((c + 1) gamma)), where mix((c + 1) gamma) is
 output c of SplitMix64 started at zero (Steele et al. 2014). Both mixes are one-to-one, so one seed
@@ -38,16 +37,13 @@ _ANGLE_BITS = 24  # as many as float32 keeps; the radius takes the other 40, for
 
 
 def uniform(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
-    """Draw U(0, 1) for every seed.
+    """Draw U(0, 1), float64 [B, *shape], for every seed [B] int64 of a stream 0, 1, ...
 
-    Args:
-        seeds_B: [B] int64, on the device where the numbers shall be.
-        stream: from 0; other streams of one seed are other numbers.
-        shape: of one seed's numbers, fewer than 2^32.
+    Each is the middle of one of 2^52 equal intervals, so never 0 and never 1, and the same to the
+    last bit on every device. A seed has fewer than 2^32 numbers a stream.
 
-    Returns:
-        float64 [B, *shape], never 0 and never 1: the middle of one of 2^52 equal intervals. The
-        same to the last bit on every device.
+    >>> uniform(torch.tensor([1, 2]), stream=0, shape=(2,)).round(decimals=3).tolist()
+    [[0.617, 0.036], [0.242, 0.177]]
     """
     intervals = _shift(_words(seeds_B, stream, math.prod(shape)), 64 - _UNIFORM_BITS)
     middles = intervals.to(torch.float64).add_(0.5).mul_(2.0**-_UNIFORM_BITS)
@@ -55,18 +51,10 @@ def uniform(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
 
 
 def normal(seeds_B: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
-    """Draw N(0, 1) for every seed: both numbers of Box and Muller (1958) from each word.
+    """Draw N(0, 1), float32 [B, *shape] below 7.6 in size, for every seed [B] of a stream.
 
-    sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v), with u from the word's upper 40 bits
-    and v from its lower 24.
-
-    Args:
-        seeds_B: [B] int64, on the device where the numbers shall be.
-        stream: from 0; other streams of one seed are other numbers.
-        shape: of one seed's numbers, fewer than 2^33.
-
-    Returns:
-        float32 [B, *shape], none beyond 7.6 in size.
+    Both numbers of Box and Muller (1958) from each word: sqrt(-2 ln u) cos(2 pi v) and
+    sqrt(-2 ln u) sin(2 pi v), with u from the word's upper 40 bits and v from its lower 24.
     """
     count = math.prod(shape)
     words = _words(seeds_B, stream, (count + 1) // 2)

@@ -1,7 +1,6 @@
 """What averages noise away: a moving average of the parameters, and a falling learning rate.
 
-Both are post-processing of what is already private and cost nothing. Parameters that do not require
-gradients are left alone.
+Parameters that do not require gradients are left alone.
 """
 
 import math
@@ -68,19 +67,15 @@ class EMA:
         return {name: average.clone() for name, average in self._average.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load averaged parameters that `state_dict` returned.
-
-        Raises:
-            InvalidRequest: names or shapes are not this model's; nothing is loaded.
-        """
+        """Load what `state_dict` returned; raise InvalidRequest where it is another model's."""
         expected = {name: tuple(average.shape) for name, average in self._average.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
         if wrong:
+            first = wrong[0]
             raise InvalidRequest(
-                f"averaged weights do not fit the model: {len(wrong)} parameters are missing, "
-                f"unknown or of another shape, the first is {wrong[0]!r} (expected "
-                f"{expected.get(wrong[0], 'none')}, found {found.get(wrong[0], 'none')}); "
+                f"averaged weights do not fit the model: {len(wrong)} parameters differ, the first "
+                f"is {first!r} (expected shape {expected.get(first)}, found {found.get(first)}); "
                 "load the weights of a run with the same network"
             )
         for name, average in self._average.items():

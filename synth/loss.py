@@ -1,9 +1,7 @@
 """The denoising loss of one record over its K views (noise multiplicity).
 
 l_i = (1/K) sum_k lambda(sigma_ik) || D(x_i + n_ik; sigma_ik, y_i) - x_i ||^2
-(Dockhorn et al. 2023). The mean over the views is taken here, before any clipping:
-one gradient a record, so the sensitivity stays C whatever K. The norm sums over the pixels, as the
-paper writes it.
+(Dockhorn et al. 2023).
 
 Shapes: N records, K views, C channels, H and W pixels.
 """
@@ -22,19 +20,18 @@ from synth.settings import Precision
 def draw_views(
     preconditioning: Preconditioning, images: Tensor, K: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw K noise levels and noises for each record.
+    """Draw sigma [N, K] ~ p(sigma) and noise [N, K, C, H, W] ~ N(0, sigma^2 I) for N images.
 
-    Args:
-        preconditioning: has the noise distribution p(sigma).
-        images: [N, C, H, W] in [-1, 1]; only shape, dtype and device are used. N may be 0.
-        K: noise multiplicity, at least 1.
-        generator: on any device; what it draws is moved to the images'.
-
-    Returns:
-        sigma [N, K] and noise [N, K, C, H, W] ~ N(0, sigma^2 I), in dtype and device of the images.
+    Of `images` [N, C, H, W] only shape, dtype and device are used; the generator may be on another.
 
     Raises:
         InvalidRequest: K is not a positive integer.
+
+    >>> from synth.preconditioning import EDM
+    >>> images = torch.zeros(5, 1, 8, 8)
+    >>> sigma, noise = draw_views(EDM(), images, K=3, generator=torch.Generator().manual_seed(0))
+    >>> tuple(sigma.shape), tuple(noise.shape)
+    ((5, 3), (5, 3, 1, 8, 8))
     """
     N, K = len(images), positive_int("noise multiplicity K", K)
     device = generator.device
@@ -50,33 +47,21 @@ def draw_views(
 def form_views(
     preconditioning: Preconditioning, u_NK: Tensor, normal_NKCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turn plain draws into the noise levels and noises of each record's K views.
-
-    Args:
-        preconditioning: has the noise distribution p(sigma).
-        u_NK: [N, K] float64 ~ U(0, 1), neither 0 nor 1.
-        normal_NKCHW: [N, K, C, H, W] ~ N(0, I).
-
-    Returns:
-        sigma [N, K] ~ p(sigma) and noise [N, K, C, H, W] ~ N(0, sigma^2 I), in the normals' dtype.
-    """
+    """Turn u ~ U(0, 1), float64 and neither 0 nor 1, and N(0, I) into noise levels and noises."""
     sigma_NK = preconditioning.noise_level_icdf(u_NK).to(normal_NKCHW.dtype)
     return sigma_NK, sigma_NK[:, :, None, None, None] * normal_NKCHW
 
 
 def drop_labels(labels: Tensor, null: int, probability: float, u_N: Tensor) -> Tensor:
-    """Replace each label [N] by `null` with the given probability, for classifier-free guidance.
+    """Replace labels [N] whose u ~ U(0, 1) is below `probability` by `null`, the label "none".
 
     Once a record, not once a view: the K views of a record share its label.
 
-    Args:
-        labels: [N] integers.
-        null: index of the label "none".
-        probability: with which a label is dropped.
-        u_N: [N] ~ U(0, 1), on any device; a label whose draw is below `probability` is dropped.
-
     Raises:
         InvalidRequest: the probability is not in [0, 1].
+
+    >>> drop_labels(torch.tensor([4, 7]), 10, probability=0.1, u_N=torch.tensor([0.05, 0.5]))
+    tensor([10,  7])
     """
     if not 0 <= probability <= 1:
         raise InvalidRequest(f"label drop probability must lie in [0, 1], found {probability}")
@@ -96,15 +81,10 @@ def autocast(precision: Precision, device_type: str) -> torch.autocast:
 
 
 class DenoisingLoss:
-    """The loss of one record; a function of the record and its views only.
+    """The loss of one record, a function of the record and its views only.
 
-    It has no in-place operation and no branch on data, so it may be used under
-    `torch.func.vmap` and `grad`.
-
-    Args:
-        preconditioning: has the weighting lambda(sigma); the denoiser's own.
-        precision: what the network's products and convolutions are computed in; the loss itself
-            is float32.
+    `preconditioning` is the denoiser's own; the network's products and convolutions are computed in
+    `precision`, the loss in float32.
     """
 
     def __init__(self, preconditioning: Preconditioning, precision: Precision = "float32") -> None:
@@ -119,7 +99,7 @@ class DenoisingLoss:
         sigma: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        """Evaluate the loss.
+        """Return the loss, a scalar.
 
         Args:
             denoiser: D(x [K, C, H, W], sigma [K], label [K]) -> [K, C, H, W].
@@ -127,11 +107,10 @@ class DenoisingLoss:
             label: scalar integer.
             sigma: [K] noise levels.
             noise: [K, C, H, W], already scaled by sigma.
-
-        Returns:
-            A scalar.
         """
         with autocast(self.precision, image.device.type):
             denoised = denoiser(image + noise, sigma, label.expand(sigma.shape[0]))
         squared_K = (denoised - image).square().sum(dim=(1, 2, 3))
+        # The mean over the views comes before any clipping: one gradient a record, and the
+        # sensitivity stays C whatever K.
         return (self.preconditioning.weight(sigma) * squared_K).mean()

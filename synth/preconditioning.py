@@ -2,25 +2,25 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from privacy.errors import InvalidRequest
-from privacy.validation import positive_number
-from synth.settings import EDM_P_MEAN, EDM_P_STD
+from synth.settings import EDM_P_MEAN, EDM_P_STD, ComponentSettings, Positive
 
 
-@dataclass(frozen=True)
-class Preconditioning(ABC):
+class Preconditioning(ComponentSettings, ABC):
     """One preconditioning, its noise distribution and its loss weighting.
 
-    Subclasses are frozen dataclasses whose fields are its constants. None may be measured
-    on the data: that would cost privacy. All functions work element by element and keep shape and
-    dtype.
+    All functions work element by element and keep shape and dtype. The fields are constants.
+
+    Raises:
+        InvalidRequest: a constant is unknown or refused.
     """
+
+    # No constant may be measured on the data: that would cost privacy.
 
     name: ClassVar[str]
 
@@ -46,25 +46,18 @@ class Preconditioning(ABC):
 
     @abstractmethod
     def noise_level_icdf(self, u: Tensor) -> Tensor:
-        """Noise level below which p(sigma) has probability u: a draw of it where u ~ U(0, 1).
+        """Noise level below which p(sigma) has probability u, for float64 u in (0, 1).
 
-        Args:
-            u: float64 in the open interval (0, 1), any shape.
-
-        Returns:
-            float64 of the same shape, positive, rising with u.
+        Positive and increasing in u: a draw of p(sigma) where u ~ U(0, 1).
         """
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma, y): a raw network under a preconditioning.
-
-    The network runs in the dtype of its own parameters whatever x is; the sum c_skip x + c_out F
-    is formed in the dtype of x, so a sampler may keep its state in float64.
+    """D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) of a raw network F.
 
     Args:
         network: F(x [B, C, H, W], c_noise [B], label [B] or None) -> [B, C, H, W].
-        preconditioning: its scales and noise encoding; `loss.DenoisingLoss` takes the same one.
+        preconditioning: its scales and noise encoding; the loss takes the same one.
     """
 
     def __init__(self, network: nn.Module, preconditioning: Preconditioning) -> None:
@@ -73,20 +66,15 @@ class Denoiser(nn.Module):
         self.preconditioning = preconditioning
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """Estimate the clean image.
+        """Estimate the clean images of x [B, C, H, W] at sigma [B], in the dtype of x.
 
-        Args:
-            x: [B, C, H, W] noisy images.
-            sigma: [B] noise levels, positive.
-            label: [B] integers, the network's null index for "no label".
-
-        Returns:
-            [B, C, H, W] in the dtype of x.
+        `label` [B] holds integers, the network's null index for "no label".
         """
         of = self.preconditioning
         c_skip, c_out, c_in = (
             c(sigma).to(x.dtype)[:, None, None, None] for c in (of.c_skip, of.c_out, of.c_in)
         )
+        # The network runs in its parameters' dtype; a sampler may keep its state x in float64.
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
         c_noise = of.c_noise(sigma).to(dtype)
         F_BCHW = self.network((c_in * x).to(dtype), c_noise, label)
@@ -102,10 +90,8 @@ def example_inputs(images: int, channels: int, size: int) -> tuple[Tensor, Tenso
 class _UnitVariance(Preconditioning):
     """Inputs and targets of unit variance at every noise level, for data of sigma_data."""
 
-    @property
-    @abstractmethod
-    def sigma_data(self) -> float:
-        """Standard deviation assumed of the data."""
+    # U(-1, 1)'s. Fixed by the images' type: measured on private data, it would cost privacy.
+    sigma_data: Positive = math.sqrt(1 / 3)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         """sigma_data^2 / (sigma^2 + sigma_data^2)."""
@@ -124,30 +110,18 @@ class _UnitVariance(Preconditioning):
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
-@dataclass(frozen=True)
 class EDM(_UnitVariance):
     """Karras et al. 2022: ln sigma ~ N(p_mean, p_std^2).
 
     Attributes:
         p_mean, p_std: of the logarithm of the noise levels drawn in training.
         sigma_data: standard deviation assumed of the data.
-
-    Raises:
-        InvalidRequest: p_mean is not finite, or p_std or sigma_data not positive and finite.
     """
 
     name: ClassVar[str] = "edm"
 
     p_mean: float = EDM_P_MEAN
-    p_std: float = EDM_P_STD
-    # U(-1, 1)'s. Fixed by the images' type: measured on private data, it would cost privacy.
-    sigma_data: float = math.sqrt(1 / 3)
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.p_mean):
-            raise InvalidRequest(f"EDM: expected a finite p_mean, found {self.p_mean}")
-        positive_number("EDM's p_std", self.p_std)
-        positive_number("EDM's sigma_data", self.sigma_data)
+    p_std: Positive = EDM_P_STD
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         """ln(sigma) / 4."""
@@ -158,29 +132,24 @@ class EDM(_UnitVariance):
         return torch.exp(self.p_mean + self.p_std * torch.special.ndtri(u))
 
 
-@dataclass(frozen=True)
 class V(_UnitVariance):
     """The EDM form at sigma_data = 1, with t ~ U(t_min, t_max) and sigma(t) = tan(pi t / 2).
 
     Attributes:
         log_snr_min, log_snr_max: range of ln(1/sigma^2) drawn in training.
-
-    Raises:
-        InvalidRequest: not -infinity < log_snr_min < log_snr_max < infinity.
     """
 
     name: ClassVar[str] = "v"
 
     log_snr_min: float = -9.0
     log_snr_max: float = 13.0
+    sigma_data: Annotated[float, Field(ge=1, le=1)] = 1.0
 
-    def __post_init__(self) -> None:
-        _require_order(self, "log_snr_min", "log_snr_max", above=-math.inf)
-
-    @property
-    def sigma_data(self) -> float:
-        """1."""
-        return 1.0
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.log_snr_min >= self.log_snr_max:
+            raise ValueError(f"expected log_snr_min < log_snr_max, found {self}")
+        return self
 
     # The paper prints arccosines of 1/sqrt(1 + e^-log_snr) and sqrt(cos^-2(pi t/2) - 1) for what
     # are arctangents and a tangent here: the same, but these do not cancel near t = 0.
@@ -224,7 +193,6 @@ class _NoisePrediction(Preconditioning):
         return sigma**-2
 
 
-@dataclass(frozen=True)
 class VP(_NoisePrediction):
     """D = x - sigma F, with t ~ U(epsilon_t, 1).
 
@@ -234,25 +202,14 @@ class VP(_NoisePrediction):
         beta_d, beta_min: the schedule's slope and start.
         epsilon_t: smallest time drawn in training.
         M: number of times the network's noise label counts.
-
-    Raises:
-        InvalidRequest: a constant is not positive and finite, or epsilon_t is not below 1.
     """
 
     name: ClassVar[str] = "vp"
 
-    beta_d: float = 19.9
-    beta_min: float = 0.1
-    epsilon_t: float = 1e-5
-    M: int = 1000
-
-    def __post_init__(self) -> None:
-        positive_number("VP's beta_d", self.beta_d)
-        positive_number("VP's beta_min", self.beta_min)
-        if not 0 < self.epsilon_t < 1:
-            raise InvalidRequest(f"VP: expected 0 < epsilon_t < 1, found {self.epsilon_t}")
-        if not 1 < self.M < math.inf:
-            raise InvalidRequest(f"VP: expected an M of at least 2 times, found {self.M}")
+    beta_d: Positive = 19.9
+    beta_min: Positive = 0.1
+    epsilon_t: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    M: Annotated[int, Field(ge=2)] = 1000
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
@@ -282,24 +239,23 @@ class VP(_NoisePrediction):
         return self.sigma(self.epsilon_t + (1 - self.epsilon_t) * u)
 
 
-@dataclass(frozen=True)
 class VE(_NoisePrediction):
     """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max).
 
     Attributes:
         sigma_min, sigma_max: range of the noise levels drawn in training.
-
-    Raises:
-        InvalidRequest: not 0 < sigma_min < sigma_max < infinity.
     """
 
     name: ClassVar[str] = "ve"
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
 
-    def __post_init__(self) -> None:
-        _require_order(self, "sigma_min", "sigma_max", above=0)
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"expected sigma_min < sigma_max, found {self}")
+        return self
 
     def c_out(self, sigma: Tensor) -> Tensor:
         """Sigma."""
@@ -319,34 +275,4 @@ class VE(_NoisePrediction):
         return torch.exp(low + (high - low) * u)
 
 
-def _require_order(of: Preconditioning, low: str, high: str, above: float) -> None:
-    if not above < getattr(of, low) < getattr(of, high) < math.inf:
-        raise InvalidRequest(
-            f"{of.name}: expected {above:g} < {low} < {high} < infinity, found "
-            f"{getattr(of, low)} and {getattr(of, high)}"
-        )
-
-
 PRECONDITIONINGS: dict[str, type[Preconditioning]] = {c.name: c for c in (VP, VE, V, EDM)}
-
-
-def build_preconditioning(name: str, **constants: Any) -> Preconditioning:
-    """Make the preconditioning called `name`, with the paper's constants but for those given.
-
-    Raises:
-        InvalidRequest: none of that name, no constant of a given name, or a value that the
-            preconditioning refuses.
-    """
-    if name not in PRECONDITIONINGS:
-        raise InvalidRequest(
-            f"no preconditioning {name!r}: choose among {', '.join(PRECONDITIONINGS)}"
-        )
-    cls = PRECONDITIONINGS[name]
-    known = [field.name for field in fields(cls)]
-    unknown = sorted(set(constants) - set(known))
-    if unknown:
-        raise InvalidRequest(
-            f"preconditioning {name!r} has no constant {', '.join(unknown)}: "
-            f"it has {', '.join(known)}"
-        )
-    return cls(**constants)

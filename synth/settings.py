@@ -10,14 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticKnownError
 
 from privacy.errors import InvalidRequest
@@ -79,8 +72,7 @@ class ComponentSettings(Settings):
     """Settings that a component of `synth` is built with in code, outside any spec.
 
     Raises:
-        InvalidRequest: a value is refused (a spec's sections raise pydantic's ValidationError, to
-            which the loader adds lines).
+        InvalidRequest: a value is refused. (A spec's sections raise pydantic's ValidationError.)
     """
 
     def __init__(self, **values: Any) -> None:
@@ -130,6 +122,14 @@ def one_of(names: Iterable[str]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _one_of_two(settings: Settings, one: str, other: str) -> Iterable[FieldError]:
+    """Yield an error unless exactly one of two fields is set."""
+    given = [getattr(settings, name) is not None for name in (one, other)]
+    if sum(given) != 1:
+        path = (other,) if all(given) else ()
+        yield FieldError(path, f"either {one} or {other}", "both" if path else "neither")
 
 
 PRECONDITIONINGS = ("vp", "ve", "v", "edm")
@@ -216,14 +216,6 @@ class ModelSettings(NetworkSettings):
         return {name: value for name, value in noise.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Poisson sampling: probability q of a record in a step, and number of steps T."""
-
-    sampling_probability: float
-    steps: int
-
-
 class WarmupSettings(Settings):
     """Training on noisy class means before DP-SGD begins.
 
@@ -245,15 +237,11 @@ class WarmupSettings(Settings):
 class TrainSettings(Settings):
     """DP-SGD with K = `views` noised copies of a record averaged before its one clip.
 
-    The length is given either as `steps` T or as `epochs`:
-
-    * steps: q = B/N, T = steps. The expected batch is exactly B.
-    * epochs: q = 1/⌈N/B⌉, T = epochs·⌈N/B⌉. This is how the DPDM paper (Table 4.9) and
-      Opacus count; the expected batch N/⌈N/B⌉ may be a little below B.
-
     Attributes:
         batch: B, the expected number of records in a step.
-        steps, epochs: the length.
+        steps: the length T, with q = B/N.
+        epochs: in its place: q = 1/⌈N/B⌉, T = epochs·⌈N/B⌉, as the DPDM paper (Table 4.9) and
+            Opacus count; the expected batch N/⌈N/B⌉ may be a little below B.
         views: K, the noise multiplicity.
         learning_rate: of Adam at the first step; falls to zero along a cosine.
         ema: decay of the moving average that is sampled from.
@@ -261,8 +249,8 @@ class TrainSettings(Settings):
         charge_block: steps charged to the ledger at a time, before they run; a crash forfeits what
             is left of a block.
         checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
-        micro_batch: records in memory at a time; has no influence on what is computed. None
-            chooses it by sizes and memory.
+        micro_batch: records in memory at a time; None chooses it by sizes and memory. It has no
+            influence on what is computed.
         precision: what the network computes in; clipping, sums and noise are float64 anyway.
     """
 
@@ -280,23 +268,20 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        if self.steps is None and self.epochs is None:
-            raise_if_any([FieldError((), "either steps or epochs", "neither")])
-        if self.steps is not None and self.epochs is not None:
-            raise_if_any([FieldError(("epochs",), "either steps or epochs", "both")])
+        raise_if_any(_one_of_two(self, "steps", "epochs"))
         return self
 
-    def schedule(self, records: int) -> Schedule:
-        """Return q and T for N = `records`.
+    def schedule(self, records: int) -> tuple[float, int]:
+        """Return the sampling probability q and the number of steps T for N = `records`.
 
         >>> TrainSettings(batch=250, steps=7).schedule(1000)
-        Schedule(sampling_probability=0.25, steps=7)
+        (0.25, 7)
         """
-        if self.epochs is None:
-            assert self.steps is not None  # noqa: S101 - `_one_length` checked it
-            return Schedule(self.batch / records, self.steps)
+        if self.steps is not None:
+            return self.batch / records, self.steps
+        assert self.epochs is not None  # noqa: S101 - `_one_length` checked it
         per_epoch = math.ceil(records / self.batch)
-        return Schedule(1 / per_epoch, self.epochs * per_epoch)
+        return 1 / per_epoch, self.epochs * per_epoch
 
 
 class NoiseLevels(Settings):
@@ -356,8 +341,8 @@ class SynthesizeSettings(NoiseLevels):
         churn: settings of the sampler "churn", and of no other.
         shard_rows: images in a file.
         batch: images sampled at a time; None chooses it by the network's size.
-        precision: what convolutions and attention run in. bfloat16 is faster on GPUs and on
-            processors made for it (AVX512-BF16, AMX) and slower on others.
+        precision: what convolutions and attention run in; bfloat16 is slower on processors that
+            were not made for it (AVX512-BF16, AMX).
         seed: public; makes the shards reproducible. It is not the seed of section privacy.
     """
 
@@ -386,10 +371,7 @@ class SynthesizeSettings(NoiseLevels):
         return self
 
     def _errors(self) -> Iterable[FieldError]:
-        if self.images is None and self.per_class is None:
-            yield FieldError((), "either images or per_class", "neither")
-        if self.images is not None and self.per_class is not None:
-            yield FieldError(("per_class",), "either images or per_class", "both")
+        yield from _one_of_two(self, "images", "per_class")
         if self.per_class is not None:
             for index, count in enumerate(self.per_class):
                 if count < 0:
@@ -397,9 +379,8 @@ class SynthesizeSettings(NoiseLevels):
             if sum(self.per_class) < 1:
                 yield FieldError(("per_class",), "at least one image", "none")
         if self.sampler != "churn" and self.churn is not None:
-            yield FieldError(
-                ("churn",), f"no section churn, for the sampler is {self.sampler}", "one"
-            )
+            expected = f"no section churn, for the sampler is {self.sampler}"
+            yield FieldError(("churn",), expected, "one")
 
     def sampler_settings(self) -> dict[str, Any]:
         """Return what the sampler is built with: its noise levels and its own settings."""

@@ -35,25 +35,16 @@ _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 class Training:
     """What is public about a training.
 
-    Attributes:
-        dpsgd: the mechanism of every step.
-        steps: T, the reservation's; the charged steps of all attempts never exceed it.
-        classes: number of classes; also the index of "no label".
-        label_dropout: probability that a record's label is dropped.
-        micro_batch: records in memory at a time.
-        settings: K, learning rate, warm-up and the rest of what the spec's section says. Its
-            length and batch are not used: those of the reservation hold.
-
     Raises:
         InvalidRequest: a count is below 1, before anything is charged.
     """
 
     dpsgd: DPSGD
-    steps: int
-    classes: int
-    label_dropout: float
-    micro_batch: int
-    settings: TrainSettings
+    steps: int  # T, the reservation's; the charged steps of all attempts never exceed it
+    classes: int  # also the index of "no label"
+    label_dropout: float  # probability that a record's label is dropped
+    micro_batch: int  # records in memory at a time
+    settings: TrainSettings  # but for its length and batch: those of the reservation hold
 
     def __post_init__(self) -> None:
         for name in ("steps", "classes", "micro_batch"):
@@ -74,17 +65,9 @@ class Trainer:
         collective: Collective | None = None,
         on_progress: OnProgress = lambda phase, done, total: None,
     ) -> None:
-        """Prepare, without touching a record.
+        """Prepare, without touching a record; the arguments are those of `Method.fit`.
 
-        Args:
-            training: the public settings.
-            denoiser: initial weights, the same on every worker; trained in place.
-            records: all private records, on the denoiser's device.
-            attempt: the source of randomness.
-            meter: charges the ledger; only rank 0 calls it.
-            checkpoints: folder for checkpoints, internal to the run.
-            collective: the other workers, if any.
-            on_progress: called with (phase, steps done, steps in all) after every step.
+        `denoiser` has the same initial weights on every worker and is trained in place.
 
         Raises:
             InvalidRequest: the number of records is not the one that the mechanism states.
@@ -94,6 +77,7 @@ class Trainer:
                 f"the mechanism is stated for {training.dpsgd.records} records, found "
                 f"{len(records)}; declare the number that the source holds"
             )
+        settings, of = training.settings, denoiser.preconditioning
         self._training = training
         self._denoiser = denoiser
         self._records = records
@@ -102,19 +86,12 @@ class Trainer:
         self._folder = checkpoints
         self._collective = collective or SingleProcess()
         self._on_progress = on_progress
-        settings = training.settings
         self._trainable = trainable(denoiser)
         self._ema = EMA(denoiser, settings.ema)
         self._optimizer = torch.optim.Adam(self._trainable.values(), lr=settings.learning_rate)
-        self._loss = DenoisingLoss(denoiser.preconditioning, settings.precision)
-        self._views = NoisedViews(
-            denoiser.preconditioning,
-            settings.views,
-            training.label_dropout,
-            training.classes,
-            attempt.key,
-            attempt.number,
-        )
+        self._loss = DenoisingLoss(of, settings.precision)
+        dropout, null = training.label_dropout, training.classes
+        self._views = NoisedViews(of, settings.views, dropout, null, attempt.key, attempt.number)
         self._noise = attempt.noise()
         self._private_gradient = self._make_private_gradient()
         # Every worker has all records and takes every size-th; which, changes nothing in the sums.
@@ -125,12 +102,7 @@ class Trainer:
     def run(self) -> dict[str, Tensor]:
         """Train to the end of the reservation and return the weights, trained ones averaged.
 
-        Goes on from the newest sound checkpoint in the folder, with this attempt's masks and
-        noise and whatever was never charged.
-
-        Raises:
-            BudgetRefused: the ledger refuses a charge.
-            LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
+        Raises, beside what `Method.fit` does:
             InvalidRequest: this attempt has run before; masks must be fresh.
             UmbraError: the workers do not see the same checkpoints, or crashes forfeited every
                 reserved step.
@@ -146,12 +118,13 @@ class Trainer:
             self._save()
         if self._step == 0:
             raise UmbraError(
-                "every reserved step was charged, and none survived the crashes: there is no "
-                "trained model to release. Submit a new run."
+                "every reserved step was charged and lost in a crash, so there is no trained model "
+                "to release; submit a new run"
             )
         return {**self._denoiser.state_dict(), **self._ema.state_dict()}
 
     def _restore(self) -> bool:
+        """Go on from the newest sound checkpoint; say whether there is one."""
         found = newest(self._folder).checkpoint
         step = -1 if found is None else found.step
         if self._collective.broadcast_from_rank0(step) != step:
@@ -164,7 +137,7 @@ class Trainer:
         if found.attempt >= self._attempt.number:
             raise InvalidRequest(
                 f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
-                f"{found.attempt}: its masks may be drawn already; begin a new attempt"
+                f"{found.attempt}: masks must be fresh; begin a new attempt"
             )
         load_trained(self._denoiser, found.model)
         self._ema.load_state_dict(dict(found.ema))
@@ -186,34 +159,25 @@ class Trainer:
             self._head = self._meter.charge(WARMUP, 1)
             means = release_class_means(records, training.classes, warmup, self._noise)
         means = self._collective.sum({"means": means.to(records.images.device)})["means"].float()
-        total = warmup.steps
+        report, total = self._on_progress, warmup.steps
         train_on_means(
             self._denoiser,
             means,
             warmup,
             training.label_dropout,
             self._attempt.generator(),
-            lambda done: self._on_progress(WARMUP, done, total),
+            lambda done: report(WARMUP, done, total),
         )
         self._ema = EMA(self._denoiser, training.settings.ema)
         self._save()
 
     def _make_private_gradient(self) -> PrivateGradient:
         training, images, attempt = self._training, self._records.images, self._attempt
-        q = training.dpsgd.sampling_probability
-        engine = choose(
-            images.shape[-1] * images.shape[-2],
-            training.settings.views,
-            images.device.type,
-            training.settings.precision,
-        )
+        dpsgd, settings, pixels = training.dpsgd, training.settings, images[0, 0].numel()
+        engine = choose(pixels, settings.views, images.device.type, settings.precision)
+        masks = PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability)
         return PrivateGradient(
-            training.dpsgd,
-            PoissonSampler(attempt.key, attempt.number, q),
-            self._noise,
-            engine,
-            self._collective,
-            training.micro_batch,
+            dpsgd, masks, self._noise, engine, self._collective, training.micro_batch
         )
 
     def _charge_block(self) -> int:
@@ -246,13 +210,13 @@ class Trainer:
         if self._collective.rank != 0:
             return
         checkpoint = Checkpoint(
-            step=self._step,
-            attempt=self._attempt.number,
-            phase=PRIVATE if self._step else WARMUP,
-            model=trained_state(self._denoiser),
-            ema=self._ema.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            ledger_head=self._head,
+            self._step,
+            self._attempt.number,
+            PRIVATE if self._step else WARMUP,
+            trained_state(self._denoiser),
+            self._ema.state_dict(),
+            self._optimizer.state_dict(),
+            self._head,
         )
         save(self._folder, checkpoint)
         keep_last(self._folder, _KEPT)

@@ -13,7 +13,11 @@ from synth.settings import ComponentSettings, Count, NetworkSettings, raise_if_a
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of min(channels/4, 32) groups, or of the next fewer that divide the channels."""
+    """Return a GroupNorm of min(channels/4, 32) groups, or the next fewer that divide the channels.
+
+    >>> group_norm(12)
+    GroupNorm(3, 12, eps=1e-06, affine=True)
+    """
     most = max(min(channels // 4, 32), 1)
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
@@ -26,8 +30,7 @@ LONGEST = 10_000.0
 class SinusoidalEmbedding(nn.Module):
     """Positional embedding of c_noise: `channels/2` cosines, then as many sines.
 
-    Frequencies fall geometrically from 1 to 1/10000, both ends included (Vaswani et al. 2017,
-    as DDPM++ uses it). `forward` takes [B] and returns [B, channels] in the dtype of the input.
+    Frequencies fall geometrically from 1 to 1/10000 (Vaswani et al. 2017, as DDPM++ uses it).
     """
 
     frequencies: Tensor
@@ -41,21 +44,18 @@ class SinusoidalEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """Embed `c_noise` [B] as [B, channels]."""
+        """Embed c_noise [B] as [B, channels]."""
         angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise embedding plus learned class embedding, through two SiLU layers.
-
-    Row `classes` of the class table is the null label (label dropped). With `classes=0` the model
-    is unconditional: there is no table and labels are ignored.
-    """
+    """Noise embedding plus learned class embedding, through two SiLU layers."""
 
     def __init__(self, base: int, classes: int) -> None:
         super().__init__()
         self.noise = SinusoidalEmbedding(base)
+        # The last row is the null label's. With no classes the model is unconditional.
         self.label = nn.Embedding(classes + 1, base) if classes else None
         self.layer0 = nn.Linear(base, 4 * base)
         self.layer1 = nn.Linear(4 * base, 4 * base)
@@ -75,12 +75,7 @@ SKIP_SCALE = 1 / math.sqrt(2)
 
 
 class Attention(nn.Module):
-    """Single-head self-attention, residual, its sum scaled by 1/sqrt(2).
-
-    Written as plain products and not with `scaled_dot_product_attention`, whose CPU kernels have
-    no batching rule under `torch.func.vmap`; at 49 to 256 tokens nothing is lost. The projection
-    back starts at zero, so a new block passes its input on (scaled).
-    """
+    """Single-head self-attention, residual, its sum scaled by 1/sqrt(2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,6 +87,8 @@ class Attention(nn.Module):
         """Attend over the pixels of x [B, C, H, W]; same shape out."""
         B, C, H, W = x.shape
         q_BCT, k_BCT, v_BCT = self.qkv(self.norm(x)).reshape(B, 3, C, H * W).unbind(dim=1)
+        # Plain products: the CPU kernels of `scaled_dot_product_attention` have no batching rule
+        # under `torch.func.vmap`, and at 49 to 256 tokens nothing is lost.
         logits_BTT = torch.matmul(q_BCT.transpose(1, 2) / math.sqrt(C), k_BCT)
         attended_BCT = torch.matmul(v_BCT, logits_BTT.softmax(dim=-1).transpose(1, 2))
         return (x + self.projection(attended_BCT.reshape(B, C, H, W))) * SKIP_SCALE
@@ -112,9 +109,8 @@ def resampled(x: Tensor, resample: Resample) -> Tensor:
 class ResidualBlock(nn.Module):
     """norm, SiLU, (resample,) conv, + embedding, norm, SiLU, conv; skip sum scaled by 1/sqrt(2).
 
-    BigGAN style: where the block resamples, both branches are resampled before their first
-    convolution, inside the block. The skip branch is a 1x1 convolution where channels change or
-    the block resamples, else the identity. The second convolution starts at zero.
+    BigGAN style: both branches are resampled before their first convolution, inside the block. The
+    skip branch is a 1x1 convolution where channels change or the block resamples.
     """
 
     def __init__(
@@ -154,16 +150,15 @@ QKV_VARIANCE = 0.1
 
 
 class UNetConfig(NetworkSettings, ComponentSettings):
-    """Shape of a U-Net.
+    """Shape of a U-Net for square images of `size` pixels a side.
 
-    Attributes:
-        size: pixels along each side of the (square) image.
-        channels: channels of the image, 1 for grey and 3 for colour.
-        classes: number of labels 0..classes-1, `classes` itself being the null label; 0 makes
-            the network unconditional.
+    Labels are 0..classes-1, and `classes` is the null label; 0 makes the network unconditional.
 
     Raises:
         InvalidRequest: the values do not make a network.
+
+    >>> UNetConfig(size=28, channels=1).resolutions(28)
+    (28, 14, 7)
     """
 
     size: Count
@@ -182,15 +177,11 @@ class UNetConfig(NetworkSettings, ComponentSettings):
 
 
 class UNet(nn.Module):
-    """The raw network F(x; c_noise, y). Its output is zero until it is trained.
+    """The raw network F(x; c_noise, y), with zero output until it is trained.
 
     Every record is treated on its own (no batch statistics), and `forward` has no in-place
     operation and no branch on data, so it may be used under `torch.func.vmap` and `grad`.
-
-    Args:
-        config: its shape.
-        seed: seed, or generator, of the initial weights; the same seed gives the same weights
-            and torch's global generator is left as it was.
+    `seed` gives the initial weights; torch's global generator is left as it was.
     """
 
     def __init__(self, config: UNetConfig, seed: int | torch.Generator = 0) -> None:
@@ -214,17 +205,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate F.
-
-        Args:
-            x: [B, C, H, W], already scaled by c_in.
-            c_noise: [B], the noise level as the config encodes it.
-            label: [B] integers in 0..classes, `classes` being null; ignored where the network is
-                unconditional.
-
-        Returns:
-            [B, C, H, W].
-        """
+        """Evaluate F at x [B, C, H, W], c_noise [B] and label [B] in 0..classes."""
         e_BE = self.condition(c_noise, label)
         h = self.stem(x)
         stored = [h]

@@ -2,8 +2,8 @@
 
 One Gaussian mechanism releases the clipped sum of every class (`privacy.class_sums`). Divided by
 the public number N / classes they are rough class means, and training on those is post-processing:
-free, non-private, and as long as one likes. DP-SGD then starts from a network that knows already
-what a class looks like, so that its budget goes into the differences within a class.
+free, however long it takes. DP-SGD then starts from a network that knows already what a class
+looks like, so that its budget goes into the differences within a class.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,9 @@ from synth.settings import WarmupSettings
 def release_class_means(
     records: Records, classes: int, warmup: WarmupSettings, noise: SecureGaussian
 ) -> Tensor:
-    """Query the noisy class means; it must have been charged before,
-    as one Gaussian mechanism of `warmup.noise_multiplier`.
+    """Query the noisy class means, float32 [classes, C, H, W] in [-1, 1].
 
-    N, which makes the divisor N / classes, is public under the zero-out relation.
-
-    Returns:
-        float32 [classes, C, H, W] in [-1, 1]: differentially private, free to keep and show.
+    The caller has charged one Gaussian mechanism of `warmup.noise_multiplier` before.
     """
     sums = noisy_class_sums(
         (records.images + 1) / 2,
@@ -39,6 +35,7 @@ def release_class_means(
         noise_multiplier=warmup.noise_multiplier,
         noise=noise,
     )
+    # N, which makes the divisor, is public under the zero-out relation.
     means = class_means(sums, len(records) / classes)
     return means.clamp(0, 1).mul(2).sub(1).float()
 

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.audit.ledger import find_run
 from pipeline.audit.run import TrainingRecipe
 from pipeline.home import Home
-from pipeline.plan.plan import build_method, plan
+from pipeline.plan.plan import build_method, training_components
 from pipeline.progress import Progress
 from pipeline.spec import Spec, load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism
@@ -42,9 +42,8 @@ def audit_step(
         dpsgd, settings["views"] = _DEFAULT, _DEFAULT_VIEWS
     elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
         spec = load_spec(Path(subject))
-        planned = plan(spec, trial=False)
-        dpsgd, shown = _step(spec, planned.components)
-        settings |= shown | {"delta": planned.delta}
+        dpsgd, shown = _step(spec, training_components(spec))
+        settings |= shown | {"delta": spec.privacy.delta}
     else:
         run = find_run(home, subject)
         if run is None:
@@ -64,6 +63,5 @@ def _step(spec: Spec, components: Sequence[Component]) -> tuple[DPSGD, dict[str,
             f"the mechanism audit runs a step of DP-SGD, but the method is {method.name}; "
             "audit a run or a spec of method diffusion"
         )
-    training = method.training(components)
-    path = StepPath(engine=method.engine())
-    return training.dpsgd, {"views": training.settings.views, "path": path}
+    settings = {"views": method.train.views, "path": StepPath(engine=method.engine())}
+    return method.dpsgd(components), settings

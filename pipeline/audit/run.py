@@ -322,7 +322,7 @@ def _scores(
     denoiser = build_denoiser(recipe.spec).to(device)
     with progress.stage("score canaries", m) as stage:
         before = losses(denoiser, canaries, stage.advance)
-    total = recipe.method.total_steps(recipe.reservation.plan)
+    total = recipe.method.extent(recipe.reservation.plan).steps
     with progress.stage("train with canaries", total) as stage, TemporaryDirectory() as folder:
         weights = _train(recipe, records, meter, Path(folder), stage)
     denoiser.load_state_dict(weights)

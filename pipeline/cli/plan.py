@@ -43,13 +43,13 @@ def plan(spec: Path, as_json: bool) -> None:
     facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
 
     def show(console: "Console") -> None:
-        cost = made.cost
+        cost, asked = made.cost, made.spec
         console.print(
             pairs(
-                f"Plan of {made.name}",
+                f"Plan of {asked.name}",
                 {
-                    "data set": f"{made.dataset}, N = {made.records}",
-                    "calibrated by": made.calibration.upper(),
+                    "data set": f"{asked.data.name}, N = {asked.data.records}",
+                    "calibrated by": asked.privacy.calibration.upper(),
                     **{_LABELS.get(n, n): f"{value:.6g}" for n, value in made.numbers.items()},
                     "parameters": f"{cost.parameters:,}",
                     "views in all": f"{cost.views:,.0f}",
@@ -61,10 +61,11 @@ def plan(spec: Path, as_json: bool) -> None:
             )
         )
         rows = [(name.upper(), bound) for name, bound in facts["epsilon"].items()]
-        console.print(table(f"ε at δ = {made.delta:g}", ["accountant", "ε at most"], rows, [1]))
+        title = f"ε at δ = {asked.privacy.delta:g}"
+        console.print(table(title, ["accountant", "ε at most"], rows, [1]))
         for component in (*made.components, *made.holdout_components):
             console.print(f"charged as {component.name}: {component.mechanism}")
-        _show_budget(console, made.dataset, quoted)
+        _show_budget(console, asked.data.name, quoted)
         for note in made.notes:
             console.print(f"Note: {note}")
 

@@ -69,8 +69,7 @@ def train(job: TrainingJob, manager: Any, on_steps: Callable[[int], object]) -> 
         (job, manager),
         per_worker(resources),
         size=None if resources.workers == "auto" else resources.workers,
-        # With more workers than there are records in a batch some would be idle.
-        at_most=build_method(job.spec).max_workers(job.components),
+        at_most=build_method(job.spec).extent(job.components).max_workers,
     )
     try:
         group.run(on_steps)

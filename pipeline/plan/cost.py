@@ -7,11 +7,11 @@ network of the spec, untrained, on zeros.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.spec import Spec
-from synth.methods.base import Workload
+from synth.methods.base import Method
 
 # Weights 4, EMA 4, Adam 8, and sum of clipped gradients and noise in float64, 8 each.
 _BYTES_PER_PARAMETER = 32
@@ -35,11 +35,10 @@ class Cost:
             and the Python, torch and Ray runtimes come on top.
         gradient_engine: how clipped gradients are computed; has no influence on them.
         micro_batch: records at a time; has no influence either.
-        device: what the trial ran on; None where there was no trial.
-        views_per_second: measured in a trial of a moment, or None.
-        training_seconds: estimated from the trial for the spec's workers ("auto" counts as one,
-            for how many there will be is not known), or None.
-        sampling_seconds: estimated from the trial for one actor, or None.
+        device: what the trial ran on; like what follows, None where there was no trial.
+        views_per_second: measured in the trial.
+        training_seconds: estimated from the trial for the spec's workers ("auto" counts as one).
+        sampling_seconds: estimated from the trial for one actor.
     """
 
     parameters: int
@@ -55,18 +54,11 @@ class Cost:
     training_seconds: float | None = None
     sampling_seconds: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes, for JSON."""
-        return asdict(self)
 
+def estimate(spec: Spec, method: Method, views: float, *, trial: bool = True) -> Cost:
+    """Return the cost of running `spec`, whose method takes that many views in all.
 
-def estimate(spec: Spec, work: Workload, *, trial: bool = True) -> Cost:
-    """Return the cost of running `spec`, whose method has that much work.
-
-    Args:
-        spec: the spec.
-        work: the method's own estimate.
-        trial: whether to time the network for a moment on this machine.
+    With a trial the network is timed for a moment on this machine.
 
     Raises:
         InvalidRequest: the spec's network cannot be built.
@@ -77,6 +69,7 @@ def estimate(spec: Spec, work: Workload, *, trial: bool = True) -> Cost:
     from synth.preconditioning import example_inputs
 
     denoiser = build_denoiser(spec)
+    work = method.workload(denoiser)
     inputs = example_inputs(1, spec.data.channels, spec.data.size)
     with _counted_flops(denoiser) as flops:
         activations = activation_bytes(denoiser, inputs)
@@ -86,11 +79,11 @@ def estimate(spec: Spec, work: Workload, *, trial: bool = True) -> Cost:
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     cost = Cost(
         parameters=parameters,
-        views=work.views,
+        views=views,
         flops_per_view=forward * _BACKWARD_FACTOR,
-        training_flops=work.views * forward * _BACKWARD_FACTOR,
+        training_flops=views * forward * _BACKWARD_FACTOR,
         sampling_flops=float(evaluations * forward),
-        worker_bytes=parameters * _BYTES_PER_PARAMETER + activations * work.views_at_once,
+        worker_bytes=parameters * _BYTES_PER_PARAMETER + activations * work.views,
         gradient_engine=work.engine,
         micro_batch=work.micro_batch,
     )
@@ -102,7 +95,7 @@ def estimate(spec: Spec, work: Workload, *, trial: bool = True) -> Cost:
         cost,
         device=device,
         views_per_second=rate,
-        training_seconds=cost.views / rate / workers,
+        training_seconds=views / rate / workers,
         # An evaluation without a backward pass is a third of a view.
         sampling_seconds=evaluations / (rate * _BACKWARD_FACTOR),
     )
@@ -134,10 +127,7 @@ def _counted_flops(network: Any) -> Iterator[list[int]]:
 
 
 def _views_per_second(spec: Spec, denoiser: Any) -> tuple[str, float]:
-    """Return the device and its forward and backward passes a second.
-
-    They are measured in the smallest batch that takes long enough.
-    """
+    """Return the device and its forward and backward passes a second, in a batch large enough."""
     import torch
 
     from synth.preconditioning import example_inputs

@@ -4,8 +4,8 @@
 Plan, so what is shown is what is reserved, charged and trained.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.plan.cost import Cost, estimate
@@ -25,50 +25,47 @@ class Plan:
     """The private part of a run in numbers, and its cost.
 
     Attributes:
-        name: the run's name.
-        dataset: the budget it draws on.
-        records: N, declared.
-        target_epsilon: ε that was asked for.
-        delta: δ.
-        calibration: the accountant that found σ, "rdp" or "prv".
-        method: how a generator is fitted.
+        spec: what was asked for.
         numbers: the method's own, such as steps and noise multiplier.
         components: what the method charges, in order.
-        holdout_components: what is charged to the holdout's part for figures against it:
-            "accuracy" and "class-counts"; empty where none are released by a mechanism.
+        holdout_components: what is charged to the holdout's part for figures against it; empty
+            where none are released by a mechanism.
         epsilon: upper bounds on ε of all components together.
-        void: whether a seed makes the guarantee void.
         cost: operations, memory and time.
         notes: what a reader has to know before submitting.
     """
 
-    name: str
-    dataset: str
-    records: int
-    target_epsilon: float
-    delta: float
-    calibration: str
-    method: str
+    spec: Spec
     numbers: Mapping[str, int | float]
     components: tuple[Component, ...]
     holdout_components: tuple[Component, ...]
     epsilon: EpsilonBounds
-    void: bool
     cost: Cost
     notes: tuple[str, ...]
 
+    @property
+    def void(self) -> bool:
+        """Whether a seed makes the guarantee void."""
+        return self.spec.privacy.seed is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan for JSON: mechanisms as raw parameters, ε rounded up."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        del plain["numbers"]
+        spec = self.spec
         return {
-            **plain,
+            "name": spec.name,
+            "dataset": spec.data.name,
+            "records": spec.data.records,
+            "target_epsilon": spec.privacy.epsilon,
+            "delta": spec.privacy.delta,
+            "calibration": spec.privacy.calibration,
+            "method": spec.method,
             **self.numbers,
-            "components": [component.to_record() for component in self.components],
+            "components": [part.to_record() for part in self.components],
             "holdout_components": [part.to_record() for part in self.holdout_components],
             "admission": "rdp",
             "epsilon": self.epsilon.to_dict(),
-            "cost": self.cost.to_dict(),
+            "void": self.void,
+            "cost": asdict(self.cost),
             "notes": list(self.notes),
         }
 
@@ -77,9 +74,9 @@ class Plan:
         return {
             **{f"epsilon_{name}": bound for name, bound in self.epsilon.stated().items()},
             # The last component's steps are the method's own number of that name.
-            **{f"{c.name}_steps": c.mechanism.steps for c in self.components[:-1]},
+            **{f"{part.name}_steps": part.mechanism.steps for part in self.components[:-1]},
             **self.numbers,
-            "delta": self.delta,
+            "delta": self.spec.privacy.delta,
             "views": self.cost.views,
             "parameters": self.cost.parameters,
         }
@@ -87,9 +84,10 @@ class Plan:
 
 def build_method(spec: Spec) -> Method:
     """Return the spec's method with its settings."""
-    resources, cls = spec.resources, method_class(spec.method)
+    data, resources, cls = spec.data, spec.resources, method_class(spec.method)
     return cls(
-        PublicFacts(spec.data.records, spec.data.size, spec.data.channels, len(spec.data.classes)),
+        data.records,
+        PublicFacts(data.size, data.channels, len(data.classes)),
         spec.privacy.clip_norm,
         WorkerResources(
             "cuda" if resources.gpus_per_worker > 0 else "cpu",
@@ -103,36 +101,27 @@ def build_method(spec: Spec) -> Method:
 def plan(spec: Spec, *, trial: bool = True) -> Plan:
     """Calibrate the method's noise to the spec's (ε, δ) and add up what the run would cost.
 
-    Args:
-        spec: what is asked for.
-        trial: whether to time the network for a moment, to estimate the hours.
+    With a trial the network is timed for a moment, to estimate the hours.
 
     Raises:
         InvalidRequest: no noise meets the request (the warm-up alone spends ε, say).
     """
-    privacy, method = spec.privacy, build_method(spec)
-    components = training_components(spec)
-    epsilon = epsilon_bounds([component.mechanism for component in components], privacy.delta)
+    method, components = build_method(spec), training_components(spec)
+    mechanisms = [component.mechanism for component in components]
+    epsilon, extent = epsilon_bounds(mechanisms, spec.privacy.delta), method.extent(components)
     return Plan(
-        name=spec.name,
-        dataset=spec.data.name,
-        records=spec.data.records,
-        target_epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        calibration=privacy.calibration,
-        method=method.name,
-        numbers=method.public_numbers(components),
+        spec=spec,
+        numbers=extent.numbers,
         components=components,
         holdout_components=holdout_components(spec),
         epsilon=epsilon,
-        void=privacy.seed is not None,
-        cost=estimate(spec, method.workload(components), trial=trial),
-        notes=_notes(spec, epsilon),
+        cost=estimate(spec, method, extent.views, trial=trial),
+        notes=tuple(_notes(spec, epsilon)),
     )
 
 
 def training_components(spec: Spec) -> tuple[Component, ...]:
-    """Return what the method charges for the spec's (ε, δ), without the cost in time and memory.
+    """Return what the method charges for the spec's (ε, δ).
 
     Raises:
         InvalidRequest: no noise meets the request.
@@ -154,29 +143,26 @@ def holdout_components(spec: Spec) -> tuple[Component, ...]:
     return (accuracy, *(counts if evaluate.release_class_counts else ()))
 
 
-def _notes(spec: Spec, epsilon: EpsilonBounds) -> tuple[str, ...]:
-    notes = []
-    privacy = spec.privacy
+def _notes(spec: Spec, epsilon: EpsilonBounds) -> Iterator[str]:
+    privacy, evaluate, name = spec.privacy, spec.evaluate, spec.data.name
     if privacy.calibration != "rdp":
-        notes.append(
-            f"σ was calibrated under {privacy.calibration.upper()}, but the ledger admits by "
-            f"RDP: the budget of {spec.data.name} needs room for ε = {epsilon.rdp}."
+        yield (
+            f"σ was calibrated under {privacy.calibration.upper()}, but the ledger admits by RDP: "
+            f"the budget of {name} needs room for ε = {epsilon.rdp}."
         )
-    if spec.evaluate is not None and spec.evaluate.release is not None:
-        notes.append(
+    if evaluate is not None and evaluate.release is not None:
+        yield (
             f"figures against the private holdout are released for ε = "
-            f"{round_up(spec.evaluate.release_epsilon)} of the holdout's own part of the budget of "
-            f"{spec.data.name}; its images must not be among the training images."
+            f"{round_up(evaluate.release_epsilon)} of the holdout's own part of the budget of "
+            f"{name}; its images must not be among the training images."
         )
     if privacy.seed is not None:
-        notes.append(
+        yield (
             "privacy.seed is set: the run is reproducible and VOID of privacy; it is still "
             "charged, and export refuses it without an explicit flag."
         )
     if privacy.records_per_unit > 1:
-        notes.append(
-            f"ε and δ hold for one record; a {privacy.unit} may have "
-            f"{privacy.records_per_unit}, and its converted guarantee is weaker: the ledger "
-            "reports it."
+        yield (
+            f"ε and δ hold for one record; a {privacy.unit} may have {privacy.records_per_unit}, "
+            "and its converted guarantee is weaker: the ledger reports it."
         )
-    return tuple(notes)

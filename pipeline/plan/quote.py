@@ -21,7 +21,7 @@ def budget_quotes(plan: Plan, home: Home) -> dict[str, Quote]:
     try:
         budget = Budget(Ledger.open(home.ledger_url))
         return {
-            part: budget.quote(plan.dataset, components, part)
+            part: budget.quote(plan.spec.data.name, components, part)
             for part, components in asked.items()
             if components
         }

@@ -29,15 +29,10 @@ class Problem:
     found: str
     hint: str = ""
 
-    @property
-    def field(self) -> str:
-        """The field as a reader writes it: `data.classes[2]`."""
-        return format_path(self.path)
-
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         hint = f" ({self.hint})" if self.hint else ""
-        field = f"{self.field}: " if self.path else ""
+        field = f"{format_path(self.path)}: " if self.path else ""
         return f"{place}: {field}expected {self.expected}, found {self.found}{hint}"
 
 
@@ -50,11 +45,9 @@ class SpecError(InvalidRequest):
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, where 1e-5 is text, `no` is false and 1:30 is ninety.
+    """Resolve plain scalars by the core schema of YAML 1.2."""
 
-    This loader resolves plain scalars by the core schema of YAML 1.2 instead.
-    """
-
+    # PyYAML reads YAML 1.1, where 1e-5 is text, `no` is false and 1:30 is ninety.
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own class attribute
 
 
@@ -163,17 +156,17 @@ def _mapping(
 
 def _scalar(kind: str, text: str) -> Any:
     """Return the value of a scalar; raise ValueError for any but a plain value's tag."""
-    if kind == "str":
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() == "true"
-    if kind == "int":
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
-    if kind == "float":
-        return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
+    match kind:
+        case "str":
+            return text
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        case "float":
+            return float(re.sub(r"\.(inf|nan)", r"\1", text.lower()))
     raise ValueError(kind)
 
 
@@ -334,19 +327,19 @@ def load_spec(path: Path) -> Spec:
     """Read a spec file; relative paths in it start at its folder.
 
     Raises:
-        SpecError: the file cannot be read or is no valid spec; all problems at once,
-            each with file, line, field, what was expected and what was found.
+        SpecError: the file cannot be read or is no valid spec; it holds all problems at once.
     """
+    file = str(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SpecError([Problem(str(path), 1, (), "text in UTF-8", "other bytes")]) from error
+        raise SpecError([Problem(file, 1, (), "text in UTF-8", "other bytes")]) from error
     except FileNotFoundError as error:
-        raise SpecError([Problem(str(path), None, (), "a spec file", "no such file")]) from error
+        raise SpecError([Problem(file, None, (), "a spec file", "no such file")]) from error
     except OSError as error:
         found = error.strerror or type(error).__name__
-        raise SpecError([Problem(str(path), None, (), "a readable file", found)]) from error
-    return parse_spec(text, file=str(path), folder=path.parent)
+        raise SpecError([Problem(file, None, (), "a readable file", found)]) from error
+    return parse_spec(text, file=file, folder=path.parent)
 
 
 def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spec:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from typing import Annotated, Self
 
 import yaml
@@ -43,15 +42,8 @@ class Spec(Settings):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        raise_if_any(
-            chain(
-                _method_errors(self),
-                _privacy_errors(self),
-                _network_errors(self),
-                _synthesis_errors(self),
-                _evaluation_errors(self),
-            )
-        )
+        checks = (_training_errors, _network_errors, _synthesis_errors, _evaluation_errors)
+        raise_if_any(error for errors in checks for error in errors(self))
         return self
 
     def canonical_json(self) -> str:
@@ -70,24 +62,19 @@ class Spec(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _method_errors(spec: Spec) -> Iterator[FieldError]:
+def _training_errors(spec: Spec) -> Iterator[FieldError]:
+    N, delta = spec.data.records, spec.privacy.delta
     if spec.method == "diffusion" and spec.train is None:
         yield FieldError(("train",), "a section, for the method is diffusion", "nothing")
-
-
-def _privacy_errors(spec: Spec) -> Iterator[FieldError]:
-    N, delta = spec.data.records, spec.privacy.delta
     if delta >= 1 / N:
         # At δ = 1/N publishing one whole record at random would count as private.
         expected = f"a number below 1/records = 1/{N} = {1 / N:.3g}"
         yield FieldError(("privacy", "delta"), expected, f"{delta:g}")
+    expected = f"at most the number of records ({N})"
     if spec.train is not None and spec.train.batch > N:
-        expected = f"at most the number of records ({N})"
         yield FieldError(("train", "batch"), expected, str(spec.train.batch))
-    if spec.privacy.records_per_unit > N:
-        expected = f"at most the number of records ({N})"
-        found = str(spec.privacy.records_per_unit)
-        yield FieldError(("privacy", "records_per_unit"), expected, found)
+    if (unit := spec.privacy.records_per_unit) > N:
+        yield FieldError(("privacy", "records_per_unit"), expected, str(unit))
 
 
 def _network_errors(spec: Spec) -> Iterator[FieldError]:

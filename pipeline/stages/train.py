@@ -32,7 +32,6 @@ class Train:
         if note := _skipped(run.checkpoints):
             run.update(message=note)
         reservation = context.budget.reservation(context.reservation_id)
-        method = build_method(spec)
         job = TrainingJob(
             spec=spec,
             components=reservation.plan,
@@ -42,10 +41,10 @@ class Train:
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
         )
-        total = method.total_steps(reservation.plan)
         # The weights are written at the very end. With them there the training is over, though the
         # run may have died before it noted that; its reservation may be settled by now.
         if not job.weights.exists():
+            total = build_method(spec).extent(reservation.plan).steps
             with context.progress.stage("train", total) as stage:
                 train(job, context.manager, stage.reach)
         get_result(context.manager.settle.remote(context.reservation_id))
@@ -54,14 +53,10 @@ class Train:
 
 
 def _skipped(checkpoints: StoragePath) -> str:
-    """Return what a person has to know of the checkpoints: sentences, or nothing if all is well.
-
-    Raises:
-        IntegrityBroken: there are checkpoints and none is sound. The steps that they took are
-            charged, so starting afresh would end with a model of the few steps that are left.
-    """
+    """Name the damaged checkpoints; raise IntegrityBroken if there are some and none is sound."""
     search = newest(checkpoints)
     if search.skipped and search.checkpoint is None:
+        # Their steps are charged: starting afresh would train for the few that are left.
         raise IntegrityBroken(
             f"no checkpoint in {checkpoints} is sound: {'; '.join(search.skipped)}. Restore one "
             "from a backup and resume; or remove the folder to begin anew with the steps that were "
@@ -73,7 +68,7 @@ def _skipped(checkpoints: StoragePath) -> str:
 def _spent(context: Context) -> dict[str, float]:
     reservation = context.budget.reservation(context.reservation_id)
     charged = charged_mechanisms(context.budget, reservation)
-    delta = context.plan.delta
+    delta = context.spec.privacy.delta
     bounds = epsilon_bounds(charged.values(), delta).stated()
     return {
         **{f"epsilon_{name}": bound for name, bound in bounds.items()},

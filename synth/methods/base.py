@@ -1,7 +1,7 @@
 """The contract of a method: a way to fit a generator on private records under charges.
 
 A method says which components it charges for a wanted (ε, δ), fits on records given a meter that
-charges them, and hands the samplers a denoiser. Planning opens no records and imports no torch.
+charges them, and hands the samplers a denoiser. Planning opens no records.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +27,8 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class PublicFacts:
-    """What is public about the records: N, and the images' size, channels and classes."""
+    """What is public about the images: size, channels and number of classes."""
 
-    records: int
     size: int
     channels: int
     classes: int
@@ -46,41 +45,38 @@ class PrivacyTarget:
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What a worker has; no result depends on it.
+    """What a worker has; no result depends on it."""
 
-    Attributes:
-        device_type: "cpu" or "cuda".
-        memory_gib: memory of a worker, or None where the spec states none.
-        workers: how many there are; 1 where that is not known yet.
-    """
+    device_type: str  # "cpu" or "cuda"
+    memory_gib: float | None = None  # None where the spec states none
+    workers: int = 1  # 1 also where that is not known yet
 
-    device_type: str
-    memory_gib: float | None = None
-    workers: int = 1
+
+@dataclass(frozen=True)
+class Extent:
+    """How far fitting goes; known without torch."""
+
+    numbers: Mapping[str, int | float]  # the method's own for a plan: noise multiplier and the like
+    views: float  # expected forward and backward passes of one image, over all workers
+    steps: int  # that `fit` reports on, of all phases
+    max_workers: int  # with more, some would be idle
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What fitting costs, in expectation; an estimate.
+    """What a worker holds at a time; an estimate."""
 
-    Attributes:
-        views: forward and backward passes of the network for one image, over all workers.
-        views_at_once: those whose activations a worker holds at a time.
-        engine: how clipped gradients are computed.
-        micro_batch: records at a time.
-    """
-
-    views: float
-    views_at_once: int
-    engine: str
-    micro_batch: int
+    engine: str  # how clipped gradients are computed
+    micro_batch: int  # records
+    views: int  # images whose activations are held
 
 
 class Method(ABC):
     """One way to fit a generator, with its settings.
 
     Args:
-        facts: what is public about the records.
+        records: N, public under the zero-out relation.
+        facts: what is public about the images.
         clip_norm: C of a record's contribution.
         resources: what a worker has.
         sections: the spec's sections that the class names in `sections`, by name.
@@ -91,7 +87,12 @@ class Method(ABC):
 
     @abstractmethod
     def __init__(
-        self, facts: PublicFacts, clip_norm: float, resources: WorkerResources, **sections: Any
+        self,
+        records: int,
+        facts: PublicFacts,
+        clip_norm: float,
+        resources: WorkerResources,
+        **sections: Any,
     ) -> None: ...
 
     @abstractmethod
@@ -103,20 +104,12 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def public_numbers(self, components: Sequence[Component]) -> dict[str, int | float]:
-        """Return the method's own numbers for a plan: noise multiplier, steps and the like."""
+    def extent(self, components: Sequence[Component]) -> Extent:
+        """Return how far `fit` goes with these components."""
 
     @abstractmethod
-    def workload(self, components: Sequence[Component]) -> Workload:
-        """Estimate what fitting costs; opens no records."""
-
-    @abstractmethod
-    def total_steps(self, components: Sequence[Component]) -> int:
-        """Return how many steps, of all phases, `fit` reports on in all."""
-
-    @abstractmethod
-    def max_workers(self, components: Sequence[Component]) -> int:
-        """Return the number of workers beyond which some would be idle."""
+    def workload(self, denoiser: "Denoiser") -> Workload:
+        """Estimate what a worker holds while it fits `denoiser`."""
 
     @abstractmethod
     def fit(
@@ -148,13 +141,17 @@ class Method(ABC):
         Raises:
             BudgetRefused: the ledger refuses a charge.
             LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
-            UmbraError: it failed, in words for a person.
+            UmbraError: any other failure that a user can act on.
         """
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def denoiser(cls, facts: PublicFacts, model: ModelSettings) -> "Denoiser":
-        """Return D(x; σ, y) with fresh weights, on the CPU: what the samplers are handed."""
+    def denoiser(facts: PublicFacts, model: ModelSettings) -> "Denoiser":
+        """Return D(x; σ, y) with fresh weights, on the CPU; the label `facts.classes` is null.
+
+        Raises:
+            InvalidRequest: the numbers do not make a network.
+        """
 
     @abstractmethod
     def describe(self) -> str:

@@ -14,6 +14,7 @@ from privacy.errors import InvalidRequest
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian, SubsampledGaussian
 from synth.methods.base import (
+    Extent,
     Method,
     OnProgress,
     PrivacyTarget,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from privacy.collective import Collective
+    from privacy.dp_sgd import DPSGD
     from privacy.gradients.base import GradientEngine
     from synth.attempt import Attempt, Meter
     from synth.preconditioning import Denoiser
@@ -51,6 +53,7 @@ class Diffusion(Method):
 
     def __init__(
         self,
+        records: int,
         facts: PublicFacts,
         clip_norm: float,
         resources: WorkerResources,
@@ -58,21 +61,21 @@ class Diffusion(Method):
         model: ModelSettings,
         train: TrainSettings,
     ) -> None:
+        self._records = records
         self._facts = facts
         self._clip_norm = clip_norm
         self._resources = resources
         self._model = model
-        self._train = train
-        self._schedule = train.schedule(facts.records)
+        self.train = train
 
     def components(self, target: PrivacyTarget) -> tuple[Component, ...]:
         """Calibrate σ of DP-SGD to what the warm-up leaves; see `Method.components`."""
         fixed: tuple[Component, ...] = ()
-        if self._train.warmup is not None:
-            release = Gaussian(self._train.warmup.noise_multiplier)
+        if self.train.warmup is not None:
+            release = Gaussian(self.train.warmup.noise_multiplier)
             _require_room(release, target)
             fixed = (Component(WARMUP, release),)
-        q, T = self._schedule.sampling_probability, self._schedule.steps
+        q, T = self.train.schedule(self._records)
         sigma = noise_multiplier(
             target.epsilon,
             target.delta,
@@ -83,36 +86,30 @@ class Diffusion(Method):
         )
         return (*fixed, Component(PRIVATE, SubsampledGaussian(q, sigma, T)))
 
-    def public_numbers(self, components: Sequence[Component]) -> dict[str, int | float]:
-        """Return q, T, q·N, K, σ and C."""
-        sgd = _dp_sgd(components)
-        return {
-            "sampling_probability": sgd.sampling_probability,
-            "steps": sgd.steps,
-            "expected_batch": sgd.sampling_probability * self._facts.records,
-            "views": self._train.views,
-            "noise_multiplier": sgd.noise_multiplier,
-            "clip_norm": self._clip_norm,
-        }
-
-    def workload(self, components: Sequence[Component]) -> Workload:
-        """Estimate T·q·N·K views, and the memory of those at work; see `Method.workload`."""
-        sgd, views = _dp_sgd(components), self._train.views
-        engine, micro_batch = self.engine(), self.micro_batch()
-        return Workload(
-            views=sgd.steps * sgd.sampling_probability * self._facts.records * views,
-            views_at_once=views * (1 if engine.name == "record" else micro_batch),
-            engine=engine.name,
-            micro_batch=micro_batch,
+    def extent(self, components: Sequence[Component]) -> Extent:
+        """Return q, T, B = q·N, K, σ and C, and T·B·K views; see `Method.extent`."""
+        sgd, K, warmup = _dp_sgd(components), self.train.views, self.train.warmup
+        batch = sgd.sampling_probability * self._records
+        return Extent(
+            numbers={
+                "sampling_probability": sgd.sampling_probability,
+                "steps": sgd.steps,
+                "expected_batch": batch,
+                "views": K,
+                "noise_multiplier": sgd.noise_multiplier,
+                "clip_norm": self._clip_norm,
+            },
+            views=sgd.steps * batch * K,
+            steps=sgd.steps + (warmup.steps if warmup else 0),
+            # With more workers than records in a batch some would be idle.
+            max_workers=max(1, int(batch)),
         )
 
-    def total_steps(self, components: Sequence[Component]) -> int:
-        """Return the steps of DP-SGD and those of the warm-up."""
-        return _dp_sgd(components).steps + (self._train.warmup.steps if self._train.warmup else 0)
-
-    def max_workers(self, components: Sequence[Component]) -> int:
-        """Return the expected number of records in a batch: more workers would be idle."""
-        return max(1, int(_dp_sgd(components).sampling_probability * self._facts.records))
+    def workload(self, denoiser: "Denoiser") -> Workload:
+        """Return the gradient engine and what it holds at a time; see `Method.workload`."""
+        engine, micro_batch = self.engine().name, self.micro_batch(denoiser)
+        records = 1 if engine == "record" else micro_batch
+        return Workload(engine, micro_batch, records * self.train.views)
 
     def fit(
         self,
@@ -127,91 +124,79 @@ class Diffusion(Method):
         """Train to the end of the reservation and return the averaged weights; see `Method.fit`."""
         from synth.training import Trainer
 
-        denoiser = self.denoiser(self._facts, self._model).to(records.images.device)
-        training = self.training(components)
+        denoiser = self.denoiser(self._facts, self._model)
+        training = self.training(components, denoiser)
+        denoiser = denoiser.to(records.images.device)
         return Trainer(
             training, denoiser, records, attempt, meter, checkpoints, collective, on_progress
         ).run()
 
-    @classmethod
-    def denoiser(cls, facts: PublicFacts, model: ModelSettings) -> "Denoiser":
-        """Return the preconditioned U-Net; the label `facts.classes` is null.
-
-        Raises:
-            InvalidRequest: the numbers do not make a network.
-        """
-        from synth.preconditioning import Denoiser, build_preconditioning
+    @staticmethod
+    def denoiser(facts: PublicFacts, model: ModelSettings) -> "Denoiser":
+        """Return the preconditioned U-Net; see `Method.denoiser`."""
+        from synth.preconditioning import PRECONDITIONINGS, Denoiser
         from synth.unet import UNet, UNetConfig
 
-        config = UNetConfig(
-            size=facts.size,
-            channels=facts.channels,
-            classes=facts.classes,
-            **{name: getattr(model, name) for name in NetworkSettings.model_fields},
-        )
-        return Denoiser(UNet(config), build_preconditioning(model.config, **model.constants()))
+        shape = {name: getattr(model, name) for name in NetworkSettings.model_fields}
+        network = UNet(UNetConfig(**vars(facts), **shape))
+        return Denoiser(network, PRECONDITIONINGS[model.config](**model.constants()))
 
     def describe(self) -> str:
         """Return the clause for the data set card."""
         return (
             f"DPDM: a {self._model.config.upper()} diffusion model trained by DP-SGD with noise "
-            f"multiplicity K = {self._train.views}"
+            f"multiplicity K = {self.train.views}"
         )
 
-    def training(self, components: Sequence[Component]) -> "Training":
-        """Return the settings of `synth.training` for what was reserved."""
+    def dpsgd(self, components: Sequence[Component]) -> "DPSGD":
+        """Return the mechanism of every step that was reserved."""
         from privacy.dp_sgd import DPSGD
-        from synth.training import Training
 
         sgd = _dp_sgd(components)
+        return DPSGD(self._records, sgd.sampling_probability, sgd.noise_multiplier, self._clip_norm)
+
+    def training(self, components: Sequence[Component], denoiser: "Denoiser") -> "Training":
+        """Return the settings of `synth.training` for what was reserved."""
+        from synth.training import Training
+
         return Training(
-            dpsgd=DPSGD(
-                self._facts.records, sgd.sampling_probability, sgd.noise_multiplier, self._clip_norm
-            ),
-            steps=sgd.steps,
+            dpsgd=self.dpsgd(components),
+            steps=_dp_sgd(components).steps,
             classes=self._facts.classes,
             label_dropout=self._model.label_dropout,
-            micro_batch=self.micro_batch(),
-            settings=self._train,
+            micro_batch=self.micro_batch(denoiser),
+            settings=self.train,
         )
 
     def engine(self) -> "GradientEngine":
         """Return the engine that training takes; it has no influence on what is computed."""
         from privacy.gradients import choose
 
-        return choose(
-            self._facts.size**2,
-            self._train.views,
-            self._resources.device_type,
-            self._train.precision,
-        )
+        device_type = self._resources.device_type
+        return choose(self._facts.size**2, self.train.views, device_type, self.train.precision)
 
-    def micro_batch(self) -> int:
-        """Return the records in memory at a time: the spec's number, or as many as fit.
-
-        A GPU takes a micro-batch of one size at a time, filled up with empty rows: there it is
-        never larger than a worker's batch, and where the spec leaves it open, a whole number of
-        them makes a large batch.
-        """
+    def micro_batch(self, denoiser: "Denoiser") -> int:
+        """Return the records in memory at a time: the spec's number, or as many as fit."""
         from privacy.gradients.memory import balanced_microbatch, largest_batch
 
-        own, workers = self._train.micro_batch, self._resources.workers
+        own, workers = self.train.micro_batch, self._resources.workers
         if self._resources.device_type == "cpu":
-            return own or self._fitting()
-        largest = largest_batch(self._train.batch / workers, -(-self._facts.records // workers))
-        return min(own, largest) if own else balanced_microbatch(self._fitting(), largest)
+            return own or self._fitting(denoiser)
+        # A GPU takes micro-batches of one size, filled up with empty rows: never larger than a
+        # worker's batch and, where the spec leaves it open, a whole number of them in a large one.
+        largest = largest_batch(self.train.batch / workers, -(-self._records // workers))
+        return min(own, largest) if own else balanced_microbatch(self._fitting(denoiser), largest)
 
-    def _fitting(self) -> int:
+    def _fitting(self, denoiser: "Denoiser") -> int:
         """Return the records that half of a worker's memory holds, up to enough work at a time."""
         from privacy.gradients.memory import micro_batch
         from synth.preconditioning import example_inputs
 
         device_type, memory = self._resources.device_type, self._resources.memory_gib
         gib = memory / 2 if memory else _MICRO_BATCH_GIB[device_type]
-        denoiser = self.denoiser(self._facts, self._model)
         one = example_inputs(1, self._facts.channels, self._facts.size)
         pixels = self._facts.size**2
-        return micro_batch(denoiser, one, self._train.views, pixels, device_type, int(gib * _GIB))
+        return micro_batch(denoiser, one, self.train.views, pixels, device_type, int(gib * _GIB))
 
 
 def _dp_sgd(components: Sequence[Component]) -> SubsampledGaussian:

@@ -105,12 +105,18 @@ def test_what_is_trained_is_what_was_reserved(house, blots_spec):
     run = house.reserve(blots_spec())
     reservation = house.budget.reservation(run.state().reservation_id)
     mechanism = reservation.component("dp-sgd").mechanism
-    training = build_method(run.spec()).training(reservation.plan)
+    spec = run.spec()
+    training = build_method(spec).training(reservation.plan, build_denoiser(spec))
     assert training.dpsgd.mechanism(training.steps) == mechanism
     assert (training.dpsgd.records, training.steps, training.settings.views) == (40, 4, 2)
 
 
 GPU = {"gpus_per_worker": 1}
+
+
+def micro_batch(**sections) -> int:
+    spec = _spec(**sections)
+    return build_method(spec).micro_batch(build_denoiser(spec))
 
 
 @pytest.mark.parametrize(
@@ -132,14 +138,14 @@ GPU = {"gpus_per_worker": 1}
     ],
 )
 def test_a_gpus_micro_batch_is_made_for_public_sizes(train, resources, expected) -> None:
-    assert build_method(_spec(train=train, resources=resources)).micro_batch() == expected
+    assert micro_batch(train=train, resources=resources) == expected
 
 
 def test_a_gpu_with_little_memory_takes_equal_parts_of_a_large_batch() -> None:
     sizes = {}
     for gib in (0.02, 0.05, 0.1):
         memory = {"memory_gib_per_worker": gib}
-        fitting = build_method(_spec(train={"batch": 1437}, resources=GPU | memory)).micro_batch()
+        fitting = micro_batch(train={"batch": 1437}, resources=GPU | memory)
         assert fitting < 1437
         parts = -(-1437 // fitting)
         assert parts * fitting - 1437 < parts
@@ -148,5 +154,5 @@ def test_a_gpu_with_little_memory_takes_equal_parts_of_a_large_batch() -> None:
 
 
 def test_a_cpus_micro_batch_does_not_depend_on_the_batch() -> None:
-    sizes = {build_method(_spec(train={"batch": batch})).micro_batch() for batch in (1, 64, 1437)}
+    sizes = {micro_batch(train={"batch": batch}) for batch in (1, 64, 1437)}
     assert sizes == {2**17 // (2 * 8 * 8)}

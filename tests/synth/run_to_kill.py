@@ -215,7 +215,7 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
     try:
         Trainer(training, denoiser, records, attempt, meter, Path(life.home, life.run)).run()
     except UmbraError as error:
-        if "none survived" not in str(error):  # every step was forfeited by earlier kills
+        if "lost in a crash" not in str(error):  # every step was forfeited by earlier kills
             raise
 
 

@@ -471,7 +471,7 @@ class TestRun:
         assert not same(found, weights[-1])
 
     def test_a_used_up_reservation_takes_no_step(self, tmp_path, trace):
-        with pytest.raises(UmbraError, match="Submit a new run"):
+        with pytest.raises(UmbraError, match="submit a new run"):
             trainer(tmp_path, Meter(steps=0, trace=trace)).run()
         assert trace.events == []
         assert newest(tmp_path).checkpoint is None

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.audit import run as one_run_audit
 from pipeline.audit.run import RunAudit, audit_training
+from pipeline.models import build_denoiser
 from pipeline.plan.plan import build_method
 from pipeline.progress import SilentProgress
 from pipeline.sources.npz import NpzSource
@@ -137,7 +138,9 @@ def test_it_trains_the_runs_own_recipe_with_fresh_noise(house, blots_spec, monke
     found = audit(house, run, canaries=8)
     (training, records, attempt, meter), *_ = given
     reservation = house.budget.reservation(run.state().reservation_id)
-    assert training == build_method(run.spec()).training(reservation.plan)
+    assert training == build_method(run.spec()).training(
+        reservation.plan, build_denoiser(run.spec())
+    )
     assert training.settings.warmup is not None
     assert (len(records), attempt.seed) == (40, None)
     assert found.void

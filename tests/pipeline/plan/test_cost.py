@@ -1,5 +1,4 @@
 import dataclasses
-from dataclasses import replace
 
 import pytest
 import torch
@@ -7,11 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import build_denoiser
 from pipeline.plan import cost
-from pipeline.plan.cost import estimate as estimate_work
+from pipeline.plan.cost import estimate as estimate_cost
 from pipeline.plan.plan import build_method
 from pipeline.spec import parse_spec
-from privacy.budget import Component
-from privacy.mechanisms import SubsampledGaussian
 
 SPEC = """
 name: small
@@ -38,9 +35,7 @@ def spec(*changes):
 
 
 def estimate(spec, views, *, trial=True):
-    method = build_method(spec)
-    work = method.workload([Component("dp-sgd", SubsampledGaussian(0.1, 1.0, 40))])
-    return estimate_work(spec, replace(work, views=views), trial=trial)
+    return estimate_cost(spec, build_method(spec), views, trial=trial)
 
 
 def evaluations_per_image(spec):

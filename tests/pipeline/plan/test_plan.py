@@ -111,7 +111,7 @@ def test_printed_bounds_are_never_below_the_true_ones():
     mechanisms = [component.mechanism for component in found.components]
     printed = found.to_dict()["epsilon"]
     for name in ("rdp", "prv", "pld"):
-        exact = accountant(name).epsilon(mechanisms, found.delta)
+        exact = accountant(name).epsilon(mechanisms, found.spec.privacy.delta)
         assert exact <= printed[name] <= exact + 1e-4
 
 

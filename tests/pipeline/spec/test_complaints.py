@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.spec.load import Problem, SpecError
 from synth.samplers import SAMPLERS
-from synth.settings import PRECONDITIONINGS
+from synth.settings import PRECONDITIONINGS, format_path
 
 
 def one_of(registry):
@@ -278,5 +278,5 @@ def test_long_values_are_cut(complaints):
 
 def test_a_problem_can_be_taken_apart():
     problem = Problem("f.yaml", 3, ("data", "classes", 2), "text", "7")
-    assert problem.field == "data.classes[2]"
+    assert format_path(problem.path) == "data.classes[2]"
     assert str(SpecError([problem])) == "f.yaml:3: data.classes[2]: expected text, found 7"
