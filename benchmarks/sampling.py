@@ -150,7 +150,7 @@ def _draw(workload: Workload, w: float, precision: Precision, count: int) -> Non
 
 @cache
 def _denoise(workload: Workload, w: float, precision: Precision) -> Denoise:
-    null = workload.network.null_label
+    null = workload.network.classes
     return guided(at_precision(workload.denoiser(), precision), w, null)
 
 

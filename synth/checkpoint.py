@@ -20,17 +20,13 @@ import torch
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.validation import positive_int
-from synth.storage import (
-    StoragePath,
-    is_half_written,
-    remove_folder,
-    remove_leftovers,
-    write_folder,
-)
+from synth import storage
+from synth.storage import StoragePath
 
 _RECORD = "checkpoint.json"
 _FORMAT = 2
 _PARTS = ("model", "ema", "optimizer")
+_FIELDS = ("step", "attempt", "phase", "ledger_head")
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -79,10 +75,7 @@ def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
     files = {f"{part}.safetensors": _serialise(part, tensors) for part, tensors in parts.items()}
     record: dict[str, Any] = {
         "format": _FORMAT,
-        "step": checkpoint.step,
-        "attempt": checkpoint.attempt,
-        "phase": checkpoint.phase,
-        "ledger_head": checkpoint.ledger_head,
+        **{name: getattr(checkpoint, name) for name in _FIELDS},
         "facts": {},  # part of format 2, never used
         "optimizer": structure,
         # safetensors sorts by its own rules; what zips two state dicts relies on theirs.
@@ -93,7 +86,7 @@ def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
     if isinstance(folder, Path):
         # Internal, also where they lie on storage that is shared.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_folder(target, {**files, _RECORD: _json(record)}, seal=_RECORD)
+    storage.write_folder(target, {**files, _RECORD: _json(record)}, seal=_RECORD)
     return target
 
 
@@ -107,13 +100,10 @@ def load(path: StoragePath) -> Checkpoint:
     record, files = _read(path)
     tensors = {part: _parse(record["names"][part], data) for part, data in files.items()}
     return Checkpoint(
-        step=record["step"],
-        attempt=record["attempt"],
-        phase=record["phase"],
+        **{name: record[name] for name in _FIELDS},
         model=tensors["model"],
         ema=tensors["ema"],
         optimizer=_unflatten(record["optimizer"], tensors["optimizer"]),
-        ledger_head=record["ledger_head"],
     )
 
 
@@ -121,7 +111,7 @@ def newest(folder: StoragePath) -> Search:
     """Return the sound checkpoint with the most steps, saying which damaged ones were skipped."""
     skipped: list[str] = []
     for path in _paths(folder):
-        if is_half_written(path, _RECORD):
+        if storage.is_half_written(path, _RECORD):
             continue
         try:
             return Search(load(path), tuple(skipped))
@@ -139,8 +129,8 @@ def keep_last(folder: StoragePath, count: int) -> None:
     positive_int("checkpoints to keep", count)
     sound = 0
     for path in _paths(folder):
-        if sound >= count or is_half_written(path, _RECORD):
-            remove_folder(path, _RECORD)
+        if sound >= count or storage.is_half_written(path, _RECORD):
+            storage.remove_folder(path, _RECORD)
             continue
         try:
             _read(path)
@@ -148,7 +138,7 @@ def keep_last(folder: StoragePath, count: int) -> None:
         except IntegrityBroken:
             # A damaged one does not count: it would crowd out what a run could resume from.
             continue
-    remove_leftovers(folder)
+    storage.remove_leftovers(folder)
 
 
 def _paths(folder: StoragePath) -> list[StoragePath]:
@@ -219,20 +209,20 @@ def _serialise(part: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
                 f"{part} {name!r} is a {tensor.dtype} tensor: a checkpoint holds weights and "
                 "moments, never masks or the state of a noise generator"
             )
+    # Kept until they are written: a specification holds an address only.
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tensor.shape,
+            data_ptr=tensor.data_ptr(),
+            data_len=tensor.nbytes,
+        )
+        for name, tensor in dense.items()
+    }
     # Not by `safetensors.torch.save`, which takes twenty times as long for hundreds of tensors and
     # refuses those that share memory, as tied weights do.
-    return bytes(safetensors.serialize({name: _spec(tensor) for name, tensor in dense.items()}))
-
-
-def _spec(tensor: torch.Tensor) -> safetensors.TensorSpec:
-    # Holds an address, not the tensor, which has to be kept until it is written.
-    return safetensors.TensorSpec(
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        shape=tensor.shape,
-        data_ptr=tensor.data_ptr(),
-        data_len=tensor.nbytes,
-    )
+    return bytes(safetensors.serialize(specs))
 
 
 def _flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -88,38 +88,32 @@ def example_inputs(images: int, channels: int, size: int) -> tuple[Tensor, Tenso
 
 
 class _UnitVariance(Preconditioning):
-    """Inputs and targets of unit variance at every noise level, for data of sigma_data."""
+    """Inputs and targets of unit variance at every noise level, for data of sigma_data.
+
+    c_skip = sigma_data^2 / (sigma^2 + sigma_data^2), c_in = 1 / sqrt(sigma^2 + sigma_data^2),
+    c_out = sigma sigma_data c_in, lambda = 1 / c_out^2.
+    """
 
     # U(-1, 1)'s. Fixed by the images' type: measured on private data, it would cost privacy.
     sigma_data: Positive = math.sqrt(1 / 3)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
-        """sigma_data^2 / (sigma^2 + sigma_data^2)."""
         return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
 
     def c_out(self, sigma: Tensor) -> Tensor:
-        """Sigma sigma_data / sqrt(sigma_data^2 + sigma^2)."""
         return sigma * self.sigma_data * torch.rsqrt(sigma**2 + self.sigma_data**2)
 
     def c_in(self, sigma: Tensor) -> Tensor:
-        """1 / sqrt(sigma^2 + sigma_data^2)."""
         return torch.rsqrt(sigma**2 + self.sigma_data**2)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
 class EDM(_UnitVariance):
-    """Karras et al. 2022: ln sigma ~ N(p_mean, p_std^2).
-
-    Attributes:
-        p_mean, p_std: of the logarithm of the noise levels drawn in training.
-        sigma_data: standard deviation assumed of the data.
-    """
+    """Karras et al. 2022: ln sigma ~ N(p_mean, p_std^2)."""
 
     name: ClassVar[str] = "edm"
-
     p_mean: float = EDM_P_MEAN
     p_std: Positive = EDM_P_STD
 
@@ -135,12 +129,10 @@ class EDM(_UnitVariance):
 class V(_UnitVariance):
     """The EDM form at sigma_data = 1, with t ~ U(t_min, t_max) and sigma(t) = tan(pi t / 2).
 
-    Attributes:
-        log_snr_min, log_snr_max: range of ln(1/sigma^2) drawn in training.
+    ln(1/sigma^2) lies between log_snr_min and log_snr_max in training.
     """
 
     name: ClassVar[str] = "v"
-
     log_snr_min: float = -9.0
     log_snr_max: float = 13.0
     sigma_data: Annotated[float, Field(ge=1, le=1)] = 1.0
@@ -182,34 +174,23 @@ class V(_UnitVariance):
 
 
 class _NoisePrediction(Preconditioning):
-    """The input is skipped to the output, and the loss weighs errors of the noise evenly."""
+    """The input is skipped to the output; errors of the noise weigh evenly."""
 
     def c_skip(self, sigma: Tensor) -> Tensor:
-        """1."""
         return torch.ones_like(sigma)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """1 / sigma^2."""
         return sigma**-2
 
 
 class VP(_NoisePrediction):
-    """D = x - sigma F, with t ~ U(epsilon_t, 1).
-
-    sigma(t) = sqrt(exp(beta_d t^2/2 + beta_min t) - 1).
-
-    Attributes:
-        beta_d, beta_min: the schedule's slope and start.
-        epsilon_t: smallest time drawn in training.
-        M: number of times the network's noise label counts.
-    """
+    """D = x - sigma F, sigma^2(t) = exp(beta_d t^2/2 + beta_min t) - 1, t ~ U(epsilon_t, 1)."""
 
     name: ClassVar[str] = "vp"
-
     beta_d: Positive = 19.9
     beta_min: Positive = 0.1
     epsilon_t: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    M: Annotated[int, Field(ge=2)] = 1000
+    M: Annotated[int, Field(ge=2)] = 1000  # times that the network's noise label counts
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t."""
@@ -240,14 +221,9 @@ class VP(_NoisePrediction):
 
 
 class VE(_NoisePrediction):
-    """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max).
-
-    Attributes:
-        sigma_min, sigma_max: range of the noise levels drawn in training.
-    """
+    """D = x + sigma F, with ln sigma ~ U(ln sigma_min, ln sigma_max)."""
 
     name: ClassVar[str] = "ve"
-
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
 

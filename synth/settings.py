@@ -138,19 +138,13 @@ EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
 
 
 class NetworkSettings(Settings):
-    """Size of the DDPM++ U-Net; the defaults are DPDM's for MNIST.
+    """Size of the DDPM++ U-Net; the defaults are DPDM's for MNIST."""
 
-    Attributes:
-        base: channels of the first level.
-        multipliers: channels of each level over `base`, from full resolution down.
-        blocks: residual blocks per level on the way down (one more on the way up).
-        attention: resolutions, in pixels, with self-attention; the lowest always has one between
-            the way down and the way up.
-    """
-
+    # Channels of the first level, and of each level over them, from full resolution down.
     base: Annotated[int, Field(ge=4, le=4096, multiple_of=2)] = 32
     multipliers: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = (1, 2, 2)
-    blocks: Count = 2
+    blocks: Count = 2  # residual blocks per level on the way down; one more on the way up
+    # Resolutions, in pixels, with self-attention; the lowest always has one in the middle.
     attention: Annotated[tuple[Count, ...], Field(strict=False)] = (7,)
 
     def resolutions(self, size: int) -> tuple[int, ...]:
@@ -180,18 +174,14 @@ class NetworkSettings(Settings):
 
 
 class ModelSettings(NetworkSettings):
-    """A preconditioned U-Net.
+    """A preconditioned U-Net."""
 
-    Attributes:
-        config: name of the preconditioning, which fixes noise distribution and loss weighting too.
-        p_mean, p_std: EDM's noise distribution; the other preconditionings have no such constants.
-        label_dropout: probability with which a record's label is dropped in training.
-    """
-
+    # The preconditioning, which fixes noise distribution and loss weighting, too.
     config: Annotated[str, one_of(PRECONDITIONINGS)] = "edm"
+    # EDM's noise distribution; the other preconditionings have no such constants.
     p_mean: float | None = None
     p_std: Positive | None = None
-    label_dropout: Fraction = 0.1
+    label_dropout: Fraction = 0.1  # probability with which a record's label is dropped in training
 
     @model_validator(mode="before")
     @classmethod
@@ -217,53 +207,34 @@ class ModelSettings(NetworkSettings):
 
 
 class WarmupSettings(Settings):
-    """Training on noisy class means before DP-SGD begins.
+    """Training on noisy class means before DP-SGD begins."""
 
-    Attributes:
-        noise_multiplier: sigma of the one Gaussian mechanism that releases the class sums.
-        clip_norm: C of an image scaled to [0, 1].
-        steps: gradient steps on the class means; they touch no record and are free.
-        batch: images a step.
-        learning_rate: of Adam at the first step; falls linearly to zero.
-    """
-
-    noise_multiplier: Positive
-    clip_norm: Positive
-    steps: Count
-    batch: Count
-    learning_rate: Positive
+    noise_multiplier: Positive  # sigma of the one Gaussian mechanism that releases the class sums
+    clip_norm: Positive  # C of an image scaled to [0, 1]
+    steps: Count  # gradient steps on the class means; they touch no record and are free
+    batch: Count  # images a step
+    learning_rate: Positive  # of Adam at the first step; falls linearly to zero
 
 
 class TrainSettings(Settings):
-    """DP-SGD with K = `views` noised copies of a record averaged before its one clip.
+    """DP-SGD with K = `views` noised copies of a record averaged before its one clip."""
 
-    Attributes:
-        batch: B, the expected number of records in a step.
-        steps: the length T, with q = B/N.
-        epochs: in its place: q = 1/⌈N/B⌉, T = epochs·⌈N/B⌉, as the DPDM paper (Table 4.9) and
-            Opacus count; the expected batch N/⌈N/B⌉ may be a little below B.
-        views: K, the noise multiplicity.
-        learning_rate: of Adam at the first step; falls to zero along a cosine.
-        ema: decay of the moving average that is sampled from.
-        warmup: training on noisy class means that comes first, if any.
-        charge_block: steps charged to the ledger at a time, before they run; a crash forfeits what
-            is left of a block.
-        checkpoint_every: steps after which a checkpoint is due; written at the end of a block.
-        micro_batch: records in memory at a time; None chooses it by sizes and memory. It has no
-            influence on what is computed.
-        precision: what the network computes in; clipping, sums and noise are float64 anyway.
-    """
-
-    batch: Count
+    batch: Count  # B, the expected number of records in a step
+    # The length: T = steps and q = B/N; or else T = epochs·⌈N/B⌉ and q = 1/⌈N/B⌉, as the DPDM paper
+    # (Table 4.9) and Opacus count: the expected batch may then be a little below B.
     steps: Count | None = None
     epochs: Count | None = None
     views: Count = 32
-    learning_rate: Positive = 3e-4
-    ema: Fraction = 0.999
+    learning_rate: Positive = 3e-4  # of Adam at the first step; falls to zero along a cosine
+    ema: Fraction = 0.999  # decay of the moving average that is sampled from
     warmup: WarmupSettings | None = None
+    # Steps charged to the ledger at a time, before they run; a crash forfeits the rest of a block.
     charge_block: Count = 50
+    # Steps after which a checkpoint is due; it is written at the end of a block.
     checkpoint_every: Count = 50
+    # Records in memory at a time, with no influence on what is computed; None chooses by memory.
     micro_batch: Count | None = None
+    # What the network computes in; clipping, sums and noise are float64 anyway.
     precision: Precision = "float32"
 
     @model_validator(mode="after")
@@ -285,18 +256,12 @@ class TrainSettings(Settings):
 
 
 class NoiseLevels(Settings):
-    """Karras' schedule of noise levels, on which every sampler runs.
+    """Noise levels from sigma_max down to sigma_min, on which every sampler runs."""
 
-    Attributes:
-        steps: number of levels.
-        sigma_max, sigma_min: first and last level.
-        rho: how much the levels crowd towards sigma_min; 7 in Karras et al. 2022.
-    """
-
-    steps: Annotated[int, Field(ge=2)] = 50
+    steps: Annotated[int, Field(ge=2)] = 50  # number of levels
     sigma_min: Positive = 0.002
     sigma_max: Positive = 80.0
-    rho: Positive = 7.0
+    rho: Positive = 7.0  # how much the levels crowd towards sigma_min; 7 in Karras et al. 2022
 
     @model_validator(mode="after")
     def _levels_fall(self) -> Self:
@@ -310,17 +275,12 @@ class ChurnSettings(Settings):
     """EDM's stochastic Heun: noise is added while σ is within [s_min, s_max].
 
     The defaults are the DPDM paper's best FID setting for MNIST at ε = 10.
-
-    Attributes:
-        s_churn: total amount of noise added, spread over the steps; 0 is Heun's method.
-        s_min, s_max: range of the levels that get it.
-        s_noise: its standard deviation; a little over 1 makes up for over-denoising.
     """
 
-    s_churn: NotNegative = 50.0
+    s_churn: NotNegative = 50.0  # total amount of noise, spread over the steps; 0 is Heun's method
     s_min: NotNegative = 0.05
     s_max: Positive = 50.0
-    s_noise: Positive = 1.0
+    s_noise: Positive = 1.0  # standard deviation; a little over 1 makes up for over-denoising
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -331,31 +291,22 @@ class ChurnSettings(Settings):
 
 
 class SynthesizeSettings(NoiseLevels):
-    """Sampling from the trained model: post-processing, which costs no privacy.
+    """Sampling from the trained model: post-processing, which costs no privacy."""
 
-    Attributes:
-        images: number of images, spread evenly over the classes; or else
-        per_class: one count a class. Neither may be read off the private data.
-        sampler: a name in `synth.samplers.SAMPLERS`.
-        guidance: w in D^w = (1+w)·D(x; σ, y) − w·D(x; σ, ∅).
-        churn: settings of the sampler "churn", and of no other.
-        shard_rows: images in a file.
-        batch: images sampled at a time; None chooses it by the network's size.
-        precision: what convolutions and attention run in; bfloat16 is slower on processors that
-            were not made for it (AVX512-BF16, AMX).
-        seed: public; makes the shards reproducible. It is not the seed of section privacy.
-    """
-
-    # `batch` and `precision` change bits of the images, so a spec has them and no machine chooses.
+    # Images in all, spread evenly over the classes; or else one count a class. Neither may be read
+    # off the private data.
     images: Count | None = None
     per_class: Annotated[tuple[int, ...], Field(strict=False)] | None = None
     sampler: Annotated[str, one_of(SAMPLERS)] = "churn"
-    guidance: NotNegative = 0.0
-    churn: ChurnSettings | None = None
-    shard_rows: Count = 1000
+    guidance: NotNegative = 0.0  # w in D^w = (1+w)·D(x; σ, y) - w·D(x; σ, ∅)
+    churn: ChurnSettings | None = None  # of the sampler "churn", and of no other
+    shard_rows: Count = 1000  # images in a file
+    # Images at a time (None: by the network's size) and what convolutions and attention run in:
+    # both change bits of the images, so a spec has them and no machine chooses. bfloat16 is slower
+    # on processors that were not made for it (AVX512-BF16, AMX).
     batch: Count | None = None
     precision: Precision = "float32"
-    seed: Seed = 0
+    seed: Seed = 0  # public; makes the shards reproducible; not the seed of section privacy
 
     @model_validator(mode="before")
     @classmethod

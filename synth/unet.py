@@ -15,8 +15,8 @@ from synth.settings import ComponentSettings, Count, NetworkSettings, raise_if_a
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return a GroupNorm of min(channels/4, 32) groups, or the next fewer that divide the channels.
 
-    >>> group_norm(12)
-    GroupNorm(3, 12, eps=1e-06, affine=True)
+    >>> group_norm(12).num_groups
+    3
     """
     most = max(min(channels // 4, 32), 1)
     groups = next(g for g in range(most, 0, -1) if channels % g == 0)
@@ -170,11 +170,6 @@ class UNetConfig(NetworkSettings, ComponentSettings):
         raise_if_any(self.errors_at(self.size))
         return self
 
-    @property
-    def null_label(self) -> int:
-        """The label index that stands for "no label"."""
-        return self.classes
-
 
 class UNet(nn.Module):
     """The raw network F(x; c_noise, y), with zero output until it is trained.
@@ -223,16 +218,17 @@ class UNet(nn.Module):
 
 def _way_down(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
     channels, embedding = config.base, 4 * config.base
+    resolutions = config.resolutions(config.size)
     for level, (resolution, multiplier) in enumerate(
-        zip(config.resolutions(config.size), config.multipliers, strict=True)
+        zip(resolutions, config.multipliers, strict=True)
     ):
         if level:
             yield ResidualBlock(channels, channels, embedding, resample="down")
             stored.append(channels)
+        attention, out = resolution in config.attention, config.base * multiplier
         for _ in range(config.blocks):
-            attention = resolution in config.attention
-            yield ResidualBlock(channels, config.base * multiplier, embedding, attention=attention)
-            channels = config.base * multiplier
+            yield ResidualBlock(channels, out, embedding, attention=attention)
+            channels = out
             stored.append(channels)
 
 
@@ -243,19 +239,16 @@ def _middle(config: UNetConfig, channels: int) -> Iterator[ResidualBlock]:
 
 def _way_up(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
     channels, embedding = stored[-1], 4 * config.base
-    lowest = len(config.multipliers) - 1
-    for level in range(lowest, -1, -1):
-        if level != lowest:
+    resolutions = config.resolutions(config.size)
+    for level in reversed(range(len(resolutions))):
+        if level < len(resolutions) - 1:
             yield ResidualBlock(channels, channels, embedding, resample="up")
+        out = config.base * config.multipliers[level]
         for block in range(config.blocks + 1):
-            last = block == config.blocks
-            yield ResidualBlock(
-                channels + stored.pop(),
-                config.base * config.multipliers[level],
-                embedding,
-                attention=last and config.resolutions(config.size)[level] in config.attention,
-            )
-            channels = config.base * config.multipliers[level]
+            # Only the last block of a level attends.
+            attention = block == config.blocks and resolutions[level] in config.attention
+            yield ResidualBlock(channels + stored.pop(), out, embedding, attention=attention)
+            channels = out
 
 
 @torch.no_grad()

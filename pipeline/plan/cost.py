@@ -23,36 +23,23 @@ _TRIAL_VIEWS = 1024
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one run.
-
-    Attributes:
-        parameters: weights of the network.
-        views: expected noised copies over the whole training, T·E[B]·K.
-        flops_per_view: forward and backward of one noised copy.
-        training_flops: views times flops_per_view.
-        sampling_flops: all images, all evaluations, guidance included.
-        worker_bytes: weights, optimiser and the activations that are held at a time; images
-            and the Python, torch and Ray runtimes come on top.
-        gradient_engine: how clipped gradients are computed; has no influence on them.
-        micro_batch: records at a time; has no influence either.
-        device: what the trial ran on; like what follows, None where there was no trial.
-        views_per_second: measured in the trial.
-        training_seconds: estimated from the trial for the spec's workers ("auto" counts as one).
-        sampling_seconds: estimated from the trial for one actor.
-    """
+    """Cost of one run."""
 
     parameters: int
-    views: float
-    flops_per_view: int
+    views: float  # expected noised copies over the whole training, T·E[B]·K
+    flops_per_view: int  # forward and backward
     training_flops: float
-    sampling_flops: float
+    sampling_flops: float  # all images, all evaluations, guidance included
+    # Weights, optimiser and the activations that are held at a time; images and the Python, torch
+    # and Ray runtimes come on top.
     worker_bytes: int
-    gradient_engine: str
-    micro_batch: int
+    gradient_engine: str  # how clipped gradients are computed; has no influence on them
+    micro_batch: int  # records at a time; has no influence either
+    # From the trial; None where there was none.
     device: str | None = None
     views_per_second: float | None = None
-    training_seconds: float | None = None
-    sampling_seconds: float | None = None
+    training_seconds: float | None = None  # by the spec's workers; "auto" counts as one
+    sampling_seconds: float | None = None  # by one actor
 
 
 def estimate(spec: Spec, method: Method, views: float, *, trial: bool = True) -> Cost:

@@ -22,26 +22,15 @@ ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
 
 @dataclass(frozen=True)
 class Plan:
-    """The private part of a run in numbers, and its cost.
-
-    Attributes:
-        spec: what was asked for.
-        numbers: the method's own, such as steps and noise multiplier.
-        components: what the method charges, in order.
-        holdout_components: what is charged to the holdout's part for figures against it; empty
-            where none are released by a mechanism.
-        epsilon: upper bounds on ε of all components together.
-        cost: operations, memory and time.
-        notes: what a reader has to know before submitting.
-    """
+    """The private part of a run in numbers, and its cost."""
 
     spec: Spec
-    numbers: Mapping[str, int | float]
-    components: tuple[Component, ...]
-    holdout_components: tuple[Component, ...]
-    epsilon: EpsilonBounds
+    numbers: Mapping[str, int | float]  # the method's own, such as steps and noise multiplier
+    components: tuple[Component, ...]  # what the method charges, in order
+    holdout_components: tuple[Component, ...]  # charged to the holdout's part for figures on it
+    epsilon: EpsilonBounds  # of all components together
     cost: Cost
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader has to know before submitting
 
     @property
     def void(self) -> bool:

@@ -170,20 +170,17 @@ def _scalar(kind: str, text: str) -> Any:
     raise ValueError(kind)
 
 
+_SECTION = "a section of key: value lines"
 _EXPECTED = {
     "missing": "a value, for it is required",
     "bool_type": "true or false",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
     "path_type": "a path",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "model_type": "a section of key: value lines",
-    "model_attributes_type": "a section of key: value lines",
-    "dict_type": "a section of key: value lines",
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), _SECTION),
     "literal_error": "{expected}",
     "enum": "{expected}",
     "greater_than": "a number greater than {gt}",
@@ -221,36 +218,37 @@ def _merged(earlier: Problem | None, later: Problem) -> Problem:
 def _problems(
     details: ErrorDetails, document: Document, model: type[BaseModel]
 ) -> Iterator[Problem]:
-    kind, context = details["type"], details.get("ctx", {})
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
     path = _written_path(details["loc"], document.value, missing=kind == "missing")
     reason = context.get("error")
     if isinstance(reason, InvalidFieldsError):
-        for finding in reason.errors:
-            at = path + finding.path
-            yield Problem(document.file, document.line(at), at, finding.expected, finding.found)
+        for error in reason.errors:
+            at = path + error.path
+            yield Problem(document.file, document.line(at), at, error.expected, error.found)
         return
     limits = {name: f"{v:g}" if isinstance(v, float) else v for name, v in context.items()}
     expected = _EXPECTED.get(kind, details["msg"]).format(**limits)
-    found, hint = _show(details["input"]), ""
-    if kind == "value_error":
-        expected = str(reason)
-    elif kind == "missing":
-        found = "nothing"
-        hint = _suggest(str(path[-1]), _unused_keys(path[:-1], document, model))
-    elif kind == "extra_forbidden":
-        known = _known_keys(details["loc"][:-1], model)
-        expected = f"one of {', '.join(known)}" if known else "no such key"
-        found, hint = f"unknown key {_show(path[-1])}", _suggest(str(path[-1]), known)
-    elif kind == "union_tag_invalid":
-        path = (*path, str(context["discriminator"]).strip("'"))
-        found = _show(context["tag"])
-        hint = _suggest(context["tag"], _quoted(context["expected_tags"]))
-    elif kind == "union_tag_not_found":
-        path, found = (*path, str(context["discriminator"]).strip("'")), "nothing"
-    elif kind == "literal_error":
-        hint = _suggest(str(details["input"]), _quoted(context["expected"]))
-    elif kind == "string_type" and isinstance(details["input"], int | float):
-        hint = f'as text it is written "{details["input"]}"'
+    found, hint = _show(value), ""
+    match kind:
+        case "value_error":
+            expected = str(reason)
+        case "missing":
+            found = "nothing"
+            hint = _suggest(path[-1], _unused_keys(path[:-1], document, model))
+        case "extra_forbidden":
+            known = _known_keys(details["loc"][:-1], model)
+            expected = f"one of {', '.join(known)}" if known else "no such key"
+            found, hint = f"unknown key {_show(path[-1])}", _suggest(path[-1], known)
+        case "union_tag_invalid":
+            path = (*path, context["discriminator"].strip("'"))
+            found = _show(context["tag"])
+            hint = _suggest(context["tag"], _quoted(context["expected_tags"]))
+        case "union_tag_not_found":
+            path, found = (*path, context["discriminator"].strip("'")), "nothing"
+        case "literal_error":
+            hint = _suggest(value, _quoted(context["expected"]))
+        case "string_type" if isinstance(value, int | float):
+            hint = f'as text it is written "{value}"'
     yield Problem(document.file, document.line(path), path, expected, found, hint)
 
 
@@ -307,8 +305,8 @@ def _quoted(text: str) -> list[str]:
     return text.split("'")[1::2]
 
 
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+def _suggest(word: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else ""
 
 
@@ -361,12 +359,12 @@ def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spe
 
 def _anchored(spec: Spec, folder: Path) -> Spec:
     """Return the spec with every relative path in it starting at `folder`."""
-    data, evaluate = spec.data, spec.evaluate
-    changes: dict[str, object] = {"source": data.source.resolved(folder)}
-    if data.holdout is not None:
-        source = data.holdout.source.resolved(folder)
-        changes["holdout"] = data.holdout.model_copy(update={"source": source})
+    data, holdout, evaluate = spec.data, spec.data.holdout, spec.evaluate
+    if holdout is not None:
+        holdout = holdout.model_copy(update={"source": holdout.source.resolved(folder)})
     if evaluate is not None and isinstance(evaluate.features, Path):
         features = folder / evaluate.features.expanduser()
         evaluate = evaluate.model_copy(update={"features": features})
-    return spec.model_copy(update={"data": data.model_copy(update=changes), "evaluate": evaluate})
+    source = data.source.resolved(folder)
+    data = data.model_copy(update={"source": source, "holdout": holdout})
+    return spec.model_copy(update={"data": data, "evaluate": evaluate})

@@ -29,35 +29,30 @@ def _repeated(field: str, values: Sequence[str], expected: str) -> Iterable[Fiel
 
 
 class Holdout(Settings):
-    """Real images kept out of training, to test what the synthetic ones are worth.
-
-    `public` says that they may be shown and measured against openly; otherwise every number made
-    from them stays in the run's internal folder.
-    """
+    """Real images kept out of training, to test what the synthetic ones are worth."""
 
     source: Source
+    # Whether they may be shown and measured against openly; otherwise every number made from them
+    # stays in the run's internal folder.
     public: bool = False
 
 
 class Data(Settings):
     """The private set: the budget it draws on, its source, and its declared public facts.
 
-    `records` is N. It is declared, not counted, so that planning opens no data; ingest refuses a
-    source that holds another number. Size, channels and classes are chosen without looking at the
-    data, too.
-
-    `public` says that these images are public in truth, as in a demonstration: what is measured
-    with them, such as the accuracy that real data would reach, may then be shown. Training is
-    private all the same.
+    Size, channels and classes are chosen without looking at the data.
     """
 
     name: BudgetName
     source: Source
+    # N: declared and not counted, so that planning opens no data; ingest refuses another number.
     records: Count
     size: Annotated[int, Field(ge=4, le=512)]
     channels: Literal[1, 3]
     classes: Annotated[tuple[Line, ...], Field(min_length=1, strict=False)]
     holdout: Holdout | None = None
+    # Whether these images are public in truth, as in a demonstration: what is measured with them
+    # may then be shown. Training is private all the same.
     public: bool = False
 
     @model_validator(mode="after")
@@ -67,24 +62,19 @@ class Data(Settings):
 
 
 class Privacy(Settings):
-    """(ε, δ) for a record, the clip norm C, and how the noise multiplier σ is found.
-
-    `calibration` names the accountant that finds σ. The ledger always admits by RDP, so a plan
-    calibrated under PRV needs a budget as large as its RDP ε, which `umbra plan` states.
-
-    `unit` names what one record stands for, and `records_per_unit` how many records one unit (a
-    person, say) may have: the ledger then reports the converted guarantee too.
-
-    A `seed` makes masks and noise reproducible and the run VOID of privacy.
-    """
+    """(ε, δ) for a record, the clip norm C, and how the noise multiplier σ is found."""
 
     epsilon: Positive
     delta: Annotated[Positive, Field(lt=1)]
     clip_norm: Positive = 1.0
+    # The accountant that finds σ. The ledger always admits by RDP, so a plan calibrated under PRV
+    # needs a budget as large as its RDP ε, which `umbra plan` states.
     calibration: Literal["rdp", "prv"] = "rdp"
+    # What one record stands for, and how many records one unit (a person, say) may have: the ledger
+    # reports the converted guarantee, too.
     unit: Line = "image"
     records_per_unit: Count = 1
-    seed: Seed | None = None
+    seed: Seed | None = None  # makes masks and noise reproducible and the run VOID of privacy
 
 
 class Evaluate(Settings):

@@ -80,7 +80,7 @@ def test_size_by_hand():
 )
 def test_shape_is_kept_and_output_starts_at_zero(config):
     x = torch.randn(2, config.channels, config.size, config.size)
-    out = UNet(config)(x, torch.randn(2), torch.tensor([0, config.null_label]))
+    out = UNet(config)(x, torch.randn(2), torch.tensor([0, config.classes]))
     assert out.shape == x.shape
     assert torch.equal(out, torch.zeros_like(x))
 
