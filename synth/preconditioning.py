@@ -147,14 +147,10 @@ class V(_UnitVariance):
     # are arctangents and a tangent here: the same, but these do not cancel near t = 0.
 
     @property
-    def t_min(self) -> float:
-        """Smallest time drawn in training (epsilon_min of the paper)."""
-        return 2 / math.pi * math.atan(math.exp(-0.5 * self.log_snr_max))
-
-    @property
-    def t_max(self) -> float:
-        """Largest time drawn in training (epsilon_max of the paper)."""
-        return 2 / math.pi * math.atan(math.exp(-0.5 * self.log_snr_min))
+    def times(self) -> tuple[float, float]:
+        """Range of the times drawn in training (epsilon_min and epsilon_max of the paper)."""
+        low, high = math.exp(-0.5 * self.log_snr_max), math.exp(-0.5 * self.log_snr_min)
+        return 2 / math.pi * math.atan(low), 2 / math.pi * math.atan(high)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Return the noise level at time t in [0, 1)."""
@@ -170,7 +166,8 @@ class V(_UnitVariance):
 
     def noise_level_icdf(self, u: Tensor) -> Tensor:
         """sigma(t) at t = t_min + (t_max - t_min) u: uniform in t, with which sigma rises."""
-        return self.sigma(self.t_min + (self.t_max - self.t_min) * u)
+        t_min, t_max = self.times
+        return self.sigma(t_min + (t_max - t_min) * u)
 
 
 class _NoisePrediction(Preconditioning):

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -73,6 +74,7 @@ class Document:
     value: Any = None
     lines: dict[FieldPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    nodes: set[int] = field(default_factory=set)  # that were read; an alias names one of them again
 
     def line(self, path: FieldPath) -> int:
         """Return the line of `path`, or of the nearest section around it that is in the file."""
@@ -95,7 +97,7 @@ def read_yaml(text: str, file: str) -> Document:
     try:
         node = yaml.compose(text, _CoreLoader)
         if node is not None:
-            document.value = _plain(node, (), document, set())
+            document.value = _plain(node, (), document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -109,48 +111,40 @@ def read_yaml(text: str, file: str) -> Document:
     return document
 
 
-def _plain(node: yaml.Node, path: FieldPath, document: Document, seen: set[int]) -> Any:
+def _plain(node: yaml.Node, path: FieldPath, document: Document) -> Any:
     """Return the plain value of a node; add its lines and problems to `document`."""
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
-    if id(node) in seen:
+    if id(node) in document.nodes:
         document.add(path, line, "values written out", "a YAML alias (*name)")
         return None
-    seen.add(id(node))
+    document.nodes.add(id(node))
     kind = node.tag.removeprefix(_TAG)
     if isinstance(node, yaml.MappingNode) and kind == "map":
-        return _mapping(node, path, document, seen)
+        return _mapping(node, path, document)
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        items = enumerate(node.value)
-        return [_plain(item, (*path, index), document, seen) for index, item in items]
+        return [_plain(item, (*path, at), document) for at, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
-        try:
+        with suppress(ValueError):
             return _scalar(kind, node.value)
-        except ValueError:
-            pass
     document.add(path, line, "a plain value", f"YAML tag {node.tag}")
     return None
 
 
-def _mapping(
-    node: yaml.MappingNode, path: FieldPath, document: Document, seen: set[int]
-) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: FieldPath, document: Document) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    first_line: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TAG + "str":
-            found = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a collection"
-            document.add(path, line, "keys that are names", str(found))
-            continue
-        key = key_node.value
-        if key in result:
-            expected = f"every key once (it is on line {first_line[key]} already)"
-            document.add((*path, key), line, expected, "it again")
-            continue
-        first_line[key] = line
-        document.lines[(*path, key)] = line
-        result[key] = _plain(value_node, (*path, key), document, seen)
+        is_scalar, key = isinstance(key_node, yaml.ScalarNode), key_node.value
+        at = (*path, key)
+        if not is_scalar or key_node.tag != _TAG + "str":
+            document.add(path, line, "keys that are names", key if is_scalar else "a collection")
+        elif key in result:
+            expected = f"every key once (it is on line {document.lines[at]} already)"
+            document.add(at, line, expected, "it again")
+        else:
+            document.lines[at] = line
+            result[key] = _plain(value_node, at, document)
     return result
 
 
@@ -332,11 +326,10 @@ def load_spec(path: Path) -> Spec:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError([Problem(file, 1, (), "text in UTF-8", "other bytes")]) from error
-    except FileNotFoundError as error:
-        raise SpecError([Problem(file, None, (), "a spec file", "no such file")]) from error
     except OSError as error:
-        found = error.strerror or type(error).__name__
-        raise SpecError([Problem(file, None, (), "a readable file", found)]) from error
+        missing = isinstance(error, FileNotFoundError)
+        found = "no such file" if missing else error.strerror or type(error).__name__
+        raise SpecError([Problem(file, None, (), "a spec file", found)]) from error
     return parse_spec(text, file=file, folder=path.parent)
 
 

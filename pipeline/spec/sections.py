@@ -78,27 +78,22 @@ class Privacy(Settings):
 
 
 class Evaluate(Settings):
-    """Classifiers trained on synthetic images and tested on real ones; feature statistics.
-
-    `features` is "builtin" (the small extractor that comes with Umbra) or the path of a TorchScript
-    file, such as the 2015 Inception. `neighbours` is k of precision, recall, density and coverage.
-
-    Figures against a private holdout stay inside, unless they are paid for: `release: dp` releases
-    every classifier's accuracy, and with `release_class_counts` the holdout's images of each class,
-    by the discrete Laplace mechanism. All of it together costs `release_epsilon` (δ = 0), charged
-    to the holdout's part of the data set's budget.
-    """
+    """Classifiers trained on synthetic images and tested on real ones; feature statistics."""
 
     classifiers: Annotated[tuple[ClassifierName, ...], Field(min_length=1, strict=False)] = (
         CLASSIFIER_NAMES
     )
     epochs: Count = EPOCHS
     learning_rate: Positive = LEARNING_RATE
+    # The small extractor that comes with Umbra, or a TorchScript file such as the 2015 Inception.
     features: Literal["builtin"] | Annotated[Path, Field(strict=False)] = Field(
         "builtin", union_mode="left_to_right"
     )
-    neighbours: Count = NEAREST
+    neighbours: Count = NEAREST  # k of precision, recall, density and coverage
     seed: Seed = 0
+    # Figures against a private holdout stay inside, unless they are paid for: "dp" releases every
+    # classifier's accuracy, and the holdout's images of each class if asked, by the discrete
+    # Laplace mechanism. All of it costs this ε (δ = 0) of the holdout's part of the budget.
     release: Literal["dp"] | None = None
     release_epsilon: Positive = 1.0
     release_class_counts: bool = False
@@ -127,20 +122,17 @@ Workers = Literal["auto"] | Count
 
 
 class Resources(Settings):
-    """Workers, processors, memory and storage. Nothing here may change what is computed.
+    """Workers, processors, memory and storage. Nothing here may change what is computed."""
 
-    "auto" takes as many workers as there is room for, counted anew whenever the group of training
-    workers starts. Memory is in GiB; None leaves it to Ray. `storage` is a folder or address
-    (`s3://bucket/prefix`) that every machine of the cluster reaches, for checkpoints and the
-    release; None keeps them in the run's folder.
-    """
-
+    # "auto": as many as there is room for, counted whenever the group of workers starts.
     workers: Workers = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: NotNegative = 0
     sampling_actors: Workers = "auto"
-    memory_gib_per_worker: Positive | None = None
+    memory_gib_per_worker: Positive | None = None  # None leaves it to Ray
     object_store_gib: Positive | None = None
+    # Folder or address (s3://bucket/prefix) that every machine of the cluster reaches, for
+    # checkpoints and the release; None keeps them in the run's folder.
     storage: str | None = None
 
     @model_validator(mode="after")

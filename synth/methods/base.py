@@ -72,18 +72,10 @@ class Workload:
 
 
 class Method(ABC):
-    """One way to fit a generator, with its settings.
-
-    Args:
-        records: N, public under the zero-out relation.
-        facts: what is public about the images.
-        clip_norm: C of a record's contribution.
-        resources: what a worker has.
-        sections: the spec's sections that the class names in `sections`, by name.
-    """
+    """One way to fit a generator on N `records`, which is public under the zero-out relation."""
 
     name: ClassVar[str]
-    sections: ClassVar[tuple[str, ...]]
+    sections: ClassVar[tuple[str, ...]]  # of a spec, that the constructor takes by name
 
     @abstractmethod
     def __init__(
@@ -130,8 +122,7 @@ class Method(ABC):
 
         Args:
             records: all private records, on the device to compute on.
-            components: what was reserved. The reservation decides, not a plan made anew: another
-                version of a library might calibrate another noise from the same spec.
+            components: what was reserved; a plan made anew might calibrate another noise.
             attempt: the source of randomness.
             meter: charges the ledger; only rank 0 calls it.
             checkpoints: folder for checkpoints, internal to the run.
@@ -141,7 +132,6 @@ class Method(ABC):
         Raises:
             BudgetRefused: the ledger refuses a charge.
             LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
-            UmbraError: any other failure that a user can act on.
         """
 
     @staticmethod

@@ -149,8 +149,9 @@ def test_vp_time_inverts_sigma_against_a_root_finder():
 
 def test_v_is_the_papers_schedule():
     config = V()
-    assert config.t_min == pytest.approx(2 / math.pi * math.acos(1 / math.sqrt(1 + math.exp(-13))))
-    assert config.t_max == pytest.approx(2 / math.pi * math.acos(1 / math.sqrt(1 + math.exp(9))))
+    t_min, t_max = config.times
+    assert t_min == pytest.approx(2 / math.pi * math.acos(1 / math.sqrt(1 + math.exp(-13))))
+    assert t_max == pytest.approx(2 / math.pi * math.acos(1 / math.sqrt(1 + math.exp(9))))
     t = torch.linspace(0.01, 0.98, 50, dtype=torch.float64)
     printed = torch.sqrt(torch.cos(math.pi * t / 2) ** -2 - 1)
     torch.testing.assert_close(config.sigma(t), printed)
