@@ -157,7 +157,7 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     trainer = Trainer(
         replace(training, settings=settings),
         denoiser,
-        Records.from_uint8(loaded.images, loaded.labels, torch.device("cpu")),
+        Records.of(loaded, torch.device("cpu")),
         Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess()),
         _Unlimited(training.steps, turns),
         folder,

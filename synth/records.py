@@ -9,6 +9,7 @@ from torch import Tensor
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
+from privacy.records import LabelledRecords
 from privacy.validation import positive_int
 from synth.counter_based import normal, uniform
 from synth.data.shards import from_uint8
@@ -37,9 +38,10 @@ class Records:
             raise InvalidRequest("records must be images [N, C, H, W] with a label each")
 
     @classmethod
-    def from_uint8(cls, images: np.ndarray, labels: np.ndarray, device: torch.device) -> "Records":
+    def of(cls, records: LabelledRecords, device: torch.device) -> "Records":
         """Scale images [N, H, W, C] by their type and put all on `device`."""
-        return cls(from_uint8(images).to(device), torch.from_numpy(labels).to(device))
+        labels = torch.from_numpy(records.labels)
+        return cls(from_uint8(records.values).to(device), labels.to(device))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -17,9 +17,9 @@ from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.progress import Progress
 from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
-from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.records import LabelledRecords
 from synth.data.manifest import verify
 from synth.data.shards import read_shards
 from synth.storage import write_json
@@ -89,9 +89,9 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
     """
     spec = require_release(run)
     train, holdout = _private(run, spec)
-    synthetic = np.concatenate([images for images, _ in read_shards(run.release)])
+    synthetic = LabelledRecords.concatenate(read_shards(run.release))
     findings: dict[str, Any] = {"caveat": CAVEAT, "run": run.run_id, "spaces": {}}
-    sets = (synthetic, train.images, holdout.images)
+    sets = (synthetic.values, train.values, holdout.values)
     for name, space in _spaces(spec).items():
         findings["spaces"][name] = _compare(name, [space(images) for images in sets], progress)
     path = run.internal / FILE
@@ -99,7 +99,7 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
     return ReleaseAudit(run.run_id, path, findings if _is_public(spec) else None)
 
 
-def _private(run: RunDirectory, spec: Spec) -> tuple[ImageSet, ImageSet]:
+def _private(run: RunDirectory, spec: Spec) -> tuple[LabelledRecords, LabelledRecords]:
     """Open the training set and the holdout, and hold them against what was reserved for."""
     data = spec.data
     assert data.holdout is not None  # noqa: S101 - require_release

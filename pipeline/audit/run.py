@@ -36,6 +36,7 @@ from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, Umbra
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
 from privacy.mechanisms import Mechanism
+from privacy.records import LabelledRecords
 from synth.attempt import Attempt
 from synth.data.shards import read_shards
 from synth.loss import DenoisingLoss, draw_views
@@ -350,8 +351,8 @@ def _train(
 
 def _released(run: RunDirectory) -> Records:
     """The run's images, in the order of their shards."""
-    images, labels = zip(*read_shards(run.release), strict=True)
-    return Records.from_uint8(np.concatenate(images), np.concatenate(labels), torch.device("cpu"))
+    images = LabelledRecords.concatenate(read_shards(run.release))
+    return Records.of(images, torch.device("cpu"))
 
 
 def _on(device: torch.device, records: Records) -> Records:

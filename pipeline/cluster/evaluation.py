@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -16,9 +15,10 @@ from eval.utility import train_and_test
 from pipeline.cluster.calls import get_result, sanitize_errors, wait
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.runs.dataset_identity import DatasetIdentity
-from pipeline.sources.base import ImageSet, SourceOptions
+from pipeline.sources.base import SourceOptions
 from pipeline.spec import Spec
 from pipeline.spec.sections import Evaluate
+from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
 from synth.storage import StoragePath
 
@@ -87,9 +87,9 @@ def _classify(
     test = _holdout(spec, holdout)
     result = train_and_test(
         name,
-        train.images,
+        train.values,
         train.labels,
-        test.images,
+        test.values,
         test.labels,
         classes=len(spec.data.classes),
         epochs=evaluate.epochs,
@@ -106,7 +106,7 @@ def _compare_features(
     wanted = _wanted(spec)
     path = None if wanted.features == "builtin" else wanted.features
     extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    real, synthetic = _holdout(spec, holdout).images, _synthetic(release).images
+    real, synthetic = _holdout(spec, holdout).values, _synthetic(release).values
     distance = frechet(
         extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
     )
@@ -116,7 +116,7 @@ def _compare_features(
     return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
 
 
-def _load(spec: Spec, source: SourceOptions) -> ImageSet:
+def _load(spec: Spec, source: SourceOptions) -> LabelledRecords:
     return source.load(spec.data.size, spec.data.channels, spec.data.classes)
 
 
@@ -125,12 +125,11 @@ def _wanted(spec: Spec) -> Evaluate:
     return spec.evaluate
 
 
-def _holdout(spec: Spec, reserved: DatasetIdentity | None) -> ImageSet:
+def _holdout(spec: Spec, reserved: DatasetIdentity | None) -> LabelledRecords:
     assert spec.data.holdout is not None  # noqa: S101 - a spec with `evaluate` has one
     loaded = _load(spec, spec.data.holdout.source)
     return loaded if reserved is None else reserved.verify(loaded)
 
 
-def _synthetic(release: StoragePath) -> ImageSet:
-    parts = list(read_shards(release))
-    return ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _synthetic(release: StoragePath) -> LabelledRecords:
+    return LabelledRecords.concatenate(read_shards(release))

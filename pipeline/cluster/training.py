@@ -168,4 +168,4 @@ def load_records(job: TrainingJob, device: torch.device) -> Records:
     """
     data = job.spec.data
     loaded = job.content.verify(data.source.load(data.size, data.channels, data.classes))
-    return Records.from_uint8(loaded.images, loaded.labels, device)
+    return Records.of(loaded, device)

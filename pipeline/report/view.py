@@ -15,7 +15,6 @@ from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_me
 from pipeline.privacy_statement import charged_mechanisms, guarantees
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RunState
-from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
@@ -24,6 +23,7 @@ from privacy.accounting.guarantee import Guarantee
 from privacy.budget import Budget, Odometer, Reservation
 from privacy.errors import IntegrityBroken
 from privacy.ledger import Kind
+from privacy.records import LabelledRecords
 from synth.data.manifest import MANIFEST, manifest_sha256
 from synth.data.shards import read_shards
 
@@ -214,8 +214,7 @@ def _charges(
 
 
 def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
-    parts = list(read_shards(run.release))
-    synthetic = ImageSet(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    synthetic = LabelledRecords.concatenate(read_shards(run.release))
     data, reference = spec.data, None
     if data.holdout is not None and data.holdout.public:
         reference = data.holdout.source.load(data.size, data.channels, data.classes)
@@ -229,8 +228,8 @@ def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
     )
 
 
-def _first(images: ImageSet, label: int) -> np.ndarray:
-    return images.images[images.labels == label][:_SHOWN]
+def _first(records: LabelledRecords, label: int) -> np.ndarray:
+    return records.values[records.labels == label][:_SHOWN]
 
 
 def _provenance(run: RunDirectory, budget: Budget) -> Provenance:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from pipeline.runs.directory import RunDirectory
-from pipeline.sources import ImageSet
 from privacy.budget.identity import fingerprint
 from privacy.errors import DataError
 from privacy.keys import load_or_create_key
+from privacy.records import LabelledRecords
 from synth.storage import write_bytes
 
 RUN_KEY = "run.key"
@@ -28,10 +28,10 @@ class DatasetIdentity:
     fingerprint: str = field(repr=False)
 
     @classmethod
-    def keep(cls, run: RunDirectory, partition: str, images: ImageSet) -> None:
+    def keep(cls, run: RunDirectory, partition: str, records: LabelledRecords) -> None:
         """Record the identity of what is about to be reserved for in the run's internal folder."""
         key = load_or_create_key(run.internal / RUN_KEY)
-        content = fingerprint(images.images, images.labels, key)
+        content = fingerprint(records, key)
         write_bytes(run.internal / f"{partition}-content", content.encode())
 
     @classmethod
@@ -40,13 +40,13 @@ class DatasetIdentity:
         content = (run.internal / f"{partition}-content").read_text()
         return cls(dataset, load_or_create_key(run.internal / RUN_KEY), content)
 
-    def verify(self, loaded: ImageSet) -> ImageSet:
-        """Return the images if they are those that the budget was reserved for.
+    def verify(self, loaded: LabelledRecords) -> LabelledRecords:
+        """Return the records if they are those that the budget was reserved for.
 
         Raises:
             DataError: they are not.
         """
-        if fingerprint(loaded.images, loaded.labels, self.key) != self.fingerprint:
+        if fingerprint(loaded, self.key) != self.fingerprint:
             raise DataError(
                 f"the data set {self.dataset!r} is not the one that the budget was reserved for: "
                 "it changed since this run was submitted. Restore it, or submit a new run."

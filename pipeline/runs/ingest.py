@@ -10,11 +10,11 @@ from pipeline.plan.plan import Plan
 from pipeline.runs.ancestry import record_head
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
-from pipeline.sources import ImageSet
 from pipeline.spec import Spec
 from privacy.budget import Budget, Reservation, Settlement
 from privacy.budget.identity import content_of, shared_records
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 INGEST = "ingest"
 
@@ -50,7 +50,7 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     reservation = budget.reserve(
         run.run_id,
         data.name,
-        content_of(loaded.images, loaded.labels, key),
+        content_of(loaded, key),
         spec.privacy.unit,
         records_per_unit=spec.privacy.records_per_unit,
         plan=plan.components,
@@ -79,7 +79,7 @@ def _key(run: RunDirectory, part: str) -> str:
     return run.run_id if part == TRAIN else f"{run.run_id}/{part}"
 
 
-def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
+def _paying_holdout(spec: Spec, train: LabelledRecords, key: bytes) -> LabelledRecords | None:
     """Return the holdout if figures against it are to be paid for, else None.
 
     Raises:
@@ -89,7 +89,7 @@ def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
     if data.holdout is None or evaluate is None or evaluate.release is None:
         return None
     holdout = data.holdout.source.load(data.size, data.channels, data.classes)
-    if shared_records(train.images, holdout.images, key):
+    if shared_records(train, holdout, key):
         raise DataError(
             "data.holdout shares images with the training set, so the two cannot be charged "
             "separately: a record in both would be charged twice. Remove the shared images from "
@@ -99,12 +99,17 @@ def _paying_holdout(spec: Spec, train: ImageSet, key: bytes) -> ImageSet | None:
 
 
 def _reserve_holdout(
-    run: RunDirectory, spec: Spec, plan: Plan, holdout: ImageSet, key: bytes, budget: Budget
+    run: RunDirectory,
+    spec: Spec,
+    plan: Plan,
+    holdout: LabelledRecords,
+    key: bytes,
+    budget: Budget,
 ) -> Reservation:
     return budget.reserve(
         run.run_id,
         spec.data.name,
-        content_of(holdout.images, holdout.labels, key),
+        content_of(holdout, key),
         spec.privacy.unit,
         partition=HOLDOUT,
         records_per_unit=spec.privacy.records_per_unit,

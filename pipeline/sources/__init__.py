@@ -8,14 +8,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.sources.base import ImageSet, SourceOptions
+from pipeline.sources.base import SourceOptions
 from pipeline.sources.digits import DigitsSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.idx import IdxSource
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.parquet import ParquetSource
 
-__all__ = ["ImageSet", "Source", "SourceOptions"]
+__all__ = ["Source", "SourceOptions"]
 
 #: A source section of a spec, discriminated by `kind`.
 Source = Annotated[

@@ -9,7 +9,6 @@ Shape suffixes: N images, H height, W width, C channels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -19,43 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 _MODES = {1: "L", 3: "RGB"}
 _MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
-
-
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images with labels, in an order that is the same whenever they are loaded.
-
-    Attributes:
-        images: uint8 [N,H,W,C], C = 1 or 3, N ≥ 1.
-        labels: int64 [N], not negative.
-    """
-
-    # Neither is shown by `repr`, which ends up in logs.
-    images: np.ndarray = field(repr=False)
-    labels: np.ndarray = field(repr=False)
-
-    def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in _MODES:
-            raise DataError(
-                "images: uint8 [N,H,W,1 or 3] was expected, "
-                f"found {images.dtype} {list(images.shape)}"
-            )
-        if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise DataError(
-                f"labels: int64 [{len(images)}], one an image, was expected, "
-                f"found {labels.dtype} {list(labels.shape)}"
-            )
-        if len(images) == 0:
-            raise DataError("the data set is empty: at least one image was expected")
-        if labels.min() < 0:
-            raise DataError("labels: negative numbers were found")
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 class SourceOptions(BaseModel, ABC):
@@ -64,7 +30,7 @@ class SourceOptions(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @abstractmethod
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Load the whole set and check it against the spec.
 
         Args:
@@ -93,7 +59,7 @@ def checked(
     channels: int,
     classes: Sequence[str],
     where: str | Path,
-) -> ImageSet:
+) -> LabelledRecords:
     """Return images uint8 [N,H,W,C] and integer labels [N] as a set if they are what the spec says.
 
     `where` is the file or folder to name in an error.
@@ -115,7 +81,7 @@ def checked(
             f"{len(classes)} classes), found labels outside"
         )
     try:
-        return ImageSet(np.ascontiguousarray(images), labels.astype(np.int64))
+        return LabelledRecords(np.ascontiguousarray(images), labels.astype(np.int64))
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.base import ImageSet, SourceOptions, checked
+from pipeline.sources.base import SourceOptions, checked
+from privacy.records import LabelledRecords
 
 
 class DigitsSource(SourceOptions):
@@ -14,7 +15,7 @@ class DigitsSource(SourceOptions):
     kind: Literal["digits"] = "digits"
     split: Literal["train", "holdout"] = "train"
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Return one part of the digits, values 0…16 scaled to 0…255; see `SourceOptions.load`."""
         from sklearn.datasets import load_digits
 

@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 
 from pipeline.sources.base import (
-    ImageSet,
     SourceOptions,
     check_spec,
     checked,
     decode_image,
 )
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -28,7 +28,7 @@ class FolderSource(SourceOptions):
     kind: Literal["folder"]
     path: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Decode every image; see `SourceOptions.load`."""
         check_spec(channels, classes)
         if not self.path.is_dir():

@@ -15,8 +15,9 @@ from typing import BinaryIO, Literal, cast
 
 import numpy as np
 
-from pipeline.sources.base import ImageSet, SourceOptions, checked, require_file
+from pipeline.sources.base import SourceOptions, checked, require_file
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 _UNSIGNED_BYTE = 0x08
 _CHUNK = 1 << 20
@@ -29,7 +30,7 @@ class IdxSource(SourceOptions):
     images: Path
     labels: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Read both files; see `SourceOptions.load`."""
         images = read_idx(self.images, dimensions=3, expected=(size, size))
         labels = read_idx(self.labels, dimensions=1)

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.base import ImageSet, SourceOptions, checked, require_file
+from pipeline.sources.base import SourceOptions, checked, require_file
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 
 class NpzSource(SourceOptions):
@@ -22,7 +23,7 @@ class NpzSource(SourceOptions):
     kind: Literal["npz"]
     path: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Read both arrays; see `SourceOptions.load`."""
         require_file(self.path)
         images, labels = _read(self.path, "images"), _read(self.path, "labels")

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.sources.base import ImageSet, SourceOptions, check_spec, checked, decode_image
+from pipeline.sources.base import SourceOptions, check_spec, checked, decode_image
 from privacy.errors import DataError
+from privacy.records import LabelledRecords
 
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
@@ -27,7 +28,7 @@ class ParquetSource(SourceOptions):
     kind: Literal["parquet"]
     path: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> ImageSet:
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
         """Decode every row; see `SourceOptions.load`."""
         check_spec(channels, classes)
         images: list[np.ndarray] = []

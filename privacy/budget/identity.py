@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import pairwise
 
-import numpy as np
-
-from privacy.errors import BudgetRefused, DataError, InvalidRequest
+from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
+from privacy.records import LabelledRecords
 from privacy.validation import key_bytes, positive_int
 
 SKETCH_SIZE = 256
@@ -37,22 +36,17 @@ class Overlap:
     compared: int
 
 
-def sketch(images: np.ndarray, key: bytes) -> tuple[str, ...]:
-    """Return the SKETCH_SIZE smallest digests of the distinct images, ascending, in hex.
+def sketch(records: LabelledRecords, key: bytes) -> tuple[str, ...]:
+    """Return the SKETCH_SIZE smallest digests of the distinct values, ascending, in hex.
 
-    Only holders of `key` can compute or test it. It does not depend on the order of the images or
-    on repetitions, and holds every distinct image where there are no more than SKETCH_SIZE.
-
-    Args:
-        images: uint8 [N, H, W, C].
-        key: the installation's 32 bytes.
+    Only holders of `key` can compute or test it. It depends neither on labels, order nor
+    repetitions, and holds every distinct value where there are no more than SKETCH_SIZE.
 
     Raises:
-        DataError: on another shape or type, or no images.
         InvalidRequest: where the key has not 32 bytes.
     """
     width = DIGEST_DIGITS // 2
-    distinct = {digest[:width] for digest in _digests(images, key)}
+    distinct = {digest[:width] for digest in _digests(records, key)}
     return tuple(digest.hex() for digest in nsmallest(SKETCH_SIZE, distinct))
 
 
@@ -73,16 +67,12 @@ def overlap(one: Sequence[str], other: Sequence[str]) -> Overlap:
     return Overlap(shared / compared if compared else 0.0, shared, compared)
 
 
-def shared_records(one: np.ndarray, other: np.ndarray, key: bytes) -> bool:
-    """Return whether two sets have any image in common: an exact answer, from all their images.
+def shared_records(one: LabelledRecords, other: LabelledRecords, key: bytes) -> bool:
+    """Return whether two sets share any record, labels aside: an exact answer, from all of both.
 
-    Args:
-        one: uint8 [N, H, W, C].
-        other: uint8 [M, H, W, C]; images of another shape are other images.
-        key: the installation's 32 bytes.
+    Records of another shape are other records.
 
     Raises:
-        DataError: on other shapes or types, or no images.
         InvalidRequest: where the key has not 32 bytes.
     """
     return not set(_digests(one, key)).isdisjoint(_digests(other, key))
@@ -93,18 +83,16 @@ def _threshold(digests: Sequence[str]) -> str:
     return max(digests) if len(digests) >= SKETCH_SIZE else "f" * DIGEST_DIGITS
 
 
-def _digests(images: np.ndarray, key: bytes) -> Iterator[bytes]:
-    """Yield HMAC-SHA256 of every image's shape and pixels, under a key of this use alone."""
-    key_bytes(key)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
-        raise DataError(
-            f"Comparing images needs uint8 [N, H, W, C], not empty, found {images.dtype} "
-            f"{list(images.shape)}."
-        )
-    own_key = hmac.digest(key, b"umbra sketch key 1", hashlib.sha256)
-    header = f"umbra image 1|{'x'.join(map(str, images.shape[1:]))}|uint8|".encode()
-    for image in images:
-        yield hmac.digest(own_key, header + image.tobytes(), hashlib.sha256)
+def _digests(records: LabelledRecords, key: bytes) -> Iterator[bytes]:
+    """Yield HMAC-SHA256 of every record's shape and bytes, under a key of this use alone."""
+    own_key = hmac.digest(key_bytes(key), b"umbra sketch key 1", hashlib.sha256)
+    header = f"umbra image 1|{_shape(records)}|uint8|".encode()
+    for value in records.values:
+        yield hmac.digest(own_key, header + value.tobytes(), hashlib.sha256)
+
+
+def _shape(records: LabelledRecords) -> str:
+    return "x".join(map(str, records.values.shape[1:]))
 
 
 _LANE_BYTES = 256  # 2048 bits
@@ -151,58 +139,42 @@ class Content:
             )
 
 
-def content_of(images: np.ndarray, labels: np.ndarray, key: bytes) -> Content:
+def content_of(records: LabelledRecords, key: bytes) -> Content:
     """Return what a budget has to know of a data set, or of a part of one.
 
-    Args and errors are those of `fingerprint`.
+    Raises:
+        InvalidRequest: where the key has not 32 bytes.
     """
-    return Content(fingerprint(images, labels, key), len(images), sketch(images, key))
+    return Content(fingerprint(records, key), len(records), sketch(records, key))
 
 
-def fingerprint(images: np.ndarray, labels: np.ndarray, key: bytes) -> str:
+def fingerprint(records: LabelledRecords, key: bytes) -> str:
     """Return a name for the multiset of records that only holders of `key` can compute or test.
 
-    Each record (shape, type, pixel bytes, label) is hashed by HMAC-SHA256 and expanded by
-    SHAKE-256 to 2048 bits; these numbers are added mod 2^2048 (Bellare & Micciancio 1997, AdHash)
-    and the sum is hashed with the count. Addition forgets the order, keeps repetitions (XOR would
-    not), and 2048 bits put the generalised birthday attack (Wagner 2002) beyond 2^90.
+    Each record (shape, type, bytes, label) is hashed by HMAC-SHA256 and expanded by SHAKE-256 to
+    2048 bits; these numbers are added mod 2^2048 (Bellare & Micciancio 1997, AdHash) and the sum is
+    hashed with the count.
 
     Args:
-        images: uint8 [N, H, W, C], as they come from the source, before any resizing.
-        labels: int64 [N].
+        records: as they come from the source, before any resizing.
         key: 32 bytes. A plain hash would let anybody test whether they hold the same data.
 
     Raises:
-        DataError: on other shapes or types, or where there are no records.
         InvalidRequest: where the key has not 32 bytes.
     """
     key_bytes(key)
-    _check(images, labels)
-    header = f"umbra record 1|{'x'.join(map(str, images.shape[1:]))}|uint8|int64|".encode()
+    header = f"umbra record 1|{_shape(records)}|uint8|int64|".encode()
+    # Addition forgets the order and keeps repetitions (XOR would not), and 2048 bits put the
+    # generalised birthday attack (Wagner 2002) beyond 2^90.
     total = 0
-    for image, label in zip(images, labels, strict=True):
-        encoded = header + int(label).to_bytes(8, "little", signed=True) + image.tobytes()
+    for value, label in zip(records.values, records.labels, strict=True):
+        encoded = header + int(label).to_bytes(8, "little", signed=True) + value.tobytes()
         digest = hmac.digest(key, encoded, hashlib.sha256)
         total += int.from_bytes(hashlib.shake_256(digest).digest(_LANE_BYTES), "little")
     total %= 1 << (8 * _LANE_BYTES)
-    whole = b"umbra data set 1|" + len(images).to_bytes(8, "little")
+    whole = b"umbra data set 1|" + len(records).to_bytes(8, "little")
     whole += total.to_bytes(_LANE_BYTES, "little")
     return "v1-" + hmac.digest(key, whole, hashlib.sha256).hex()
-
-
-def _check(images: np.ndarray, labels: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise DataError(
-            f"A fingerprint needs images as uint8 [N, H, W, C], found {images.dtype} with "
-            f"{images.ndim} axes."
-        )
-    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"A fingerprint needs one int64 label for each of {len(images)} images, found "
-            f"{labels.dtype} {list(labels.shape)}."
-        )
-    if images.size == 0:
-        raise DataError("A fingerprint needs at least one record that is not empty, found none.")
 
 
 TRAIN = "train"

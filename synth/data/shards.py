@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from privacy.records import LabelledRecords
 from synth.data.manifest import DATA, MANIFEST, ShardEntry, load_manifest
 from synth.storage import StoragePath, write_bytes
 
@@ -175,8 +176,8 @@ def write_shard(
     return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(pngs))
 
 
-def read_shards(folder: StoragePath) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (images uint8 [N,H,W,C], labels int64 [N]) of every shard, in order.
+def read_shards(folder: StoragePath) -> Iterator[LabelledRecords]:
+    """Yield the images [N,H,W,C] of every shard with their labels, in order.
 
     With a `manifest.json` in the folder the shards are those it lists and must have its hashes;
     before there is one (a run that is not finished) the shards are the files in `data/`.
@@ -228,7 +229,7 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: StoragePath, sha256: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: StoragePath, sha256: str | None) -> LabelledRecords:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -242,6 +243,7 @@ def _read(path: StoragePath, sha256: str | None) -> tuple[np.ndarray, np.ndarray
         column = table["image"].combine_chunks().field("bytes")
         images = [np.asarray(Image.open(io.BytesIO(png.as_py()))) for png in column]
         images_NHWC = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
-        return images_NHWC, table["label"].to_numpy().astype(np.int64, casting="safe")
+        labels = table["label"].to_numpy().astype(np.int64, casting="safe")
+        return LabelledRecords(images_NHWC, labels)
     except Exception as error:  # Arrow and Pillow raise many kinds over damaged bytes
         raise IntegrityBroken(f"{path} is damaged: make the shard again") from error

@@ -20,6 +20,7 @@ import numpy as np
 
 from privacy.durable import new_folder, refuse_occupied
 from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.records import LabelledRecords
 from synth.data.manifest import DATA, Manifest, ShardEntry, file_entry, load_manifest, shard_entry
 from synth.data.manifest import verify as verify_release
 from synth.data.shards import encode_png, read_shards
@@ -126,8 +127,8 @@ def write_images(release: StoragePath, manifest: Manifest, folder: Path) -> Mani
         (folder / _SPLIT / name).mkdir(parents=True)
     entries: list[ShardEntry] = []
     rows: list[list[object]] = []
-    for images, labels in read_shards(release):
-        for image, label in zip(images, labels.tolist(), strict=True):
+    for shard in read_shards(release):
+        for image, label in zip(shard.values, shard.labels.tolist(), strict=True):
             file = f"{_SPLIT}/{names[label]}/{len(entries):08d}.png"
             data = encode_png(image)
             (folder / file).write_bytes(data)
@@ -147,10 +148,10 @@ def write_webdataset(release: StoragePath, manifest: Manifest, folder: Path) -> 
     (folder / DATA).mkdir()
     entries: list[ShardEntry] = []
     row = 0
-    for shard, (images, labels) in zip(manifest.shards, read_shards(release), strict=True):
+    for shard, made in zip(manifest.shards, read_shards(release), strict=True):
         file = str(PurePosixPath(shard.file).with_suffix(".tar"))
         with tarfile.open(folder / file, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for image, label in zip(images, labels.tolist(), strict=True):
+            for image, label in zip(made.values, made.labels.tolist(), strict=True):
                 _add_member(tar, f"{row:08d}.png", encode_png(image))
                 _add_member(tar, f"{row:08d}.cls", str(label).encode())
                 row += 1
@@ -160,9 +161,9 @@ def write_webdataset(release: StoragePath, manifest: Manifest, folder: Path) -> 
 
 def write_npz(release: StoragePath, manifest: Manifest, folder: Path) -> Manifest:
     """Write `data/train.npz` with `images` uint8 [N,H,W,C] and `labels` int64 [N]."""
-    images, labels = zip(*read_shards(release), strict=True)
+    made = LabelledRecords.concatenate(read_shards(release))
     (folder / DATA).mkdir()
-    np.savez_compressed(folder / _NPZ, images=np.concatenate(images), labels=np.concatenate(labels))
+    np.savez_compressed(folder / _NPZ, images=made.values, labels=made.labels)
     return replace(manifest, shards=(shard_entry(folder, _NPZ),))
 
 

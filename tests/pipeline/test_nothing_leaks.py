@@ -148,8 +148,8 @@ def _live(folder):
                 left[str(path.relative_to(folder))] = path.read_bytes()
     for name, content in list(left.items()):
         left |= {f"{name}, image {i}": pixels for i, pixels in enumerate(_pictures(content))}
-    for images, _ in read_shards(run / "release"):
-        left[f"shard {len(left)}"] = images.tobytes()
+    for shard in read_shards(run / "release"):
+        left[f"shard {len(left)}"] = shard.values.tobytes()
     return folder, run, left
 
 
@@ -190,14 +190,14 @@ def needles(folder, run):
     wanted = {"a file's name": {NAME.encode()}, "pixels": set(), "a digest": set()}
     wanted["a mean"] = set()
     for _, loaded in _records(folder):
-        for image in loaded.images[..., 0]:
+        for image in loaded.values[..., 0]:
             for row in image:
                 wanted["pixels"] |= _forms(row)
             for digest in (hashlib.sha256, hashlib.md5, hashlib.sha1):
                 wanted["a digest"].add(digest(image.tobytes()).hexdigest()[:16].encode())
         for digest in (hashlib.sha256, hashlib.md5, hashlib.sha1):
-            wanted["a digest"].add(digest(loaded.images.tobytes()).hexdigest()[:16].encode())
-        whole = loaded.images.astype(np.float64)
+            wanted["a digest"].add(digest(loaded.values.tobytes()).hexdigest()[:16].encode())
+        whole = loaded.values.astype(np.float64)
         for part in (whole, *(whole[loaded.labels == label] for label in (0, 1))):
             for value in (part.mean(), part.std(), part.mean() / 255, part.mean() / 127.5 - 1):
                 wanted["a mean"].add(f"{value:.6f}"[:8].encode())
@@ -289,7 +289,7 @@ def test_the_wall_holds_everything_else_back(lived):
     wanted = needles(folder, run)
     inside = {str(p): p.read_bytes() for p in (run / "internal").rglob("*") if p.is_file()}
     inside |= {str(p): p.read_bytes() for p in (folder / "train").rglob("*.png")}
-    inside |= {"pixels": next(_records(folder))[1].images.tobytes()}
+    inside |= {"pixels": next(_records(folder))[1].values.tobytes()}
     found = {what for _, what in search(inside, wanted)}
     assert {"pixels", "a metric", "a key"} <= found
     assert (run / "internal").stat().st_mode & 0o077 == 0
@@ -299,7 +299,7 @@ def test_the_search_finds_what_is_planted(lived):
     """One record in every form, one at a time, in a released file: the search has to see it."""
     folder, run, left = lived
     wanted = needles(folder, run)
-    row = next(_records(folder))[1].images[5, 3, :, 0]
+    row = next(_records(folder))[1].values[5, 3, :, 0]
     place = next(name for name in left if name.endswith("report.html"))
     page = left[place]
     forms = _forms(row)

@@ -34,8 +34,7 @@ from torch import nn
 
 # --- The adapter: what today's modules call these things; the only part that a move changes. ------
 from pipeline.spec import parse_spec
-from privacy.budget import Budget, Component
-from privacy.budget.identity import content_of, fingerprint, sketch
+from privacy.budget import Budget, Component, identity
 from privacy.clipping import add_to, clip_factors
 from privacy.collective import SingleProcess
 from privacy.gradients import ENGINES
@@ -47,12 +46,32 @@ from privacy.ledger.rows import canonical, parse
 from privacy.mechanisms import MECHANISMS, DiscreteLaplace, Gaussian, SubsampledGaussian
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords
+from synth import records as synth_records
 from synth.attempt import Attempt
 from synth.counter_based import _words as counter_words
 from synth.counter_based import normal, uniform
 from synth.data.shards import Shard, encode_png, shard_generator, write_shard
 from synth.preconditioning import PRECONDITIONINGS
-from synth.records import NoisedViews, Records
+from synth.records import NoisedViews
+
+
+class Records:
+    @staticmethod
+    def from_uint8(images, labels, device):
+        return synth_records.Records.of(LabelledRecords(images, labels), device)
+
+
+def content_of(images, labels, key):
+    return identity.content_of(LabelledRecords(images, labels), key)
+
+
+def fingerprint(images, labels, key):
+    return identity.fingerprint(LabelledRecords(images, labels), key)
+
+
+def sketch(images, key):
+    return identity.sketch(LabelledRecords(images, np.zeros(len(images), np.int64)), key)
 
 
 def clipped_sums(name, model, loss, records, clip_norm, micro_batch):

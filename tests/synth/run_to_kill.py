@@ -29,6 +29,7 @@ from privacy.ledger import Ledger
 from privacy.mechanisms import Gaussian, Mechanism
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords
 from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.preconditioning import EDM, Denoiser
@@ -93,7 +94,7 @@ class Life:
 
     def reserve(self, budget: Budget, key: str, components: list[Component]) -> Reservation:
         """Reserve a plan for this run."""
-        content = content_of(IMAGES, LABELS, KEY)
+        content = content_of(LabelledRecords(IMAGES, LABELS), KEY)
         return budget.reserve(
             self.run, DATASET, content, "one image", records_per_unit=1, plan=components,
             void=False, idempotency_key=key,
@@ -207,7 +208,7 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
             checkpoint_every=3, warmup=QUERY,
         ),
     )  # fmt: skip
-    records = Records.from_uint8(IMAGES, LABELS, torch.device("cpu"))
+    records = Records.of(LabelledRecords(IMAGES, LABELS), torch.device("cpu"))
     run_key = hashlib.sha256(life.run.encode()).digest()
     attempt = Attempt.start(number, run_key, None, SingleProcess())
     meter = Meter(journal, budget, reservation, number)

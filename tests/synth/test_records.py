@@ -7,6 +7,7 @@ from scipy import stats
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
+from privacy.records import LabelledRecords
 from synth.counter_based import normal, uniform
 from synth.preconditioning import EDM, V
 from synth.records import NoisedViews, Records
@@ -19,7 +20,7 @@ N, K, NULL = 30, 5, 3
 def make_records(n=N):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (n, 6, 6, 1), dtype=np.uint8)
-    return Records.from_uint8(images, generator.integers(0, NULL, n), CPU)
+    return Records.of(LabelledRecords(images, generator.integers(0, NULL, n)), CPU)
 
 
 def drawer(**changes):
@@ -47,7 +48,7 @@ def correlation(a, b):
 class TestRecords:
     def test_are_scaled_by_their_type_and_not_by_their_values(self):
         images = np.array([100, 110, 120], dtype=np.uint8).reshape(3, 1, 1, 1)
-        records = Records.from_uint8(images, np.array([0, 1, 0]), CPU)
+        records = Records.of(LabelledRecords(images, np.array([0, 1, 0])), CPU)
         expected = images.reshape(-1).astype(np.float64) / 127.5 - 1
         np.testing.assert_allclose(records.images.reshape(-1), expected, atol=1e-7)
         assert len(records) == 3
@@ -56,7 +57,7 @@ class TestRecords:
     def test_channels_come_first(self):
         images = np.zeros((2, 4, 5, 3), dtype=np.uint8)
         images[1, 2, 3, 1] = 255
-        records = Records.from_uint8(images, np.array([0, 1]), CPU)
+        records = Records.of(LabelledRecords(images, np.array([0, 1])), CPU)
         assert records.images.shape == (2, 3, 4, 5)
         assert records.images[1, 1, 2, 3] == 1
 

@@ -19,6 +19,7 @@ from privacy.gradients import ENGINES
 from privacy.gradients.graph import CapturedEngine
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords
 from synth.loss import DenoisingLoss
 from synth.preconditioning import EDM, Denoiser
 from synth.records import NoisedViews, Records
@@ -41,7 +42,7 @@ def step(engine, micro_batch, precision="float32"):
     )
     denoiser = Denoiser(UNet(config), EDM()).to("meta")
     images = np.zeros((N, 8, 8, 1), dtype=np.uint8)
-    records = Records.from_uint8(images, np.zeros(N, dtype=np.int64), torch.device("meta"))
+    records = Records.of(LabelledRecords(images, np.zeros(N, dtype=np.int64)), torch.device("meta"))
     gradient = PrivateGradient(
         DPSGD(N, 1.0, 1.0, 1.0),
         PoissonSampler(KEY, 1, 1.0),

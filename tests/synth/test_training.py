@@ -19,6 +19,7 @@ from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords
 from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.loss import DenoisingLoss, draw_views
@@ -63,7 +64,7 @@ def make_records(size=SIZE):
     labels = np.arange(N) % CLASSES
     images[labels == 0, :, : size // 2] += 200
     images[labels == 1, :, size // 2 :] += 200
-    return Records.from_uint8(images, labels, torch.device("cpu"))
+    return Records.of(LabelledRecords(images, labels), torch.device("cpu"))
 
 
 def settings(**changes):

@@ -9,6 +9,7 @@ from torch import nn
 
 from privacy.errors import DataError
 from privacy.noise import SecureGaussian
+from privacy.records import LabelledRecords
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
@@ -36,7 +37,9 @@ class Network(nn.Module):
 def make_records(n=20, classes=CLASSES):
     generator = np.random.default_rng(5)
     images = generator.integers(0, 256, (n, SIZE, SIZE, 1), dtype=np.uint8)
-    return Records.from_uint8(images, generator.integers(0, classes, n), torch.device("cpu"))
+    return Records.of(
+        LabelledRecords(images, generator.integers(0, classes, n)), torch.device("cpu")
+    )
 
 
 def means_of(records, warmup=WARMUP, seed=1):

@@ -9,6 +9,7 @@ from pipeline.audit import release
 from pipeline.audit.release import audit_release, require_release
 from pipeline.progress import SilentProgress
 from privacy.errors import DataError, IntegrityBroken, InvalidRequest
+from privacy.records import LabelledRecords
 
 PRIVATE_HOLDOUT = ("    public: true\n", "    public: false\n")
 PUBLIC_DATA = ("  channels: 1\n", "  channels: 1\n  public: true\n")
@@ -69,7 +70,10 @@ def test_only_where_all_images_are_public_may_it_be_shown(made, changes, shared)
 def test_planted_copies_are_found(blots, made, monkeypatch):
     run = made(NO_EVALUATION)
     train = np.load(blots / "train.npz")["images"]
-    planted = [(train[:9], np.zeros(9)), (255 - train[:3], np.zeros(3))]
+    planted = [
+        LabelledRecords(images, np.zeros(len(images), np.int64))
+        for images in (train[:9], 255 - train[:3])
+    ]
     monkeypatch.setattr(release, "read_shards", lambda folder: iter(planted))
     _, written = audit(run)
     assert set(written["spaces"]) == {"pixels"}
@@ -86,7 +90,7 @@ def test_other_images_than_the_runs_are_refused(finished, monkeypatch):
 
     def changed(self, *sizes):
         loaded = load(self, *sizes)
-        loaded.images[0, 0, 0, 0] ^= 1
+        loaded.values[0, 0, 0, 0] ^= 1
         return loaded
 
     monkeypatch.setattr(source, "load", changed)
@@ -106,7 +110,7 @@ def test_a_holdout_that_was_paid_for_must_be_the_same(house, blots_spec, monkeyp
     def changed(self, *sizes):
         loaded = load(self, *sizes)
         if len(loaded) == 20:
-            loaded.images[0, 0, 0, 0] ^= 1
+            loaded.values[0, 0, 0, 0] ^= 1
         return loaded
 
     monkeypatch.setattr(source, "load", changed)

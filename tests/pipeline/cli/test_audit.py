@@ -7,6 +7,7 @@ from pipeline.audit.run import RunAudit
 from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, MechanismAudit
 from privacy.ledger import Ledger
+from privacy.records import LabelledRecords
 
 
 @pytest.fixture
@@ -310,8 +311,9 @@ def test_copies_are_no_breach_of_the_files(umbra, blots, finished, monkeypatch):
     import numpy as np
 
     _, run = finished
-    train = np.load(blots / "train.npz")["images"]
-    monkeypatch.setattr("pipeline.audit.release.read_shards", lambda folder: iter([(train, None)]))
+    with np.load(blots / "train.npz") as train:
+        planted = LabelledRecords(train["images"], train["labels"])
+    monkeypatch.setattr("pipeline.audit.release.read_shards", lambda folder: iter([planted]))
     assert umbra("audit", "release", run.run_id).code == 0
     written = json.loads((run.internal / "release-audit.json").read_text())
     assert written["spaces"]["pixels"]["copies"]["exact_train"] == 40

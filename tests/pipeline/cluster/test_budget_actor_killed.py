@@ -14,6 +14,7 @@ from privacy.budget import Component
 from privacy.budget.identity import content_of
 from privacy.ledger import Head, Kind
 from privacy.mechanisms import Gaussian
+from privacy.records import LabelledRecords
 
 COMPONENT, STEPS = "dp-sgd", 10**6
 KILLS = 20
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def reserve(house):
     """Reserve more steps than a test can charge."""
-    content = content_of(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4), house.key)
+    content = content_of(LabelledRecords(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4)), house.key)
 
     def ask(run_id):
         return house.budget.reserve(

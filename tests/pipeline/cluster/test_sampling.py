@@ -43,7 +43,7 @@ def test_a_shard_depends_on_no_other(tmp_path, blots_spec, weights):
     ShardSampler(spec, weights, tmp_path / "last").make(shards[-1], len(shards))
     everything, last = _bytes(tmp_path / "all"), _bytes(tmp_path / "last")
     assert len(everything) == 3 and everything.items() > last.items()
-    images = [images.tobytes() for images, _ in read_shards(tmp_path / "all")]
+    images = [shard.values.tobytes() for shard in read_shards(tmp_path / "all")]
     assert len(set(images)) == len(images)
 
 
@@ -134,6 +134,6 @@ def test_actors_that_die_or_stop_change_no_byte(on_nodes, harm):
     assert len(record["actors"]) > 4
     entries = [file for file, _, _ in record["entries"]]
     assert sorted(entries) == sorted(set(entries)) and len(entries) == 12
-    labels = np.concatenate([labels for _, labels in read_shards(on_nodes / harm)])
+    labels = np.concatenate([shard.labels for shard in read_shards(on_nodes / harm)])
     assert Counter(labels.tolist()) == {0: 30, 1: 31, 2: 32}
     assert max(record["images"]) == record["images"][-1] == 93

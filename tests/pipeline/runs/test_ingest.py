@@ -16,7 +16,7 @@ def test_it_reserves_for_exactly_these_records(house, blots_spec):
     assert house.kinds() == ["genesis", "declare", "partition", "reserve"]
     (row,) = house.budget.ledger.rows(reservation=run.state().reservation_id)
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
-    assert row.content["fingerprint"] == fingerprint(loaded.images, loaded.labels, house.key)
+    assert row.content["fingerprint"] == fingerprint(loaded, house.key)
     assert row.content["spec"] == run.spec().sha256()
     assert row.content["records"] == 40
     assert run.state().is_done("ingest")
@@ -29,7 +29,7 @@ def test_workers_can_tell_the_data_without_the_homes_key(house, blots_spec):
     assert run_key != house.key
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
     content = (run.internal / "train-content").read_text()
-    assert content == fingerprint(loaded.images, loaded.labels, run_key)
+    assert content == fingerprint(loaded, run_key)
 
 
 def test_again_reserves_once(house, blots_spec):

@@ -70,9 +70,9 @@ def same():
     """Assert that a loaded set is the toy set."""
 
     def check(loaded, toy):
-        assert loaded.images.dtype == np.uint8
+        assert loaded.values.dtype == np.uint8
         assert loaded.labels.dtype == np.int64
-        assert np.array_equal(loaded.images, toy.images)
+        assert np.array_equal(loaded.values, toy.images)
         assert np.array_equal(loaded.labels, toy.labels)
 
     return check

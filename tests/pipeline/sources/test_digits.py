@@ -18,7 +18,7 @@ def test_both_parts_together_are_all_digits_once():
     for index in range(1797):
         part, name = (holdout, "holdout") if index % 5 == 4 else (train, "train")
         row = next(taken[name])
-        images.append(part.images[row, :, :, 0])
+        images.append(part.values[row, :, :, 0])
         labels.append(part.labels[row])
     assert np.array_equal(labels, digits.target)
     # 16 grey levels come back exactly.
@@ -26,7 +26,7 @@ def test_both_parts_together_are_all_digits_once():
 
 
 def test_values_span_the_bytes():
-    images = DigitsSource().load(8, 1, CLASSES).images
+    images = DigitsSource().load(8, 1, CLASSES).values
     assert (images.min(), images.max()) == (0, 255)
     assert set(np.unique(images)) == {round(value * 255 / 16) for value in range(17)}
 

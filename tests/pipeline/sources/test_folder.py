@@ -23,14 +23,14 @@ def test_jpegs_are_read_and_hidden_files_are_not(toy, tmp_path):
     data = load(tmp_path, toy)
     assert len(data) == 11
     row = np.count_nonzero(toy.labels == 0)
-    assert abs(data.images[row].astype(int) - 200).max() <= 1
+    assert abs(data.values[row].astype(int) - 200).max() <= 1
 
 
 def test_labels_follow_the_specs_class_list_not_the_alphabet(toy, tmp_path):
     toy.to_folder(tmp_path)
     turned = load(tmp_path, toy, classes=("eel", "dog", "cat"))
     assert np.array_equal(turned.labels, np.sort(2 - toy.labels))
-    assert np.array_equal(turned.images[-1], toy.images[toy.labels == 0][-1])
+    assert np.array_equal(turned.values[-1], toy.images[toy.labels == 0][-1])
 
 
 def test_an_unknown_folder_is_refused_by_name(toy, tmp_path):

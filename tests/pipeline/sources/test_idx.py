@@ -106,4 +106,4 @@ def test_fashion_mnist_is_read():
     data = source.load(28, 1, tuple("0123456789"))
     assert np.array_equal(np.bincount(data.labels), np.full(10, 1000))
     with gzip.open(files[0]) as file:
-        assert file.read()[16:] == data.images.tobytes()
+        assert file.read()[16:] == data.values.tobytes()

@@ -8,14 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.budget.identity import SKETCH_SIZE, overlap, shared_records, sketch
-from privacy.errors import DataError, InvalidRequest
+from privacy.errors import InvalidRequest
+from privacy.records import LabelledRecords
 
 KEY = bytes(range(32))
 
 
-def images(numbers):
+def labelled(values):
+    return LabelledRecords(values, np.zeros(len(values), np.int64))
+
+
+def images(numbers, shape=(2, 4, 1)):
     """One image of 8 bytes for every number."""
-    return np.array(list(numbers), dtype=np.uint64).view(np.uint8).reshape(-1, 2, 4, 1)
+    return labelled(np.array(list(numbers), dtype=np.uint64).view(np.uint8).reshape(-1, *shape))
 
 
 def test_the_definition_written_out():
@@ -28,7 +33,7 @@ def test_the_definition_written_out():
         ]
         for image in ([1, 2], [3, 4])
     )
-    assert list(sketch(pixels, KEY)) == expected
+    assert list(sketch(labelled(pixels), KEY)) == expected
 
 
 @given(st.lists(st.integers(0, 2**63), min_size=1, max_size=40), st.randoms())
@@ -44,18 +49,18 @@ def test_order_and_repetitions_do_not_matter(numbers, random):
 def test_only_the_smallest_are_kept():
     many = images(range(2000))
     found = sketch(many, KEY)
-    alone = sorted(sketch(many[i : i + 1], KEY)[0] for i in range(2000))
+    alone = sorted(sketch(images([i]), KEY)[0] for i in range(2000))
     assert list(found) == alone[:SKETCH_SIZE]
 
 
 def test_needs_its_key_and_the_shape():
     one = images(range(10))
     assert set(sketch(one, KEY)).isdisjoint(sketch(one, bytes(32)))
-    assert set(sketch(one, KEY)).isdisjoint(sketch(one.reshape(-1, 4, 2, 1), KEY))
+    assert set(sketch(one, KEY)).isdisjoint(sketch(images(range(10), (4, 2, 1)), KEY))
     # The keys of sketches and of fingerprints are apart: neither is a test for the other's texts.
     plain = {
         hmac.new(KEY, b"umbra image 1|2x4x1|uint8|" + image.tobytes(), "sha256").hexdigest()[:16]
-        for image in one
+        for image in one.values
     }
     assert plain.isdisjoint(sketch(one, KEY))
 
@@ -121,28 +126,8 @@ def test_shared_records_is_exact(one, other):
 def test_one_shared_record_among_many_is_found():
     one, other = images(range(3000)), images(range(3000, 6000))
     assert not shared_records(one, other, KEY)
-    assert shared_records(one, np.concatenate([other, one[:1]]), KEY)
-    assert not shared_records(one, one.reshape(-1, 4, 2, 1), KEY)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        np.zeros((2, 4, 4), np.uint8),
-        np.zeros((2, 4, 4, 1), np.float32),
-        np.zeros((0, 4, 4, 1), np.uint8),
-        np.zeros((2, 0, 4, 1), np.uint8),
-    ],
-)
-def test_other_arrays_are_refused(bad):
-    good = images(range(2))
-    for call in (
-        lambda: sketch(bad, KEY),
-        lambda: shared_records(bad, good, KEY),
-        lambda: shared_records(good, bad, KEY),
-    ):
-        with pytest.raises(DataError, match="uint8"):
-            call()
+    assert shared_records(one, images(range(2999, 6000)), KEY)
+    assert not shared_records(one, images(range(3000), (4, 2, 1)), KEY)
 
 
 def test_a_wrong_key_is_refused():

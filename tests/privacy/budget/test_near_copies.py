@@ -6,6 +6,7 @@ import pytest
 from privacy.budget.identity import Content, content_of
 from privacy.errors import BudgetRefused
 from privacy.ledger import Kind
+from privacy.records import LabelledRecords
 
 KEY = bytes(range(32))
 N = 1000
@@ -16,7 +17,8 @@ def images(seed, n=N):
 
 
 def of(pixels, labels=None):
-    return content_of(pixels, np.zeros(len(pixels), np.int64) if labels is None else labels, KEY)
+    labels = np.zeros(len(pixels), np.int64) if labels is None else labels
+    return content_of(LabelledRecords(pixels, labels), KEY)
 
 
 PRIVATE = images(0)

@@ -14,6 +14,7 @@ from privacy.budget.identity import content_of
 from privacy.errors import BudgetRefused
 from privacy.ledger import Kind, Ledger
 from privacy.mechanisms import SubsampledGaussian
+from privacy.records import LabelledRecords
 from tests.privacy.planted.bug import Bug
 
 KEY = bytes(range(32))
@@ -64,7 +65,7 @@ def reserve_for(budget, name, images, labels):
     budget.reserve(
         f"run-{name}",
         name,
-        content_of(images, labels, KEY),
+        content_of(LabelledRecords(images, labels), KEY),
         "one image",
         records_per_unit=1,
         plan=[Component("dp-sgd", SubsampledGaussian(0.1, 2.0, 10))],

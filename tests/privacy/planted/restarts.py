@@ -20,6 +20,7 @@ from privacy.errors import InvalidRequest
 from privacy.ledger import Ledger
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords
 from synth.attempt import Attempt
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
@@ -85,14 +86,14 @@ def reserved(ledger):
     reservation = budget.reserve(
         "run-1",
         "toy",
-        content_of(images, labels, KEY),
+        content_of(LabelledRecords(images, labels), KEY),
         "one image",
         records_per_unit=1,
         plan=[Component(PRIVATE, ACCOUNTED.mechanism(STEPS))],
         void=False,
         idempotency_key="once",
     )
-    return budget, reservation.id, Records.from_uint8(images, labels, torch.device("cpu"))
+    return budget, reservation.id, Records.of(LabelledRecords(images, labels), torch.device("cpu"))
 
 
 def findings(folder, trainer=Trainer, attempt=Attempt):

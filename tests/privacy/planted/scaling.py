@@ -5,6 +5,7 @@ import torch
 
 from privacy.class_sums import class_means, noisy_class_sums
 from privacy.noise import SecureGaussian
+from privacy.records import LabelledRecords
 from synth.records import Records
 from tests.privacy.planted.bug import Bug
 
@@ -29,9 +30,14 @@ def preparation_findings(prepare):
     return set() if torch.equal(one, other) else {OTHERS_MOVED}
 
 
+def prepared(data, labels, device):
+    """What training does."""
+    return Records.of(LabelledRecords(data, labels), device)
+
+
 def standardised(data, labels, device):
     """The usual recipe: subtract the data set's mean, divide by its standard deviation."""
-    records = Records.from_uint8(data, labels, device)
+    records = Records.of(LabelledRecords(data, labels), device)
     scaled = (records.images - records.images.mean()) / records.images.std()
     return Records(scaled, records.labels)
 
@@ -39,7 +45,7 @@ def standardised(data, labels, device):
 def stretched(data, labels, device):
     """Stretch the data set's own range to [-1, 1]."""
     low, high = int(data.min()), int(data.max())
-    return Records.from_uint8(((data - low) * (255 // max(high - low, 1))), labels, device)
+    return Records.of(LabelledRecords(((data - low) * (255 // max(high - low, 1))), labels), device)
 
 
 def means_findings(means):
@@ -76,7 +82,7 @@ BUGS = [
         Bug(
             f"private mean used for scaling: {name}",
             lambda folder, wrong=wrong: preparation_findings(wrong),
-            lambda folder: preparation_findings(Records.from_uint8),
+            lambda folder: preparation_findings(prepared),
             (OTHERS_MOVED,),
         )
         for name, wrong in (("data", standardised), ("data, by its range", stretched))

@@ -107,10 +107,9 @@ def test_shards_read_back_as_written(tmp_path, channels):
     assert entry == shard_entry(tmp_path, "data/train-00001-of-00002.parquet")
     assert entry.rows == 2
     pieces = list(shards.read_shards(tmp_path))
-    assert [labels.tolist() for _, labels in pieces] == [[0, 0, 1], [1, 2]]
-    assert all(labels.dtype == np.int64 for _, labels in pieces)
-    assert np.array_equal(pieces[0][0], first)
-    assert np.array_equal(pieces[1][0], second)
+    assert [piece.labels.tolist() for piece in pieces] == [[0, 0, 1], [1, 2]]
+    assert np.array_equal(pieces[0].values, first)
+    assert np.array_equal(pieces[1].values, second)
 
 
 def test_plain_pyarrow_and_pillow_see_the_hugging_face_schema(tmp_path):
@@ -185,12 +184,12 @@ def test_damage_to_the_data_is_found_without_a_manifest(tmp_path):
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
         try:
-            ((found, labels),) = shards.read_shards(tmp_path)
+            (found,) = shards.read_shards(tmp_path)
         except IntegrityBroken as error:
             assert path.name in str(error)
         else:  # a byte of a page header that means nothing to a reader
-            assert np.array_equal(found, images)
-            assert labels.tolist() == [0, 0, 1, 2]
+            assert np.array_equal(found.values, images)
+            assert found.labels.tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "absent"])

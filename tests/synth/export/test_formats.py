@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
+from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
 from synth.export.formats import FORMATS, class_folders, export_dataset
 from synth.export.statement import verify_export
@@ -23,8 +24,8 @@ every_format = pytest.mark.parametrize("name", list(FORMATS))
 
 
 def rows_of(release):
-    pieces = list(read_shards(release))
-    return np.concatenate([a for a, _ in pieces]), np.concatenate([b for _, b in pieces])
+    rows = LabelledRecords.concatenate(read_shards(release))
+    return rows.values, rows.labels
 
 
 @every_format
