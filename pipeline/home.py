@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import FileIn, RunDirectory
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class Home:
     mlflow_uri: str
     author: str
 
+    key_path = FileIn("key")  # of the fingerprints (mode 0600)
+    signing_key_path = FileIn("signing.key")  # the Ed25519 seed, where rows are signed (mode 0600)
+    # The newest head of the ledger seen here, by which an older copy is recognised.
+    witness_path = FileIn("ledger.head")
+    runs_path = FileIn("runs")
+
     def __repr__(self) -> str:
         return f"Home({str(self.path)!r})"
 
@@ -59,26 +65,6 @@ class Home:
     def artifacts(self) -> Path | None:
         """MLflow's artifacts; None where a server keeps them."""
         return self.path / "mlartifacts" if self.mlflow_uri.startswith("sqlite:") else None
-
-    @property
-    def key_path(self) -> Path:
-        """The key of the fingerprints (mode 0600)."""
-        return self.path / "key"
-
-    @property
-    def signing_key_path(self) -> Path:
-        """The Ed25519 seed that signs the ledger's rows, where they are signed (mode 0600)."""
-        return self.path / "signing.key"
-
-    @property
-    def witness_path(self) -> Path:
-        """The newest head of the ledger seen here, by which an older copy is recognised."""
-        return self.path / "ledger.head"
-
-    @property
-    def runs_path(self) -> Path:
-        """One folder a run."""
-        return self.path / "runs"
 
     def ensure(self) -> "Home":
         """Create the folder (mode 0700) if it is missing, and check that it can be written.

@@ -6,10 +6,10 @@ the holdout's part of the data set's budget.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from privacy.budget import Reservation
 from privacy.errors import IntegrityBroken
 from privacy.mechanisms import DiscreteLaplace
 from privacy.noisy_counts import NoisyAccuracy, NoisyCount, accuracy_interval, noisy_counts
+from synth.storage import StoragePath
 
-METRICS = "metrics.json"
+METRICS, DP_METRICS = "metrics.json", "dp-metrics.json"
 SYNTHETIC, CEILING, FEATURES = "synthetic", "ceiling", "features"
+_Parsed = TypeVar("_Parsed")
 
 
 def releasable(spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
@@ -44,19 +46,27 @@ def released(run: RunDirectory) -> dict[str, Any]:
     Raises:
         IntegrityBroken: the file is damaged, or the spec is.
     """
-    path = run.release / METRICS
-    if not path.exists():
-        return {}
-    try:
+
+    def parse(record: dict[str, Any]) -> dict[str, Any]:
         # Apply the rule again: what is read here goes into exports.
-        results = releasable(run.spec(), json.loads(path.read_bytes()))
+        results = releasable(run.spec(), record)
         if results:
-            flat(results)
+            flat(results)  # raises if a figure is missing
+        return results
+
+    return _read(run.release / METRICS, parse) or {}
+
+
+def _read(path: StoragePath, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed | None:
+    """Return the parsed file; None where there is none. Raises IntegrityBroken if damaged."""
+    if not path.exists():
+        return None
+    try:
+        return parse(json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityBroken(
             f"{path} is damaged. Put it back from a copy, or remove it to go on without metrics."
         ) from error
-    return results
 
 
 def flat(results: dict[str, Any]) -> dict[str, float]:
@@ -79,9 +89,6 @@ def likeness(results: dict[str, Any]) -> dict[str, float]:
     return {distance["metric"]: distance["distance"]} | {name: prdc[name] for name in names}
 
 
-DP_METRICS = "dp-metrics.json"
-
-
 @dataclass(frozen=True)
 class PaidMetrics:
     """Everything that a run released about a private holdout.
@@ -100,13 +107,9 @@ class PaidMetrics:
     classifiers: dict[str, NoisyAccuracy]
     class_counts: tuple[NoisyCount, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "PaidMetrics":
-        """Read what `to_dict` returned. Raises KeyError, TypeError, ValueError on other input."""
+        """Read what `asdict` returned. Raises KeyError, TypeError, ValueError on other input."""
         found = {name: NoisyAccuracy(**each) for name, each in record["classifiers"].items()}
         counts = tuple(NoisyCount(**each) for each in record["class_counts"])
         epsilon, confidence = float(record["epsilon"]), float(record["confidence"])
@@ -153,15 +156,7 @@ def paid_metrics(run: RunDirectory) -> PaidMetrics | None:
     Raises:
         IntegrityBroken: the file is damaged.
     """
-    path = run.release / DP_METRICS
-    if not path.exists():
-        return None
-    try:
-        return PaidMetrics.from_dict(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityBroken(
-            f"{path} is damaged. Put it back from a copy, or remove it to go on without it."
-        ) from error
+    return _read(run.release / DP_METRICS, PaidMetrics.from_dict)
 
 
 def _mechanism(paid_by: Reservation, component: str) -> DiscreteLaplace | None:

@@ -8,14 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 
 @contextmanager
@@ -43,17 +42,22 @@ def run_periodically(action: Callable[[], object], seconds: float) -> Iterator[N
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Stage(Protocol):
-    """A stage in progress."""
+@dataclass
+class Stage:
+    """A stage in progress: `show` is called with the units done so far."""
+
+    show: Callable[[int], object]
+    done: int = 0
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as done."""
+        self.reach(self.done + n)
 
     def reach(self, done: int) -> None:
-        """Set the units done so far; a smaller number than before changes nothing.
-
-        For drivers that poll: a worker's count may be read late or twice.
-        """
+        """Set the units done so far; a smaller number than before changes nothing."""
+        # For drivers that poll: a worker's count may be read late or twice.
+        self.done = max(self.done, done)
+        self.show(self.done)
 
 
 class Progress(Protocol):
@@ -74,35 +78,13 @@ def show_progress(stream: TextIO | None = None) -> Progress:
     return LineProgress(stream)
 
 
-class _SilentStage:
-    def advance(self, n: int = 1) -> None:
-        pass
-
-    def reach(self, done: int) -> None:
-        pass
-
-
 class SilentProgress:
     """Show nothing: for `--json`, tests and workers."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         """Show nothing."""
-        yield _SilentStage()
-
-
-@dataclass(frozen=True)
-class _BothStages:
-    first: Stage
-    second: Stage
-
-    def advance(self, n: int = 1) -> None:
-        self.first.advance(n)
-        self.second.advance(n)
-
-    def reach(self, done: int) -> None:
-        self.first.reach(done)
-        self.second.reach(done)
+        yield Stage(lambda done: None)
 
 
 @dataclass(frozen=True)
@@ -116,24 +98,7 @@ class Both:
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         """Show the stage in both."""
         with self.first.stage(name, total) as first, self.second.stage(name, total) as second:
-            yield _BothStages(first, second)
-
-
-@dataclass
-class _Bar:
-    """A stage drawn by rich."""
-
-    bars: "RichProgress"
-    task: "TaskID"
-    done: int = 0
-
-    def advance(self, n: int = 1) -> None:
-        self.done += n
-        self.bars.advance(self.task, n)
-
-    def reach(self, done: int) -> None:
-        if done > self.done:
-            self.advance(done - self.done)
+            yield Stage(lambda done: (first.reach(done), second.reach(done)))
 
 
 class BarProgress:
@@ -153,10 +118,11 @@ class BarProgress:
         bars = self._bars
         self._open += 1
         task = bars.add_task(_plain(name), total=total)
-        bar = _Bar(bars, task)
+        stage = Stage(lambda done: bars.update(task, completed=done))
         try:
-            yield bar
-            bars.update(task, total=total or bar.done or 1, completed=total or bar.done or 1)
+            yield stage
+            full = total or stage.done or 1
+            bars.update(task, total=full, completed=full)
         finally:
             bars.stop_task(task)
             self._open -= 1
@@ -178,44 +144,6 @@ def _bars(console: "Console") -> "RichProgress":
         progress.TimeRemainingColumn(compact=True),
         console=console,
     )
-
-
-@dataclass
-class _Line:
-    """A stage as plain lines, one every few seconds at most."""
-
-    name: str
-    total: int | None
-    write: Callable[[str], None]
-    clock: Callable[[], float]
-    every: float
-    done: int = 0
-    begun: float = field(init=False)
-    last: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.begun = self.last = self.clock()
-
-    def advance(self, n: int = 1) -> None:
-        self.reach(self.done + n)
-
-    def reach(self, done: int) -> None:
-        self.done = max(self.done, done)
-        now = self.clock()
-        if now - self.last >= self.every:
-            self.last = now
-            self.write(f"{self.name}: {self._state(now)}")
-
-    def _state(self, now: float) -> str:
-        if not self.total:
-            return f"{self.done}, {duration(now - self.begun)} so far"
-        percent = 100 * self.done // self.total
-        state = f"{self.done}/{self.total} ({percent} %)"
-        # The first per cent is no estimate of the rest: starting takes its own time.
-        if percent == 0 or self.done >= self.total:
-            return state
-        left = (now - self.begun) * (self.total - self.done) / self.done
-        return f"{state}, {duration(left)} left"
 
 
 class LineProgress:
@@ -240,19 +168,38 @@ class LineProgress:
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         """Write the stage's lines."""
-        name = _plain(name)
-        line = _Line(name, total, self._write, self._clock, self._every)
+        name, begun = _plain(name), self._clock()
+        last = begun
+
+        def show(done: int) -> None:
+            nonlocal last
+            now = self._clock()
+            if now - last >= self._every:
+                last = now
+                self._write(f"{name}: {_state(done, total, now - begun)}")
+
         self._write(f"{name}: begun")
         try:
-            yield line
+            yield Stage(show)
         except BaseException:
-            self._write(f"{name}: stopped after {duration(self._clock() - line.begun)}")
+            self._write(f"{name}: stopped after {duration(self._clock() - begun)}")
             raise
-        self._write(f"{name}: done in {duration(self._clock() - line.begun)}")
+        self._write(f"{name}: done in {duration(self._clock() - begun)}")
 
     def _write(self, text: str) -> None:
         self._stream.write(f"{text}\n")
         self._stream.flush()
+
+
+def _state(done: int, total: int | None, elapsed: float) -> str:
+    if not total:
+        return f"{done}, {duration(elapsed)} so far"
+    percent = 100 * done // total
+    state = f"{done}/{total} ({percent} %)"
+    # The first per cent is no estimate of the rest: starting takes its own time.
+    if percent == 0 or done >= total:
+        return state
+    return f"{state}, {duration(elapsed * (total - done) / done)} left"
 
 
 def duration(seconds: float) -> str:

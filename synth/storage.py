@@ -7,6 +7,8 @@ without its seal it does not exist.
 
 import io
 import json
+import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from privacy import durable
 from privacy.errors import InvalidRequest, UmbraError
@@ -24,6 +27,7 @@ _CREDENTIALS = (
 )
 # By name, because botocore is installed only with the extra.
 _WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?")
 _OPTIONS = {
     # Other processes write what is listed here.
     "use_listings_cache": False,
@@ -175,6 +179,62 @@ class ObjectPath:
 
 #: A file or a folder of a run, on a local disk or in an object store.
 StoragePath = Path | ObjectPath
+
+
+def parse_address(address: str) -> StoragePath:
+    """Return the folder or prefix that a spec's address names; open and create nothing.
+
+    Raises:
+        InvalidRequest: it is not an address of a known kind, or holds a credential, which the
+            message does not repeat.
+
+    >>> str(parse_address("s3://bucket/runs")), str(parse_address("file:///shared/runs"))
+    ('s3://bucket/runs', '/shared/runs')
+    """
+    parts = urlsplit(address)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidRequest(
+            "resources.storage holds more than an address: a spec is copied to MLflow, so it "
+            "must not hold credentials or options. They come from the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or AWS's own files"
+        )
+    # A glob or a step upwards in a prefix would reach objects of others.
+    if _S3.fullmatch(address) and not {".", ".."} & set(parts.path.split("/")):
+        return ObjectPath.parse(address)
+    if parts.scheme in {"", "file"} and not parts.netloc and parts.path.startswith("/"):
+        return Path(parts.path)
+    raise InvalidRequest(
+        "resources.storage: expected s3://BUCKET/PREFIX (letters, digits and '._-/'), "
+        "file:///FOLDER or an absolute folder that every machine of the cluster reaches, found "
+        f"{address!r}"
+    )
+
+
+def require_writable(storage: StoragePath) -> None:
+    """Write, read and remove a small file.
+
+    Raises:
+        UmbraError: that failed; the message holds no credential.
+        InvalidRequest: the client library of the store is not installed.
+    """
+    probe = storage / f".umbra-probe-{secrets.token_hex(4)}"
+    try:
+        if isinstance(storage, Path) and not storage.is_dir():
+            raise UmbraError(
+                f"resources.storage is {storage}, which is not a folder here: make it, or mount "
+                "it at the same place on every machine"
+            )
+        write_bytes(probe, b"umbra")
+        if probe.read_bytes() != b"umbra":
+            raise UmbraError(
+                f"resources.storage is {storage}, which returns other bytes than were written"
+            )
+        probe.unlink()
+    except OSError as error:
+        raise UmbraError(
+            f"resources.storage is {storage}, which cannot be written and read "
+            f"({error.strerror or type(error).__name__})"
+        ) from error
 
 
 def relative(path: StoragePath, folder: StoragePath) -> str:

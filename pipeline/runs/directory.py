@@ -11,8 +11,6 @@ runs/<run id>/
 
 import fcntl
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,79 +19,26 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from synth.storage import ObjectPath, StoragePath, write_bytes
+from synth.storage import StoragePath, parse_address, require_writable, write_bytes
 
 if TYPE_CHECKING:
     from pipeline.spec import Spec
 
-_FORMS = (
-    "resources.storage: an address s3://BUCKET/PREFIX, file:///FOLDER or an absolute folder that "
-    "every machine of the cluster reaches was expected"
-)
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
 
+class FileIn:
+    """A file or a folder below the `path` of the object that this is an attribute of."""
 
-def place(address: str) -> StoragePath:
-    """Return the folder or prefix that an address names; open and create nothing.
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    Raises:
-        InvalidRequest: it is not an address of a known kind, or holds a credential, which the
-            message does not repeat.
-    """
-    parts = urlsplit(address)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise InvalidRequest(
-            "resources.storage holds more than an address: a spec is copied to MLflow, so it "
-            "must not hold credentials or options. They come from the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or AWS's own files"
-        )
-    if parts.scheme == "s3":
-        if not _BUCKET.fullmatch(parts.netloc):
-            raise InvalidRequest(f"{_FORMS}, found {address!r}: not a valid bucket name")
-        if not _PREFIX.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
-            raise InvalidRequest(
-                f"{_FORMS}, found {address!r}: a prefix may hold letters, digits and '._-/'"
-            )
-        return ObjectPath.parse(address)
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-        return Path(parts.path)
-    if not parts.scheme and address.startswith("/"):
-        return Path(address)
-    raise InvalidRequest(f"{_FORMS}, found {address!r}")
-
-
-def require_writable(storage: StoragePath) -> None:
-    """Write, read and remove a small file.
-
-    Raises:
-        UmbraError: that failed; the message holds no credential.
-        InvalidRequest: the client library of the store is not installed.
-    """
-    probe = storage / f".umbra-probe-{secrets.token_hex(4)}"
-    try:
-        if isinstance(storage, Path) and not storage.is_dir():
-            raise UmbraError(
-                f"resources.storage is {storage}, which is not a folder here: make it, or mount "
-                "it at the same place on every machine"
-            )
-        write_bytes(probe, b"umbra")
-        if probe.read_bytes() != b"umbra":
-            raise UmbraError(
-                f"resources.storage is {storage}, which returns other bytes than were written"
-            )
-        probe.unlink()
-    except OSError as error:
-        raise UmbraError(
-            f"resources.storage is {storage}, which cannot be written and read "
-            f"({error.strerror or type(error).__name__})"
-        ) from error
+    def __get__(self, owner: Any, kind: type | None = None) -> Path:
+        path: Path = owner.path / self.name
+        return path
 
 
 _RELEASE, _CHECKPOINTS, _STORAGE = "release", "checkpoints", "storage"
@@ -105,6 +50,11 @@ class RunDirectory:
     """One run on disk. Writes are atomic: a reader sees the old or the new, never a part."""
 
     path: Path
+
+    spec_path = FileIn("spec.yaml")
+    state_path = FileIn("state.json")
+    log_path = FileIn("log.txt")
+    internal = FileIn("internal")
 
     @classmethod
     def create(cls, path: Path, spec: "Spec") -> "RunDirectory":
@@ -118,7 +68,7 @@ class RunDirectory:
         run = cls(path)
         address = spec.resources.storage
         if address is not None:
-            require_writable(place(address))
+            require_writable(parse_address(address))
         with _readable_errors(path):
             path.mkdir(parents=True)
             try:
@@ -139,21 +89,6 @@ class RunDirectory:
     def run_id(self) -> str:
         """The run's id, which is the folder's name."""
         return self.path.name
-
-    @property
-    def spec_path(self) -> Path:
-        """The spec as it was submitted."""
-        return self.path / "spec.yaml"
-
-    @property
-    def state_path(self) -> Path:
-        """The RunState as JSON."""
-        return self.path / "state.json"
-
-    @property
-    def log_path(self) -> Path:
-        """The run's progress: stages and counts, nothing private."""
-        return self.path / "log.txt"
 
     @property
     def release(self) -> StoragePath:
@@ -178,12 +113,7 @@ class RunDirectory:
             address = (self.path / _STORAGE).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
-        return place(address) / self.run_id
-
-    @property
-    def internal(self) -> Path:
-        """What never leaves this machine: logs with traces, metrics against private references."""
-        return self.path / "internal"
+        return parse_address(address) / self.run_id
 
     def spec(self) -> "Spec":
         """Return the run's spec.

@@ -5,6 +5,8 @@ the ceiling needs the training images themselves, so it is released only where t
 Against a private reference noisy counts are released where the spec pays for them.
 """
 
+from dataclasses import asdict
+
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import get_result
 from pipeline.cluster.evaluation import evaluate
@@ -48,7 +50,7 @@ class Evaluate:
             if paid is None:
                 run.update(message=FORFEITED)
                 return
-            write_json(run.release / DP_METRICS, paid.to_dict())
+            write_json(run.release / DP_METRICS, asdict(paid))
             tracked.metrics(Release.paid(paid.flat()))
 
 

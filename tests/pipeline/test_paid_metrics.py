@@ -1,6 +1,7 @@
 """Figures against a private holdout: paid for by its own part of the budget, or not there."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,7 +148,7 @@ class TestRelease:
 
     def test_reads_back_and_may_go_to_mlflow(self):
         paid = release(RESULTS, reservation(5.0))
-        assert PaidMetrics.from_dict(json.loads(json.dumps(paid.to_dict()))) == paid
+        assert PaidMetrics.from_dict(json.loads(json.dumps(asdict(paid)))) == paid
         shown = Release.paid(paid.flat()).values
         assert {"dp.epsilon", "dp.mlp.accuracy_low", "dp.class.1.count"} <= set(shown)
 

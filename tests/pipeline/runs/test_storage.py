@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from pipeline.audit import audit_run
-from pipeline.runs.directory import RunDirectory, place, require_writable
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.engine import submit
 from pipeline.runs.export import export_run
 from pipeline.tracking.tracker import RunIdentity, Tracker
 from privacy.errors import InvalidRequest, UmbraError
 from synth.data.manifest import load_manifest, verify
-from synth.storage import ObjectPath
+from synth.storage import ObjectPath, parse_address, require_writable
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -37,7 +37,7 @@ def with_storage(blots_spec):
     ],
 )
 def test_addresses(address, found):
-    assert str(place(address)) == found
+    assert str(parse_address(address)) == found
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_addresses(address, found):
 )
 def test_what_is_no_address_is_refused_with_what_was_expected(address):
     with pytest.raises(InvalidRequest, match=r"s3://BUCKET/PREFIX.*absolute folder.*found"):
-        place(address)
+        parse_address(address)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def stored(request, house, with_storage, tmp_path):
         request.getfixturevalue("s3")
         address = "s3://umbra/runs"
     run = house.reserve(with_storage(address))
-    return house, run, place(address)
+    return house, run, parse_address(address)
 
 
 def test_release_and_checkpoints_lie_apart_below_the_storage(stored):
