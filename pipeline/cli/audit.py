@@ -65,15 +65,13 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
     home = Home.locate()
     run = _empirical_run(home, subject) if empirical else None
     found = perform(home, subject, public_key)
-    if run is None:
-        emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
-        return _code(found.ok)
-    if not found.ok:
+    if run is not None and found.ok:
+        return _empirical(home, run, found, as_json)
+    emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
+    if run is not None:
         # The other audits rest on the ledger.
-        emit(found.to_dict(), as_json, lambda console: audit_view.show_ledger(console, found))
         click.echo("umbra: the ledger's audit failed, so nothing else was audited", err=True)
-        return _code(False)
-    return _empirical(home, run, found, as_json)
+    return _code(found.ok)
 
 
 @audit.command()

@@ -1,6 +1,7 @@
 """Prints the results of `umbra audit` for a person."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import pairs, printable, table
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.audit.run import RunAudit
     from privacy.audit import LedgerAudit
     from privacy.audit.mechanism import MechanismAudit
+    from privacy.audit.results import ReservationAudit
 
 _MOST_FINDINGS = 20
 
@@ -37,8 +39,8 @@ def show_ledger(console: "Console", found: "Audit") -> None:
 
 
 def _show_spent(console: "Console", ledger: "LedgerAudit") -> None:
-    columns = ["data set", "part", "N", "ε declared", "δ", "RDP", "PLD", "PRV", "RDP with reserved"]
-    rows: list[tuple[object, ...]] = [
+    columns = "data set|part|N|ε declared|δ|RDP|PLD|PRV|RDP with reserved"
+    rows: list[Sequence[object]] = [
         (
             *(dataset.name, part.name, part.records, dataset.epsilon, dataset.delta),
             *(part.spent.rdp, part.spent.pld, part.spent.prv, part.committed.rdp),
@@ -46,45 +48,49 @@ def _show_spent(console: "Console", ledger: "LedgerAudit") -> None:
         for dataset in ledger.datasets
         for part in dataset.partitions
     ]
-    if rows:
-        console.print(table("ε spent, recomputed", columns, rows, range(2, 9)))
-    columns = ["data set", "neighbours", "records", "ε", "δ", "by"]
+    _show_rows(console, "ε spent, recomputed", columns, rows, range(2, 9))
+    columns = "data set|neighbours|records|ε|δ|by"
     rows = [
         (dataset.name, given.relation, given.records, given.epsilon, given.delta, given.method)
         for dataset in ledger.datasets
         for given in dataset.guarantees
     ]
-    if rows:
-        console.print(table("The same under other relations", columns, rows, range(2, 5)))
+    _show_rows(console, "The same under other relations", columns, rows, range(2, 5))
 
 
 def _show_reservations(console: "Console", ledger: "LedgerAudit") -> None:
-    columns = ["run", "who", "data set", "part", "charged", "attempts", "state"]
-    rows: list[tuple[object, ...]] = [
+    columns = "run|who|data set|part|charged|attempts|state"
+    rows: list[Sequence[object]] = [
         (
-            printable(given.run_id),
-            printable(given.author) if given.author else None,
-            given.dataset,
-            given.partition,
-            _steps(given.charged, given.reserved),
-            given.attempts,
-            "settled" if given.settled else "open",
+            *(printable(each.run_id), printable(each.author or "–"), each.dataset, each.partition),
+            *(_steps(each), each.attempts, "settled" if each.settled else "open"),
         )
-        for given in ledger.reservations
+        for each in ledger.reservations
     ]
-    if rows:
-        console.print(table("Reservations", columns, rows, [5]))
+    _show_rows(console, "Reservations", columns, rows, [5])
+    columns = "export (sha256 of its manifest)|run|data set|charges that cover it"
     rows = [
-        (manifest, given.run_id, given.dataset, _steps(given.charged, given.reserved))
-        for given in ledger.reservations
-        for manifest in given.exports
+        (manifest, each.run_id, each.dataset, _steps(each))
+        for each in ledger.reservations
+        for manifest in each.exports
     ]
+    _show_rows(console, "Exports", columns, rows)
+
+
+def _show_rows(
+    console: "Console",
+    title: str,
+    columns: str,
+    rows: Sequence[Sequence[object]],
+    numbers: Sequence[int] = (),
+) -> None:
+    """Print a table unless it is empty; | separates the columns' names."""
     if rows:
-        columns = ["export (sha256 of its manifest)", "run", "data set", "charges that cover it"]
-        console.print(table("Exports", columns, rows))
+        console.print(table(title, columns.split("|"), rows, numbers))
 
 
-def _steps(charged: dict[str, int], reserved: dict[str, int]) -> str:
+def _steps(given: "ReservationAudit") -> str:
+    charged, reserved = given.charged, given.reserved
     return ", ".join(f"{name} {charged[name]} of {steps}" for name, steps in reserved.items())
 
 
@@ -96,29 +102,23 @@ def show_mechanism(console: "Console", found: "MechanismAudit") -> None:
         f"σ = {found.noise_multiplier:.6g}, C = {found.clip_norm:g}, K = {found.views}, "
         f"δ = {found.delta:g}; {found.records} toy records, no private one.\n"
     )
-    columns = ["steps", "ε claimed (PLD)", "ε at least", "could have shown", "confidence", "trials"]
+    columns = "steps|ε claimed (PLD)|ε at least|could have shown|confidence|trials"
     rows = [
         (
-            bound.steps,
-            bound.claim,
-            _down(bound.lower.epsilon),
-            _down(bound.lower.detectable),
-            f"{100 * bound.lower.confidence:g} %",
-            bound.lower.trials,
+            *(bound.steps, bound.claim, _down(bound.lower.epsilon), _down(bound.lower.detectable)),
+            *(f"{100 * bound.lower.confidence:g} %", bound.lower.trials),
         )
         for bound in found.bounds
     ]
-    console.print(table("Lower bounds by gradient canaries", columns, rows, range(6)))
+    _show_rows(console, "Lower bounds by gradient canaries", columns, rows, range(6))
     checks = [
         (
-            check.name,
-            "holds" if check.passed else "BROKEN",
-            None if check.p_value is None else f"{check.p_value:.2g}",
-            check.detail,
+            *(check.name, "holds" if check.passed else "BROKEN"),
+            *(None if check.p_value is None else f"{check.p_value:.2g}", check.detail),
         )
         for check in found.checks
     ]
-    console.print(table("Laws of the step", ["law", "verdict", "p", "found"], checks))
+    _show_rows(console, "Laws of the step", "law|verdict|p|found", checks)
     for bound in found.bounds:
         if bound.lower.epsilon > bound.claim:
             console.print(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def _execute(
     from pipeline.runs.ledger_access import open_budget
 
     summary = summarise(run, home, open_budget(home))
-    emit(summary.to_dict(), as_json, lambda console: show_summary(console, summary))
+    emit(asdict(summary), as_json, lambda console: show_summary(console, summary))
 
 
 @contextmanager

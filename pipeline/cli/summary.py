@@ -1,20 +1,12 @@
 """What is printed when a run has ended; released values only."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline import metrics
 from pipeline.audit import audit_run
 from pipeline.cli.output import pairs, table
 from pipeline.home import Home, without_password
-from pipeline.metrics import (
-    CEILING,
-    METRICS,
-    SYNTHETIC,
-    PaidMetrics,
-    likeness,
-    paid_metrics,
-    released,
-)
 from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
 from privacy.budget import Budget
@@ -41,28 +33,24 @@ class Summary:
     classifiers: tuple[tuple[str, float, float | None], ...]
     scores: tuple[tuple[str, float], ...]
     withheld: str
-    paid: PaidMetrics | None
+    paid: metrics.PaidMetrics | None
     privacy: dict[str, Any]
     places: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain JSON values."""
-        return asdict(self)
 
 
 def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
     """Audit a finished run and collect what its owner wants to know first."""
-    results = released(run)
-    ceilings = results.get(CEILING, {})
+    results = metrics.released(run)
+    ceilings = results.get(metrics.CEILING, {})
     return Summary(
         run_id=run.run_id,
         classifiers=tuple(
             (name, result["accuracy"], ceilings[name]["accuracy"] if name in ceilings else None)
-            for name, result in results.get(SYNTHETIC, {}).items()
+            for name, result in results.get(metrics.SYNTHETIC, {}).items()
         ),
-        scores=tuple(likeness(results).items()) if results else (),
+        scores=tuple(metrics.likeness(results).items()) if results else (),
         withheld="" if results else _why_withheld(run),
-        paid=paid_metrics(run),
+        paid=metrics.paid_metrics(run),
         privacy=_privacy(run, budget),
         places={
             "report": str(run.release / "report.html"),
@@ -74,7 +62,7 @@ def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:
 
 
 def _why_withheld(run: RunDirectory) -> str:
-    if (run.internal / METRICS).exists():
+    if (run.internal / metrics.METRICS).exists():
         return "the reference is private: its metrics stay in the run's internal folder"
     return "no evaluation was asked for"
 
@@ -117,7 +105,7 @@ def show_summary(console: "Console", summary: Summary) -> None:
     console.print(pairs("Where", summary.places))
 
 
-def _show_paid(console: "Console", paid: PaidMetrics) -> None:
+def _show_paid(console: "Console", paid: metrics.PaidMetrics) -> None:
     rows = [
         (name, f"{100 * of.value:.1f} %", f"{100 * of.low:.1f} to {100 * of.high:.1f} %")
         for name, of in paid.classifiers.items()

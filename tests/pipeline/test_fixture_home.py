@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,13 +27,21 @@ PROSE = {"README.md", "manifest.json", "privacy.json"}  # the files of an export
 PATIENCE = 300  # seconds, for a machine that is busy with other things
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """The unpacked fixture: `home/` and `exports/`, for tests that only read."""
+    folder = tmp_path_factory.mktemp("kept")
+    with tarfile.open(FIXTURES / "home.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
 @pytest.fixture
-def unpacked(tmp_path, monkeypatch):
-    """The folder with `home/`, which UMBRA_HOME names, and `exports/`."""
+def unpacked(kept, tmp_path, monkeypatch):
+    """A copy of it, whose home UMBRA_HOME names."""
     for name in ("UMBRA_LEDGER_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "UMBRA_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
-    with tarfile.open(FIXTURES / "home.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.copytree(kept, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.setenv("UMBRA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("UMBRA_AUTHOR", "fixture <fixture@example.org>")
     return tmp_path

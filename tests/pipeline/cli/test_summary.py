@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -8,7 +8,7 @@ from pipeline.cli.summary import summarise
 
 def told(house, run):
     summary = summarise(run, house.home, house.budget)
-    return summary, json.dumps(summary.to_dict(), ensure_ascii=False)
+    return summary, json.dumps(asdict(summary), ensure_ascii=False)
 
 
 def test_a_finished_run(finished):
@@ -76,4 +76,4 @@ def test_places_hold_no_password(finished):
     home = replace(house.home, mlflow_uri="https://me:secret@tracking.example/x")
     summary = summarise(run, home, house.budget)
     assert summary.places["MLflow"].endswith("https://tracking.example/x")
-    assert "secret" not in json.dumps(summary.to_dict())
+    assert "secret" not in json.dumps(asdict(summary))

@@ -41,7 +41,7 @@ def run(tracker: Tracker, identity: RunIdentity, release: Path) -> Iterator[Trac
     return tracker.start("digits", identity, release)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def spec() -> Spec:
     return Spec.model_validate(
         {

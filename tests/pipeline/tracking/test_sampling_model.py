@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,22 +22,34 @@ from privacy.errors import InvalidRequest
 from synth.data.shards import to_uint8
 
 
-@pytest.fixture
-def weights(release: Path, spec: Spec) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, spec: Spec) -> Path:
     torch.manual_seed(3)
     denoiser = build_denoiser(spec)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             # Fresh blocks end in zeros; without this every class would look the same.
             parameter.add_(0.05 * torch.randn_like(parameter))
-    save_file(denoiser.state_dict(), release / "weights.safetensors")
-    return release / "weights.safetensors"
+    path = tmp_path_factory.mktemp("trained") / "weights.safetensors"
+    save_file(denoiser.state_dict(), path)
+    return path
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, weights: Path, spec: Spec) -> mlflow.pyfunc.PyFuncModel:
-    save_sampling_model(tmp_path / "model", weights, spec)
-    return mlflow.pyfunc.load_model(str(tmp_path / "model"))
+def weights(release: Path, trained: Path) -> Path:
+    return Path(shutil.copy(trained, release))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, trained: Path, spec: Spec) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_sampling_model(folder, trained, spec)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(saved: Path) -> mlflow.pyfunc.PyFuncModel:
+    return mlflow.pyfunc.load_model(str(saved))
 
 
 @pytest.fixture
@@ -62,12 +75,12 @@ def test_asked_number_of_asked_class(loaded: mlflow.pyfunc.PyFuncModel) -> None:
 
 
 def test_is_the_sampler_of_the_spec(
-    loaded: mlflow.pyfunc.PyFuncModel, weights: Path, spec: Spec
+    loaded: mlflow.pyfunc.PyFuncModel, trained: Path, spec: Spec
 ) -> None:
     from safetensors.torch import load_file
 
     denoiser = build_denoiser(spec)
-    denoiser.load_state_dict(load_file(weights))
+    denoiser.load_state_dict(load_file(trained))
     drawn = build_sampler(spec).sample(
         build_guided(spec, denoiser.eval()),
         torch.full((3,), 1),
@@ -95,10 +108,8 @@ def test_senseless_requests(loaded: mlflow.pyfunc.PyFuncModel, label: int, count
         loaded.predict(pd.DataFrame({"label": [label], "count": [count]}))
 
 
-def test_saved_model_names_no_data_source(
-    tmp_path: Path, loaded: mlflow.pyfunc.PyFuncModel
-) -> None:
-    files = {p.name: p for p in (tmp_path / "model").rglob("*") if p.is_file()}
+def test_saved_model_names_no_data_source(saved: Path) -> None:
+    files = {p.name: p for p in saved.rglob("*") if p.is_file()}
     recipe = json.loads(files["sampling.json"].read_text())
     assert set(recipe) <= {"method", "data", "model", "synthesize"}
     assert set(recipe["data"]) == {"size", "channels", "classes"}
@@ -126,11 +137,11 @@ def test_private_weights_are_refused(run: TrackedRun, weights: Path, spec: Spec)
 
 def test_saving_is_quiet(
     tmp_path: Path,
-    weights: Path,
+    trained: Path,
     spec: Spec,
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    save_sampling_model(tmp_path / "quiet", weights, spec)
+    save_sampling_model(tmp_path / "quiet", trained, spec)
     assert capfd.readouterr() == ("", "")
     assert not [w for w in recwarn if "mlflow" in w.filename and w.category is UserWarning]

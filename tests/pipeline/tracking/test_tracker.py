@@ -216,10 +216,13 @@ def test_flatten() -> None:
     assert flatten(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "f": "False"}
 
 
-def test_quiet_and_without_telemetry(tmp_path: Path, migrated: Path) -> None:
+def test_a_process_is_quiet_without_telemetry_and_on_a_full_disk(
+    tmp_path: Path, migrated: Path
+) -> None:
     program = f"""
+import resource
 from pathlib import Path
-from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
+from pipeline.tracking.tracker import Ended, RunIdentity, Tracker, TrackingUnavailable
 tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
 run = tracker.start("n", RunIdentity("r", "s", "l", "h", True, "record"), Path({str(tmp_path)!r}))
 with run.stage("plan"):
@@ -227,6 +230,11 @@ with run.stage("plan"):
 run.finish(Ended.FINISHED)
 import mlflow.telemetry
 assert mlflow.telemetry.get_telemetry_client() is None
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+try:
+    run.finish(Ended.FINISHED)
+except TrackingUnavailable as error:
+    raise SystemExit(3)
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "CI"))}
     environment["MLFLOW_DISABLE_TELEMETRY"] = "false"
@@ -237,28 +245,7 @@ assert mlflow.telemetry.get_telemetry_client() is None
         env=environment,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_what_a_full_disk_does_to_its_database_is_told_in_a_sentence(
-    tmp_path: Path, migrated: Path
-) -> None:
-    program = f"""
-import resource
-from pathlib import Path
-from pipeline.tracking.tracker import TrackingUnavailable
-from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
-tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
-run = tracker.start("n", RunIdentity("r", "s", "l", "h", True, "record"), Path({str(tmp_path)!r}))
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-try:
-    run.finish(Ended.FINISHED)
-except TrackingUnavailable as error:
-    raise SystemExit(3)
-"""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (3, "")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
 def test_client_keeps_no_active_run(run: TrackedRun) -> None:
