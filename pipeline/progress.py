@@ -98,7 +98,12 @@ class Both:
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
         """Show the stage in both."""
         with self.first.stage(name, total) as first, self.second.stage(name, total) as second:
-            yield Stage(lambda done: (first.reach(done), second.reach(done)))
+
+            def show(done: int) -> None:
+                first.reach(done)
+                second.reach(done)
+
+            yield Stage(show)
 
 
 class BarProgress:

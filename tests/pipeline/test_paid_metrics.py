@@ -111,9 +111,18 @@ class TestReserve:
 
 
 class TestRelease:
-    def test_noise_is_of_the_scale_that_was_charged(self):
-        for scale in (2.0, 20.0):
-            drawn = [release(RESULTS, reservation(scale)) for _ in range(300)]
+    @pytest.fixture(scope="class")
+    def by_scale(self):
+        """Some releases at each of two scales; every interval in them takes milliseconds."""
+        counts = {2.0: 100, 10.0: 300}
+        results = {"synthetic": {"logreg": RESULTS["synthetic"]["logreg"]}}
+        return {
+            scale: [release(results, reservation(scale, 1)) for _ in range(count)]
+            for scale, count in counts.items()
+        }
+
+    def test_noise_is_of_the_scale_that_was_charged(self, by_scale):
+        for scale, drawn in by_scale.items():
             noise = [round(d.classifiers["logreg"].value * 600) - 450 for d in drawn]
             noise += [
                 c.value - t for d in drawn for c, t in zip(d.class_counts, (400, 200), strict=True)
@@ -125,18 +134,19 @@ class TestRelease:
             assert abs(np.mean(np.square(noise)) - variance) < 5 * spread
             assert abs(np.mean(noise)) < 5 * np.sqrt(variance / len(noise))
 
-    def test_draws_of_the_queries_are_independent(self):
-        drawn = [release(RESULTS, reservation(50.0)) for _ in range(400)]
+    def test_draws_of_the_queries_are_independent(self, by_scale):
+        drawn = by_scale[10.0]
         columns = np.array([
             [d.classifiers["logreg"].value, *(c.value for c in d.class_counts)] for d in drawn
         ])  # fmt: skip
         off = np.corrcoef(columns, rowvar=False)[np.triu_indices(3, 1)]
-        assert np.all(np.abs(off) < 5 / np.sqrt(400))
+        assert np.all(np.abs(off) < 5 / np.sqrt(len(drawn)))
 
-    def test_intervals_hold_the_truth_as_often_as_they_say(self):
-        drawn = [release(RESULTS, reservation(10.0)).classifiers["logreg"] for _ in range(400)]
+    def test_intervals_hold_the_truth_as_often_as_they_say(self, by_scale):
+        drawn = [each.classifiers["logreg"] for each in by_scale[10.0]]
+        count = len(drawn)
         held = sum(d.low <= 0.75 <= d.high for d in drawn)
-        assert 0.95 * 400 - 5 * np.sqrt(400 * 0.05 * 0.95) < held <= 400
+        assert 0.95 * count - 5 * np.sqrt(count * 0.05 * 0.95) < held <= count
         assert not all(abs(d.value - 0.75) < 0.01 for d in drawn)
         assert all(d.population_low < d.low and d.high < d.population_high for d in drawn)
 
