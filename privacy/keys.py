@@ -26,32 +26,14 @@ def load_or_create_key(path: str | Path) -> bytes:
     try:
         if not os.path.lexists(path):
             create_file(path, secrets.token_bytes(KEY_BYTES), mode=0o600)
-        data, status = _read(path)
+        with path.open("rb") as file:
+            data, status = file.read(KEY_BYTES + 1), os.fstat(file.fileno())
     except (OSError, UmbraError) as error:
         raise LedgerUnavailable(
             f"The key file {path} cannot be read or made: "
             f"{getattr(error, 'strerror', None) or error}. Without it nothing private may run."
         ) from error
-    return _checked(data, status, path)
-
-
-def key_id(key: bytes) -> str:
-    """Return a short public name of `key`: HMAC-SHA256 over a fixed text, 16 hex digits.
-
-    Raises:
-        InvalidRequest: where the key has not 32 bytes.
-    """
-    key_bytes(key)
-    return hmac.digest(key, b"umbra key id 1", hashlib.sha256).hex()[:16]
-
-
-def _read(path: Path) -> tuple[bytes, os.stat_result]:
-    with path.open("rb") as file:
-        return file.read(KEY_BYTES + 1), os.fstat(file.fileno())
-
-
-def _checked(key: bytes, status: os.stat_result, path: Path) -> bytes:
-    if not stat.S_ISREG(status.st_mode) or len(key) != KEY_BYTES:
+    if not stat.S_ISREG(status.st_mode) or len(data) != KEY_BYTES:
         raise IntegrityBroken(
             f"The key file {path} must be a regular file of {KEY_BYTES} bytes, found "
             f"{status.st_size}. Restore it from a copy: a new key would not fit the ledger."
@@ -61,4 +43,13 @@ def _checked(key: bytes, status: os.stat_result, path: Path) -> bytes:
             f"The key file {path} has mode {stat.S_IMODE(status.st_mode):04o}, so others than its "
             f"owner may use it; expected 0600. Run: chmod 600 {path}"
         )
-    return key
+    return data
+
+
+def key_id(key: bytes) -> str:
+    """Return a short public name of `key`: HMAC-SHA256 over a fixed text, 16 hex digits.
+
+    Raises InvalidRequest where the key has not 32 bytes.
+    """
+    key_bytes(key)
+    return hmac.digest(key, b"umbra key id 1", hashlib.sha256).hex()[:16]

@@ -1,7 +1,7 @@
 """The mechanisms a run may use: frozen, strictly checked, recorded by their raw parameters."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -13,11 +13,15 @@ from privacy.validation import positive_int, positive_number, probability
 class MechanismBase:
     """A mechanism that is run `steps` times with equal parameters.
 
-    Attributes:
-        record_type: its name in the ledger, kept for ever.
+    Raises InvalidRequest if a parameter is not a normal number in its range.
     """
 
-    record_type: ClassVar[str]
+    record_type: ClassVar[str]  # its name in the ledger, kept for ever
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            checked = _CHECKS[field.name](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, checked)
 
     def with_steps(self, steps: int) -> Self:
         """Return the same mechanism run for `steps` steps; raises InvalidRequest below 1."""
@@ -28,57 +32,36 @@ class MechanismBase:
         return {"type": self.record_type, **dataclasses.asdict(self)}
 
 
+_CHECKS: dict[str, Callable[[str, object], float]] = {
+    "sampling_probability": probability,
+    "noise_multiplier": positive_number,
+    "steps": positive_int,
+}
+
+
 @dataclass(frozen=True)
 class SubsampledGaussian(MechanismBase):
     """`steps` Gaussian releases, each over a fresh Poisson sample of the records.
 
     Each step takes every record independently with probability q, sums contributions of norm at
     most C and adds N(0, (noise_multiplier * C)^2). Relation: add or remove one record.
-
-    Attributes:
-        sampling_probability: q in (0, 1].
-        noise_multiplier: sigma_DP, noise standard deviation over sensitivity.
-        steps: T, how often the step is run.
-
-    Raises:
-        InvalidRequest: if a parameter is not a normal number in its range.
     """
 
-    sampling_probability: float
-    noise_multiplier: float
+    sampling_probability: float  # q in (0, 1]
+    noise_multiplier: float  # sigma_DP, noise standard deviation over sensitivity
     steps: int
 
     record_type: ClassVar[str] = "subsampled_gaussian"
 
-    def __post_init__(self) -> None:
-        q = probability("sampling_probability", self.sampling_probability)
-        object.__setattr__(self, "sampling_probability", q)
-        sigma = positive_number("noise_multiplier", self.noise_multiplier)
-        object.__setattr__(self, "noise_multiplier", sigma)
-        object.__setattr__(self, "steps", positive_int("steps", self.steps))
-
 
 @dataclass(frozen=True)
 class Gaussian(MechanismBase):
-    """`steps` Gaussian releases over all records.
+    """`steps` Gaussian releases over all records."""
 
-    Attributes:
-        noise_multiplier: sigma, noise standard deviation over sensitivity.
-        steps: how often the release is made.
-
-    Raises:
-        InvalidRequest: if a parameter is not a normal number in its range.
-    """
-
-    noise_multiplier: float
+    noise_multiplier: float  # sigma, noise standard deviation over sensitivity
     steps: int = 1
 
     record_type: ClassVar[str] = "gaussian"
-
-    def __post_init__(self) -> None:
-        sigma = positive_number("noise_multiplier", self.noise_multiplier)
-        object.__setattr__(self, "noise_multiplier", sigma)
-        object.__setattr__(self, "steps", positive_int("steps", self.steps))
 
 
 @dataclass(frozen=True)
@@ -98,24 +81,12 @@ class DiscreteLaplace(MechanismBase):
     (Kairouz, Oh, Viswanath 2015, Theorem 3.1's proof), so this holds for any sensitivity and any
     number of coordinates; for one coordinate and s = 1 the two are the same. The RDP of the
     continuous Laplace mechanism is smaller and would understate the cost.
-
-    Attributes:
-        noise_multiplier: the noise's scale over sensitivity, 1 / epsilon of one step.
-        steps: how often the release is made.
-
-    Raises:
-        InvalidRequest: if a parameter is not a normal number in its range.
     """
 
-    noise_multiplier: float
+    noise_multiplier: float  # the noise's scale over sensitivity, 1 / epsilon of one step
     steps: int = 1
 
     record_type: ClassVar[str] = "discrete_laplace"
-
-    def __post_init__(self) -> None:
-        scale = positive_number("noise_multiplier", self.noise_multiplier)
-        object.__setattr__(self, "noise_multiplier", scale)
-        object.__setattr__(self, "steps", positive_int("steps", self.steps))
 
     @property
     def step_epsilon(self) -> float:
@@ -128,9 +99,7 @@ Mechanism = SubsampledGaussian | Gaussian | DiscreteLaplace
 # The ledger keeps these names for ever: their meaning may never change, only new ones be added,
 # at the end: the order is that in which accountants add costs up.
 MECHANISMS: dict[str, type[Mechanism]] = {
-    SubsampledGaussian.record_type: SubsampledGaussian,
-    Gaussian.record_type: Gaussian,
-    DiscreteLaplace.record_type: DiscreteLaplace,
+    found.record_type: found for found in (SubsampledGaussian, Gaussian, DiscreteLaplace)
 }
 
 
@@ -138,10 +107,8 @@ def from_record(record: Mapping[str, object]) -> Mechanism:
     """Builds the mechanism that `to_record` wrote down.
 
     Every key has to be there and no other: a default silently filled in, or a parameter silently
-    ignored, would change what a ledger row means.
-
-    Raises:
-        InvalidRequest: for an unknown type, a missing or extra key, or a bad value.
+    ignored, would change what a ledger row means. Raises InvalidRequest for an unknown type, a
+    missing or extra key, or a bad value.
     """
     if not isinstance(record, Mapping):
         raise InvalidRequest(

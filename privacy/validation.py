@@ -25,10 +25,7 @@ _MAX_TEXT = 256
 def positive_number(name: str, value: object) -> float:
     """Return `value` as a float if it is a positive, finite, normal real number.
 
-    Booleans, strings and tensors are not numbers here.
-
-    Raises:
-        InvalidRequest: for anything else.
+    Booleans, strings and tensors are not numbers here. Raises InvalidRequest for anything else.
 
     >>> positive_number("epsilon", 8)
     8.0

@@ -18,10 +18,8 @@ def round_up(epsilon: float, digits: int = 4) -> float:
     """Return the least number with `digits` decimals that is not below `epsilon`.
 
     Works on the exact decimal expansion of the double, so 0.1 (which lies above one tenth) rounds
-    up to 0.1001 at four digits. Infinity stays infinite.
-
-    Raises:
-        InvalidRequest: for NaN or a negative epsilon, or digits outside 0 to 15.
+    up to 0.1001 at four digits. Infinity stays infinite. Raises InvalidRequest for NaN or a
+    negative epsilon, or digits outside 0 to 15.
     """
     if not 0 <= digits <= 15:
         raise InvalidRequest(f"digits: expected a number from 0 to 15, found {digits!r}.")
@@ -43,47 +41,33 @@ MAX_EPSILON = 500.0
 
 
 class Accountant(Protocol):
-    """Turns mechanisms into a guarantee under add/remove of one record.
+    """Turns mechanisms into a guarantee under add/remove of one record."""
 
-    Attributes:
-        name: the key in the registry and in specs.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # the key in the registry and in specs
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Return an upper bound on epsilon for the composition of `mechanisms` at `delta`.
 
         No mechanism at all costs 0. Where the accountant can state nothing, the bound is inf.
-
-        Raises:
-            InvalidRequest: for a bad `delta`, or for something that is not a mechanism.
+        Raises InvalidRequest for a bad `delta`, or for something that is not a mechanism.
         """
         ...
 
 
 class Steps(NamedTuple):
-    """A number of equal steps.
+    """A number of equal steps."""
 
-    Attributes:
-        step: one of them, a mechanism with `steps` 1.
-        number: how many there are; unlike the steps of a mechanism, without an upper end.
-    """
-
-    step: Mechanism
-    number: int
+    step: Mechanism  # one of them, a mechanism with `steps` 1
+    number: int  # how many there are; unlike the steps of a mechanism, without an upper end
 
 
 def collapse(mechanisms: Sequence[Mechanism]) -> list[Steps]:
     """Return `mechanisms` with equal steps counted together, in a canonical order.
 
-    A sampled Gaussian with q = 1 is the plain one, and noise above MAX_NOISE counts as that
-    much. The order is that of MECHANISMS, then of the parameters: it makes an epsilon independent
-    of the order of composition to the last bit, so that an audit reproduces the number that was
-    printed.
-
-    Raises:
-        InvalidRequest: for something that is not a mechanism.
+    A sampled Gaussian with q = 1 is the plain one, and noise above MAX_NOISE counts as that much.
+    The order is that of MECHANISMS, then of the parameters: it makes an epsilon independent of the
+    order of composition to the last bit, so that an audit reproduces the number that was printed.
+    Raises InvalidRequest for something that is not a mechanism.
     """
     counts: defaultdict[Mechanism, int] = defaultdict(int)
     for mechanism in mechanisms:
@@ -93,10 +77,7 @@ def collapse(mechanisms: Sequence[Mechanism]) -> list[Steps]:
 
 def _one_step(mechanism: Mechanism) -> Mechanism:
     if not isinstance(mechanism, Mechanism):
-        raise InvalidRequest(
-            f"accounting: expected mechanisms of the types {list(MECHANISMS)}, found "
-            f"{type(mechanism).__name__}."
-        )
+        raise InvalidRequest(f"Expected a mechanism, found {type(mechanism).__name__}.")
     noise = min(mechanism.noise_multiplier, MAX_NOISE)
     if isinstance(mechanism, SubsampledGaussian):
         q = mechanism.sampling_probability
@@ -111,11 +92,9 @@ def _rank(step: Mechanism) -> tuple[int, tuple[float, ...]]:
 def merge_gaussians(steps: Sequence[Steps]) -> list[Steps]:
     """Return `steps` with all plain Gaussian ones replaced by a single equivalent one.
 
-    Exact: Gaussian releases at sigma_1, sigma_2, ... have the privacy loss of one release at
-    (sum 1/sigma_i^2)^(-1/2), as their joint output has a Gaussian sufficient statistic.
-
-    Raises:
-        InvalidRequest: where so much is composed that the equivalent noise is subnormal.
+    Exact: Gaussian releases at sigma_1, sigma_2, ... have the privacy loss of one release at (sum
+    1/sigma_i^2)^(-1/2), as their joint output has a Gaussian sufficient statistic. Raises
+    InvalidRequest where so much is composed that the equivalent noise is subnormal.
     """
     plain = [s for s in steps if isinstance(s.step, Gaussian)]
     if not plain:

@@ -13,18 +13,13 @@ from privacy.mechanisms import Mechanism
 
 @dataclass(frozen=True)
 class EpsilonBounds:
-    """Upper bounds on ε of one composition at one δ, each rounded up to four decimals.
+    """Upper bounds on ε of one composition at one δ, each rounded up to four decimals."""
 
-    Attributes:
-        rdp: by Rényi DP, which admits; it can always state a number.
-        prv: by privacy random variables; None where they can state none (ε in the hundreds, or a
-            δ that double precision cannot resolve) or were not requested.
-        pld: by privacy loss distributions; None as `prv`.
-    """
-
-    rdp: float
+    rdp: float  # by Rényi DP, which admits; it can always state a number
+    # By privacy random variables; None where they can state none (ε in the hundreds, or a δ that
+    # double precision cannot resolve) or were not requested.
     prv: float | None = None
-    pld: float | None = None
+    pld: float | None = None  # by privacy loss distributions; None as `prv`
 
     def to_dict(self) -> dict[str, float | None]:
         """Return all bounds by the accountant's name."""
@@ -37,9 +32,6 @@ class EpsilonBounds:
 
 def epsilon_bounds(mechanisms: Iterable[Mechanism], delta: float) -> EpsilonBounds:
     """Return upper bounds on ε of the composition of `mechanisms` at `delta`.
-
-    Raises:
-        InvalidRequest: for a bad `delta`, or for something that is not a mechanism.
 
     >>> from privacy.mechanisms import Gaussian
     >>> epsilon_bounds([Gaussian(noise_multiplier=5.0)], delta=1e-5)

@@ -30,18 +30,12 @@ def noise_multiplier(
     `tolerance` below the target. With accountant "rdp" and tolerance 0.01 that is the procedure
     by which the noise multipliers of the DPDM paper (Table 4.9) were found, to the last digit.
 
-    Args:
-        target_epsilon: the ε that the whole plan may cost.
-        delta: the δ at which it counts.
-        sampling_probability: q of the mechanism to calibrate.
-        steps: T of the mechanism to calibrate.
-        fixed: mechanisms that the same plan runs besides, with noise of their own.
-        accountant: a name from the registry.
-        tolerance: how far ε may stay below the target; one thousandth of the target by default.
+    `sampling_probability` (q) and `steps` (T) are those of the mechanism to calibrate; `fixed` are
+    mechanisms that the same plan runs besides, with noise of their own. `tolerance` is how far ε
+    may stay below the target, one thousandth of it by default.
 
-    Raises:
-        InvalidRequest: for bad values, and if no noise can keep the target, because `fixed`
-            alone costs more or the target is too small for so many steps.
+    Raises InvalidRequest for bad values, and if no noise can keep the target, because `fixed` alone
+    costs more or the target is too small for so many steps.
 
     >>> noise_multiplier(10, 1e-5, sampling_probability=1 / 15, steps=4500, tolerance=0.01)
     2.48779296875
@@ -63,9 +57,10 @@ def noise_multiplier(
             f"the target is {target!r}. Raise the target or give them more noise."
         )
     if accountant == "rdp":
-        # Each noise tried is close to the one before, so few orders say which side it is on. Their
-        # ε is never too small: if all orders agree about both ends of the last interval, then they
-        # do so about all that was tried, because ε falls as noise grows.
+        # Each noise tried is close to the one before, so few orders show which side of the target
+        # it is on, a quarter of the time of all. Their ε is never too small: if all orders agree
+        # about both ends of the last interval, they agree about all that was tried, because ε falls
+        # as noise grows.
         with suppress(InvalidRequest):
             nearby = NearbyOrders().epsilon
             lower, upper = _bisect(lambda sigma: cost(sigma, nearby), target, slack)

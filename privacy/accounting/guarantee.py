@@ -31,28 +31,22 @@ _Loss = Callable[[Mechanism, float], Any]
 
 @dataclass(frozen=True)
 class Guarantee:
-    """(epsilon, delta)-DP under a stated relation.
+    """(epsilon, delta)-DP under a stated relation."""
 
-    Attributes:
-        relation: which data sets are neighbours, as text. Adding or removing a record includes
-            putting it to zero, so the number of records stays public.
-        records: how many records may be added or removed, or replaced.
-        epsilon: an upper bound, rounded up to four decimals; inf where nothing can be said.
-        delta: the requested delta.
-        method: how epsilon was found.
-    """
-
+    # Which data sets are neighbours, as text. Adding or removing a record includes putting it to
+    # zero, so the number of records stays public.
     relation: str
-    records: int
-    epsilon: float
-    delta: float
-    method: str
+    records: int  # how many records may be added or removed, or replaced
+    epsilon: float  # an upper bound, rounded up to four decimals; inf where nothing can be said
+    delta: float  # the requested delta
+    method: str  # how epsilon was found
 
 
 def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guarantee:
     """Return the guarantee for a unit that owns up to k = `records` records.
 
-    The smaller of two bounds, both at the requested delta:
+    The smaller of two bounds, both at the requested delta, and never less than the guarantee for
+    one record, which is the smaller of PLD and RDP:
 
     - privacy loss distributions. Of k records a Poisson sample takes Binomial(k, q), whose
       contributions add up to at most as many clip norms: a mixture of Gaussians at 0, 1, ... k
@@ -61,17 +55,11 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
       discrete Laplace has k times its epsilon.
     - the conversion for any mechanism, by Dwork and Roth 2014, Theorem 2.2; see `_converted`. It
       is the only bound above 64 records and where the library cannot resolve the mixture.
-
-    Never less than the guarantee for one record, which is the smaller of PLD and RDP.
-
-    Raises:
-        InvalidRequest: for a bad `delta`, a number of records below one, or something that is
-            not a mechanism.
     """
     delta, k = open_probability("delta", delta), positive_int("records", records)
     single = _single(mechanisms, delta)
     if k == 1:
-        return _guarantee("add or remove one record", 1, delta, [single])
+        return _guarantee("add or remove one record", 1, delta, [single], 0.0)
     steps = tuple(collapse(mechanisms))
     sampled = any(isinstance(s.step, SubsampledGaussian) for s in steps)
     bounds = [(k * _converted(curve(mechanisms), delta, k), _CONVERSION)]
@@ -84,16 +72,9 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
 def replace_one(mechanisms: Sequence[Mechanism], delta: float) -> Guarantee:
     """Return the guarantee for the replacement of one record by any other.
 
-    The smaller of two bounds, both at the requested delta:
-
-    - privacy loss distributions: see `_replaced_loss`, which is exact for Gaussians.
-    - a replacement is one removal and one addition: the conversion to a group of two.
-
-    Never less than the guarantee for adding or removing one record, of which the relation is a
-    part: the other record may be one without effect.
-
-    Raises:
-        InvalidRequest: for a bad `delta` or something that is not a mechanism.
+    The smaller of privacy loss distributions (see `_replaced_loss`; exact for Gaussians) and the
+    conversion to a group of two, as a replacement is one removal and one addition. Never less than
+    the guarantee for adding or removing one record, which replacing one without effect is.
     """
     delta = open_probability("delta", delta)
     single = _single(mechanisms, delta)
@@ -106,11 +87,7 @@ def replace_one(mechanisms: Sequence[Mechanism], delta: float) -> Guarantee:
 
 
 def _guarantee(
-    relation: str,
-    records: int,
-    delta: float,
-    bounds: Sequence[tuple[float, str]],
-    least: float = 0.0,
+    relation: str, records: int, delta: float, bounds: Sequence[tuple[float, str]], least: float
 ) -> Guarantee:
     epsilon, method = min(bounds)
     return Guarantee(relation, records, round_up(max(epsilon, least)), delta, method)
@@ -157,11 +134,8 @@ def _converted(rdp: np.ndarray, delta: float, records: int) -> float:
 def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: _Loss) -> float:
     """Return epsilon of the composition by `loss`, inf where the library cannot resolve it.
 
-    Args:
-        steps: from `collapse`.
-        delta: in (0, 1).
-        scale: about epsilon; it sets the grid's width and cannot make the bound wrong.
-        loss: the loss of one step; cached by it, so equal losses should compare equal.
+    `scale`, about epsilon, sets the grid's width and cannot make the bound wrong. Equal losses
+    should compare equal, since results are cached by them.
     """
     if not steps:
         return 0.0
@@ -169,9 +143,8 @@ def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: _Lo
         return math.inf
     interval = max(_GRID * scale, 1e-6)
     try:
-        return composed_epsilon(
-            [(loss(s.step, interval), s.number) for s in merge_gaussians(steps)], delta
-        )
+        losses = [(loss(s.step, interval), s.number) for s in merge_gaussians(steps)]
+        return composed_epsilon(losses, delta)
     except (ValueError, RecursionError):
         # The numbers left the library's range: its search for a cut-off found none, or never
         # ended. The conversion still holds.

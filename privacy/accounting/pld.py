@@ -41,11 +41,9 @@ def _epsilon(steps: tuple[Steps, ...], delta: float, scale: float) -> float:
 
 
 def composed_epsilon(losses: Sequence[tuple[Any, int]], delta: float) -> float:
-    """Return epsilon at `delta` of the library's distributions, each repeated as often as said.
+    """Return epsilon at `delta` of the library's distributions, each repeated `number` times.
 
-    Args:
-        losses: at least one; all of one interval.
-        delta: in (0, 1).
+    There is at least one, and all have one interval.
     """
     (first, repeats), *rest = losses
     total = first.self_compose(repeats)

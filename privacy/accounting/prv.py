@@ -34,17 +34,12 @@ class PRVAccountant:
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Return an upper bound on epsilon at `delta`; inf above MAX_EPSILON.
 
-        Raises:
-            InvalidRequest: also where double precision cannot resolve so small a `delta`.
+        Raises InvalidRequest also where double precision cannot resolve so small a `delta`.
         """
         return self.bounds(mechanisms, delta)[1]
 
     def bounds(self, mechanisms: Sequence[Mechanism], delta: float) -> tuple[float, float]:
-        """Return a lower and an upper bound on the true epsilon at `delta`.
-
-        Raises:
-            InvalidRequest: as `epsilon`.
-        """
+        """Return a lower and an upper bound on the true epsilon at `delta`; raises as `epsilon`."""
         delta = open_probability("delta", delta)
         steps = collapse(mechanisms)
         scale = RDPAccountant().epsilon(mechanisms, delta)
@@ -94,24 +89,22 @@ def _composed(
     try:
         total = _total(prvs, counts, epsilon_error, delta_error)
         lower, _, upper = total.compute_epsilon(delta, delta_error, epsilon_error)
+        if math.isnan(lower) or math.isnan(upper):
+            raise ValueError("the library returned no number")
     except (ValueError, RuntimeError, AssertionError, IndexError) as error:
         raise InvalidRequest(
             f"accountant 'prv': cannot resolve delta={delta!r} for {sum(counts)} steps in double "
             "precision. Use 'pld' or 'rdp'."
         ) from error
-    if math.isnan(lower) or math.isnan(upper):
-        raise InvalidRequest(
-            f"accountant 'prv': no result for delta={delta!r}. Use 'pld' or 'rdp'."
-        )
     return max(lower, 0.0), max(upper, 0.0)
 
 
 def _total(prvs: list[Any], counts: list[int], epsilon_error: float, delta_error: float) -> Any:
     """Return the library's distribution of the summed loss, by Algorithm 1 of the paper.
 
-    These are the lines of the library's own accountant, but for its means: it integrates every
-    distribution function numerically, which steps over the jumps of a pure loss, and the error
-    of a mean is multiplied by the number of steps. A pure loss says its mean itself.
+    As in the library's own accountant, but for the means: it integrates every distribution function
+    numerically, which steps over the jumps of a pure loss, and the error of a mean is multiplied by
+    the number of steps. A pure loss has its mean in closed form.
     """
     from prv_accountant.accountant import compute_safe_domain_size
     from prv_accountant.composers import Heterogeneous

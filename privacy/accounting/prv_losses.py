@@ -7,14 +7,14 @@ from prv_accountant import PoissonSubsampledGaussianMechanism
 from prv_accountant.privacy_random_variables import PureDPMechanism
 from scipy.special import ndtr
 
-from privacy.accounting.opacus_rdp import pure_rdp
+from privacy.accounting.rdp import pure_rdp
 
 
 class RecordRemoved(PoissonSubsampledGaussianMechanism):
     """The library's loss: the record is in the data that the step runs on, and then is not."""
 
     def rdp(self, alpha: float) -> float:
-        """Returns an upper bound on the RDP of order `alpha`, from the next whole order.
+        """Return an upper bound on the RDP of order `alpha`, from the next whole order.
 
         The library needs it for the width of its domain only. RDP grows with the order, and the
         library's series for fractions subtracts, which fails for small costs.
@@ -38,7 +38,7 @@ class RecordAdded(RecordRemoved):
         self._sigma = noise_multiplier
 
     def cdf(self, t: np.ndarray) -> np.ndarray:
-        """Returns P(Y <= t) = P(x >= x*) with l(x*) = -t; `t` any shape, in nats."""
+        """Return P(Y <= t) = P(x >= x*) with l(x*) = -t; `t` any shape, in nats."""
         t = np.asarray(t, dtype=np.float64)
         inside = t < -math.log1p(-self._q)
         # exp(-t) = 1 - q + q exp(z), written so that a small t keeps its digits.
@@ -56,13 +56,13 @@ class PureLoss(PureDPMechanism):
     """The library's two-point loss: +epsilon with probability e^epsilon / (1 + e^epsilon)."""
 
     def mean(self) -> float:
-        """Returns the mean, epsilon (e^epsilon - 1) / (e^epsilon + 1)."""
+        """Return the mean, epsilon (e^epsilon - 1) / (e^epsilon + 1)."""
         return self.eps * math.tanh(self.eps / 2)
 
     def rdp(self, alpha: float) -> float:
-        """Returns the RDP of order `alpha`.
+        """Return the RDP of order `alpha`.
 
-        The library's own is (alpha - 1) epsilon / alpha, which is below the truth for most epsilon
-        above one. It sets the width of the domain, and too narrow a domain loses mass.
+        The library's own, (alpha - 1) epsilon / alpha, is below the truth for most epsilon above
+        one. It sets the width of the domain, and too narrow a domain loses mass.
         """
-        return pure_rdp(self.eps, alpha)
+        return float(pure_rdp(self.eps, np.array(alpha)))

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, assert_never
 
@@ -19,9 +18,6 @@ _MIN_NOISE = 1e-3
 
 # The library sums terms of order one in double precision: a smaller result is rounding error.
 _ROUNDING = 1e-12
-
-# Where the best order is sought near a known one, this many orders on each side are tried first.
-_REACH = 3
 
 
 def _orders() -> np.ndarray:
@@ -43,18 +39,15 @@ def _orders() -> np.ndarray:
     return grid
 
 
+# The orders α, ascending, shape [A]; read-only. Ledgers store no curves, so it may grow.
 ORDERS: np.ndarray = _orders()
-"""The orders α, ascending, shape [A]; read-only. Ledgers store no curves, so it may grow."""
 
 
 def curve(mechanisms: Sequence[Mechanism]) -> np.ndarray:
     """Return the composed RDP of `mechanisms` at every order of ORDERS, shape [A] float64.
 
-    RDP composes by adding, so curves of parts may be added too. Only the first call for a new
-    type and new parameters does real work.
-
-    Raises:
-        InvalidRequest: for something that is not a mechanism.
+    RDP composes by adding, so curves of parts may be added too. Only the first call for a new type
+    and new parameters does real work. Raises InvalidRequest for something that is not a mechanism.
     """
     return _curve(mechanisms, 0, len(ORDERS))
 
@@ -95,7 +88,7 @@ class NearbyOrders:
 
     def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
         """Return an upper bound on ε at `delta`; `RDPAccountant` may find a smaller one."""
-        size, reach = len(ORDERS), _REACH
+        size, reach = len(ORDERS), 3
         while True:
             low, high = 0, size
             if self._best is not None:
@@ -115,11 +108,8 @@ class RDPFilter:
     and the curve's ε being within the budget are the same statement. Filters under adaptive
     composition: Feldman and Zrnic 2021; Lécuyer 2021.
 
-    Attributes:
-        limit: the budget's ε.
-        delta: the budget's δ.
-        bound: the largest RDP admitted at each order of ORDERS, shape [A], read-only; orders with
-            a negative bound never admit anything.
+    `bound` is the largest RDP admitted at each order of ORDERS, shape [A], read-only; orders with a
+    negative bound never admit anything.
 
     >>> budget = RDPFilter(epsilon=1.0, delta=1e-5)
     >>> budget.admits(curve([Gaussian(5.0)])), budget.admits(curve([Gaussian(3.0)]))
@@ -134,17 +124,12 @@ class RDPFilter:
     def admits(self, curve: np.ndarray) -> bool:
         """Return whether the composed RDP `curve`, shape [A], is within the budget.
 
-        Raises:
-            InvalidRequest: if `curve` is no RDP curve over ORDERS (fail closed).
+        Raises InvalidRequest if `curve` is no RDP curve over ORDERS (fail closed).
         """
         return bool(np.any(_checked(curve) <= self.bound))
 
     def epsilon(self, curve: np.ndarray) -> float:
-        """Return the ε that `curve` has spent at the budget's δ.
-
-        Raises:
-            InvalidRequest: if `curve` is no RDP curve over ORDERS.
-        """
+        """Return the ε that `curve` has spent at the budget's δ; raises as `admits`."""
         return epsilon_of(_checked(curve), self.delta)
 
 
@@ -164,13 +149,11 @@ def _bound(epsilon: float, delta: float) -> np.ndarray:
 
 def _checked(curve: np.ndarray) -> np.ndarray:
     values = np.asarray(curve, dtype=np.float64)
-    if values.shape != ORDERS.shape:
+    if values.shape != ORDERS.shape or np.any(np.isnan(values)) or np.any(values < 0):
         raise InvalidRequest(
-            f"RDP curve: expected one value for each of {len(ORDERS)} orders, "
-            f"found shape {values.shape}."
+            f"RDP curve: expected a value of at least 0 for each of {len(ORDERS)} orders, found "
+            f"shape {values.shape}, or a negative value or NaN."
         )
-    if np.any(np.isnan(values)) or np.any(values < 0):
-        raise InvalidRequest("RDP curve: expected values of at least 0, found negative or NaN.")
     return values
 
 
@@ -202,14 +185,14 @@ def _step_curve(step: Mechanism, low: int, high: int) -> np.ndarray:
         case Gaussian(sigma, _):
             result = _sampled_gaussian(1.0, sigma, orders)
         case DiscreteLaplace():
-            result = _pure(step.step_epsilon, orders)
+            result = pure_rdp(step.step_epsilon, orders)
         case _:
             assert_never(step)
     result.setflags(write=False)
     return result
 
 
-def _pure(epsilon: float, orders: np.ndarray) -> np.ndarray:
+def pure_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
     """Return the RDP at `orders` of randomised response at `epsilon`, the most of any pure DP.
 
     With p = e^ε / (1 + e^ε), exp((a-1) RDP) = p^a (1-p)^(1-a) + (1-p)^a p^(1-a) (Mironov 2017,
@@ -234,9 +217,9 @@ def _sampled_gaussian(q: float, sigma: float, orders: np.ndarray) -> np.ndarray:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(orders)
-    with _without_warnings_of_failed_orders():
-        accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)))
+    # `_repaired` replaces what a failed order leaves; the library's warning stays off stderr.
+    logging.getLogger("absl").addFilter(_not_about_failed_orders)
+    accountant = RdpAccountant(orders).compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)))
     return _repaired(accountant.rdp, q, sigma, orders)
 
 
@@ -260,16 +243,5 @@ def _repaired(rdp: np.ndarray, q: float, sigma: float, orders: np.ndarray) -> np
     return np.where(orders < 2.0, low, high)
 
 
-@contextmanager
-def _without_warnings_of_failed_orders() -> Iterator[None]:
-    """Keep the library's warning about a failed order off stderr: `_repaired` sees to it."""
-
-    def other_message(record: logging.LogRecord) -> bool:
-        return "failed to converge" not in record.getMessage()
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(other_message)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other_message)
+def _not_about_failed_orders(record: logging.LogRecord) -> bool:
+    return "failed to converge" not in record.getMessage()

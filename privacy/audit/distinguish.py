@@ -1,4 +1,4 @@
-"""A lower bound on ε from runs of any mechanism, by telling two worlds apart.
+"""A lower bound on ε from runs of any mechanism, by distinguishing two neighbouring inputs.
 
 A mechanism is (ε, δ)-DP only if P[S] <= e^ε P'[S] + δ for every set S of outputs and both orders
 of the two neighbouring inputs. One set for which counts contradict that is enough to refute a
@@ -18,11 +18,9 @@ from privacy.validation import open_probability, positive_int
 def lower_bound(successes: np.ndarray | int, trials: int, error: float) -> np.ndarray:
     """Return the largest p with P[Bin(trials, p) >= successes] <= error, element by element.
 
-    The true probability is below it with probability at most `error`. No success gives 0.
-
-    Raises:
-        InvalidRequest: if a count is not a whole number in [0, trials], there is no trial, or the
-            error is not in (0, 1).
+    The true probability is below it with probability at most `error`. No success gives 0. Raises
+    InvalidRequest if a count is not a whole number in [0, trials], there is no trial, or the error
+    is not in (0, 1).
     """
     k = _counts(successes, trials, error)
     # A beta distribution has positive parameters: k = 0 is computed for k = 1 and put right.
@@ -32,11 +30,8 @@ def lower_bound(successes: np.ndarray | int, trials: int, error: float) -> np.nd
 def upper_bound(successes: np.ndarray | int, trials: int, error: float) -> np.ndarray:
     """Return the smallest p with P[Bin(trials, p) <= successes] <= error, element by element.
 
-    The true probability is above it with probability at most `error`. Success in every trial
-    gives 1.
-
-    Raises:
-        InvalidRequest: as `lower_bound`.
+    The true probability is above it with probability at most `error`. Success in every trial gives
+    1. Raises InvalidRequest as `lower_bound`.
     """
     k = _counts(successes, trials, error)
     return np.where(k == trials, 1.0, beta.isf(error, k + 1, np.maximum(trials - k, 1)))
@@ -53,20 +48,12 @@ def _counts(successes: np.ndarray | int, trials: int, error: float) -> np.ndarra
 
 @dataclass(frozen=True)
 class LowerBound:
-    """What runs have shown about ε.
+    """What runs have shown about ε."""
 
-    Attributes:
-        epsilon: with the stated confidence no claim below this is true; 0 shows nothing.
-        detectable: the most that this number of runs could have shown, had the two worlds been
-            told apart every time.
-        confidence: probability, over the runs, that `epsilon` is not above the true ε.
-        trials: runs of each of the two worlds.
-    """
-
-    epsilon: float
-    detectable: float
-    confidence: float
-    trials: int
+    epsilon: float  # with the stated confidence no claim below this is true; 0 shows nothing
+    detectable: float  # the most that so many runs could show, if every one was classified right
+    confidence: float  # probability, over the runs, that `epsilon` is not above the true ε
+    trials: int  # runs of each of the two worlds
 
 
 def epsilon_lower_bound(
@@ -79,21 +66,15 @@ def epsilon_lower_bound(
     choice has not seen, give ε >= ln((P[S] - δ) / P'[S]) with the Clopper-Pearson bounds of both
     probabilities, half of the error for each.
 
-    Args:
-        present: float [n], a score of each run with the record; n at least 2.
-        absent: float [n], the same without it.
-        delta: δ of the claim, in [0, 1).
-        confidence: in (0, 1).
-
-    Raises:
-        InvalidRequest: if the arrays are not two of finite numbers and equal length, or a number
-            is out of its range.
+    `present` and `absent` are float [n], a score of each run with and without the record, n at
+    least 2; δ of the claim is in [0, 1). Raises InvalidRequest if the arrays are not two of finite
+    numbers and equal length, or a number is out of its range.
     """
     present, absent = _scores(present), _scores(absent)
     if len(present) != len(absent) or len(present) < 2:
+        found = f"{len(present)} and {len(absent)}"
         raise InvalidRequest(
-            "a lower bound needs two arrays of equal length of at least 2, found "
-            f"{len(present)} and {len(absent)} runs"
+            f"expected equally many scores of both kinds, at least 2, found {found}"
         )
     if not 0 <= delta < 1:
         raise InvalidRequest(f"delta must be in [0, 1), found {delta!r}")

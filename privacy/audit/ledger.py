@@ -1,19 +1,13 @@
 """The audit of a ledger: its chain, its meaning, and every ε again."""
 
-import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-
-import numpy as np
 
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
 from privacy.accounting.bounds import EpsilonBounds
 from privacy.accounting.guarantee import Guarantee, group, replace_one
-from privacy.accounting.opacus_rdp import step_rdp
-from privacy.accounting.rdp import ORDERS
+from privacy.audit.opacus import opacus_epsilon
 from privacy.audit.replay import (
     UNBOUND,
     ContentsReplay,
@@ -45,32 +39,6 @@ def epsilons(mechanisms: Sequence[Mechanism], delta: float, with_prv: bool = Tru
     )
 
 
-def opacus_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Return ε by the RDP code of Opacus, over the orders that the admitting filter uses.
-
-    The same orders, because a sparser grid gives a larger ε and would call an honest ledger
-    broken; which orders are tried cannot make an ε too small.
-    """
-    from opacus.accountants.analysis.rdp import get_privacy_spent
-
-    rdp = np.zeros(len(ORDERS))
-    with np.errstate(over="ignore"):  # past the range of a double: no order says anything
-        for mechanism in mechanisms:
-            rdp += mechanism.steps * _one_step(mechanism.with_steps(1))
-    finite = np.isfinite(rdp)
-    if not finite.any():
-        return math.inf
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        epsilon, _ = get_privacy_spent(orders=ORDERS[finite], rdp=rdp[finite], delta=delta)
-    return max(float(epsilon), 0.0)
-
-
-@lru_cache(maxsize=4096)
-def _one_step(step: Mechanism) -> np.ndarray:
-    return np.array([step_rdp(step, float(order)) for order in ORDERS])
-
-
 def _by(name: str, mechanisms: Sequence[Mechanism], delta: float) -> float | None:
     try:
         return round_up(accountant(name).epsilon(mechanisms, delta))
@@ -78,15 +46,13 @@ def _by(name: str, mechanisms: Sequence[Mechanism], delta: float) -> float | Non
         return None
 
 
+# PRV takes seconds for every different mechanism on every part; RDP, which decides, and PLD take a
+# tenth of one.
 _MOST_FOR_PRV = 8
 
 
 def few_enough_for_prv(drawing: Iterable[ReservationReplay]) -> bool:
-    """Return whether PRV can be computed in reasonable time as well.
-
-    It takes seconds of its own for every different mechanism on every part; RDP, which decides,
-    and PLD take a tenth of one. An audit of one run needs less than one of the whole ledger.
-    """
+    """Return whether PRV can be computed in reasonable time as well."""
     different = {
         (r.dataset, r.partition, r.settled, mechanism.with_steps(1))
         for r in drawing
@@ -115,9 +81,7 @@ def audit_dataset(
     spent = [_mechanisms(found, in_full=False) for found in by_part.values()]
     return DatasetAudit(
         name=name,
-        epsilon=dataset.epsilon,
-        delta=dataset.delta,
-        closed=dataset.closed,
+        **vars(dataset),
         unit=", ".join(sorted({r.unit for r in drawing})),
         records_per_unit=most,
         spent=_largest([part.spent for part in partitions]),
@@ -173,18 +137,13 @@ def notes(
     replay: Replay, reservations: Iterable[ReservationReplay], datasets: Sequence[DatasetAudit]
 ) -> list[str]:
     """Return notes on void runs, on units of many records and on data sets that share records."""
-    names = {dataset.name for dataset in datasets}
-    return [
-        *_void(reservations),
-        *_units(datasets),
-        *_shared(replay, names),
+    void = [
+        f"Run {reservation.run_id} was seeded: it is void and has no privacy guarantee."
+        for reservation in reservations
+        if reservation.void
     ]
-
-
-def _void(reservations: Iterable[ReservationReplay]) -> Iterator[str]:
-    for reservation in reservations:
-        if reservation.void:
-            yield f"Run {reservation.run_id} was seeded: it is void and has no privacy guarantee."
+    names = {dataset.name for dataset in datasets}
+    return [*void, *_units(datasets), *_shared(replay, names)]
 
 
 def _units(datasets: Iterable[DatasetAudit]) -> Iterator[str]:
@@ -193,7 +152,7 @@ def _units(datasets: Iterable[DatasetAudit]) -> Iterator[str]:
             if guarantee.records == dataset.records_per_unit > 1:
                 yield (
                     f"{dataset.name!r}: a unit owns up to {guarantee.records} records and is "
-                    f"promised ε={guarantee.epsilon}, δ={guarantee.delta:g} by group privacy "
+                    f"guaranteed ε={guarantee.epsilon}, δ={guarantee.delta:g} by group privacy "
                     f"({guarantee.method})."
                 )
 
@@ -208,9 +167,8 @@ def _shared(replay: Replay, names: set[str]) -> Iterator[str]:
         delta = sum(replay.datasets[name].delta for name in sharing)
         names_shown = ", ".join(map(repr, sharing))
         yield (
-            f"{names_shown} share records ({_how(contents, set(sharing))}): a record "
-            f"that lies in all of them is protected by ε={epsilon:.4f}, δ={delta:g}, which is what "
-            "their budgets have spent together."
+            f"{names_shown} share records ({_how(contents, set(sharing))}): a record in all of "
+            f"them is protected by ε={epsilon:.4f}, δ={delta:g}, their budgets' spending together."
         )
 
 
@@ -234,8 +192,8 @@ def _most_spent(replay: Replay, name: str) -> float:
     return max((round_up(opacus_epsilon(m, delta)) for m in spent.values() if m), default=0.0)
 
 
+# Every ε is rounded up at four digits before it is compared with the declared one.
 _TOLERANCE = 1e-4
-"""Every ε is rounded up at four digits before it is compared with the declared one."""
 
 
 def audit_ledger(
@@ -260,9 +218,7 @@ def audit_ledger(
         reservation_id: the same for one reservation.
         public_key: the key that the ledger must be signed by, in hex, as known from elsewhere.
 
-    Raises:
-        InvalidRequest: where the requested run or reservation is not in the ledger.
-        LedgerUnavailable: where the ledger cannot be read at all.
+    Raises InvalidRequest where the requested run or reservation is not in the ledger.
     """
     findings = ledger.verify(recorded_heads, public_key)
     replay, head = Replay(), None
@@ -277,11 +233,11 @@ def audit_ledger(
         for identity, reservation in replay.reservations.items()
         if run_id in (None, reservation.run_id) and reservation_id in (None, identity)
     }
-    if not chosen and (run_id is not None or reservation_id is not None):
+    narrowed = run_id is not None or reservation_id is not None
+    if narrowed and not chosen:
         raise InvalidRequest(
             f"The ledger at {ledger.where} holds no reservation of {run_id or reservation_id!r}."
         )
-    narrowed = run_id is not None or reservation_id is not None
     paying = {reservation.dataset for reservation in chosen.values()}
     parts = replay.contents.parts()
     drawing: dict[str, list[ReservationReplay]] = defaultdict(list)
@@ -307,15 +263,14 @@ def audit_ledger(
 
 
 def _over_budget(dataset: DatasetAudit) -> list[Finding]:
+    over = [p for p in dataset.partitions if p.committed.rdp > dataset.epsilon + _TOLERANCE]
     return [
         Finding(
             None,
             f"{dataset.name!r} (part {part.name!r}) is committed to ε={part.committed.rdp} at "
-            f"δ={dataset.delta:g}, declared was ε={dataset.epsilon:g}: more was granted than "
-            "there was",
+            f"δ={dataset.delta:g}, more than the declared ε={dataset.epsilon:g}",
         )
-        for part in dataset.partitions
-        if part.committed.rdp > dataset.epsilon + _TOLERANCE
+        for part in over
     ]
 
 

@@ -1,7 +1,7 @@
 """A lower bound on ε from a single run (Steinke, Nasr and Jagielski, NeurIPS 2023).
 
-Each of m canaries is put in or left out by a fair coin; an attack that sees the output guesses r
-of the coins and is right v times. The better it guesses, the larger ε must be.
+Each of m canaries is included or left out by a fair coin; an attack that sees the output guesses r
+of the coins, v of them correctly. The better it guesses, the larger ε must be.
 """
 
 import math
@@ -22,16 +22,9 @@ def p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
     Theorem 5.2: with f(j) = P[Bin(r, e^ε / (1 + e^ε)) >= j], the chance of at least v right
     guesses is at most f(v) + 2 m δ max_{1 <= i <= v} (f(v - i) - f(v)) / i.
 
-    Args:
-        m: canaries whose coins were tossed.
-        r: guesses made; the attack may abstain for the rest.
-        v: guesses that were right.
-        epsilon: the claim, at least 0.
-        delta: the claim, in [0, 1].
-
-    Raises:
-        InvalidRequest: unless 0 <= v <= r <= m are whole numbers, m is positive and ε and δ are
-            in their ranges.
+    `epsilon` >= 0 and `delta` in [0, 1] are the claim; the attack may abstain for m - r canaries.
+    Raises InvalidRequest unless 0 <= v <= r <= m are whole numbers, m is positive and ε and δ are
+    in their ranges.
     """
     _check(m, r, v, delta)
     if not 0 <= epsilon < math.inf:
@@ -43,10 +36,7 @@ def epsilon_lower_bound(m: int, r: int, v: int, delta: float, beta: float) -> fl
     """Return the largest ε up to which v right guesses out of r refute every claim.
 
     With probability at least 1 - beta the mechanism's true ε at `delta` is not below it; 0 where
-    nothing is refuted.
-
-    Raises:
-        InvalidRequest: as `p_value`, or if beta is not in (0, 1).
+    nothing is refuted. Raises InvalidRequest as `p_value`, or if beta is not in (0, 1).
     """
     _check(m, r, v, delta)
     if not 0 < beta < 1:

@@ -86,10 +86,8 @@ class ContentsReplay:
         )
         require(len(new.sketch) <= new.records, "its sketch has more digests than it has records")
         owner = self._parts.get(new.fingerprint, new)
-        require(
-            owner.dataset == dataset,
-            f"{dataset!r} is the content of {owner.dataset!r} under another name",
-        )
+        problem = f"{dataset!r} is the content of {owner.dataset!r} under another name"
+        require(owner.dataset == dataset, problem)
         require(owner.name == new.name, f"{new.name!r} is the content of the part {owner.name!r}")
         require(owner.records == new.records, "its N is not what was bound before")
         require(owner is new or not owner.sketch, f"the part {new.name!r} was bound twice")
@@ -99,10 +97,8 @@ class ContentsReplay:
         self._compare(new)
         # Schema 1 knew this part alone and kept no sketch.
         first = self._parts[self._named.get((dataset, "train"), new.fingerprint)]
-        require(
-            first is new or first.sketch != (),
-            f"nothing shows that {new.name!r} shares no record with 'train', which has no sketch",
-        )
+        problem = f"nothing shows that {new.name!r} and 'train', without a sketch, are disjoint"
+        require(first is new or first.sketch != (), problem)
 
     def accept(self, row: Row, other: str) -> None:
         """Take in an `overlap` row."""
@@ -123,10 +119,7 @@ class ContentsReplay:
         self.sharing.add(pair)
         if pair in self.accepted or not _is_near_copy(new.sketch, part.sketch):
             return ""
-        return (
-            f"a good part of {new.dataset!r} lies in {part.dataset!r} too, and nobody had accepted "
-            "that their budgets add up"
-        )
+        return f"{new.dataset!r} shares records with {part.dataset!r}, which nobody had accepted"
 
 
 def connected(pairs: Iterable[frozenset[str]]) -> list[list[str]]:
@@ -173,26 +166,19 @@ class DatasetReplay:
 
 @dataclass
 class ReservationReplay:
-    """A reservation while its rows go by.
-
-    Attributes:
-        partition: the part of the data set that pays, UNBOUND where its content was never bound.
-        author: who reserved, as that process said.
-        attempt: the newest attempt.
-        attempts: how many there were.
-    """
+    """A reservation while its rows go by."""
 
     run_id: str
     dataset: str
-    partition: str
-    author: str | None
+    partition: str  # the part of the data set that pays, UNBOUND where its content was never bound
+    author: str | None  # who reserved, as that process said
     void: bool
     unit: str
     records_per_unit: int
     mechanisms: dict[str, Mechanism]
     charged: dict[str, int]
-    attempt: int = 0
-    attempts: int = 0
+    attempt: int = 0  # the newest attempt
+    attempts: int = 0  # how many there were
     settled: bool = False
     exports: list[str] = field(default_factory=list)
 
@@ -218,21 +204,8 @@ class Replay:
         self.findings: list[Finding] = []
         self.notes: list[str] = []
         self._schema = 1
-        self._rules = {
-            Kind.GENESIS.value: self._genesis,
-            Kind.MIGRATE.value: self._migrate,
-            Kind.SIGNER.value: self._signer,
-            Kind.DECLARE.value: self._declare,
-            Kind.CLOSE.value: self._close,
-            Kind.OVERLAP.value: self._overlap,
-            Kind.BIND.value: self._bind,
-            Kind.PARTITION.value: self._partition,
-            Kind.RESERVE.value: self._reserve,
-            Kind.ATTEMPT.value: self._attempt,
-            Kind.CHARGE.value: self._charge,
-            Kind.SETTLE.value: self._settle,
-            Kind.EXPORT.value: self._export,
-        }
+        # The rule of a kind is the method of its name.
+        self._rules = {kind.value: getattr(self, f"_{kind.value}") for kind in Kind}
 
     def feed(self, row: Row) -> None:
         """Take one row in; whatever it holds, it never raises."""
@@ -329,11 +302,9 @@ class Replay:
         self._require_newest(reservation, attempt)
         require(not reservation.settled, "steps were charged after the settlement")
         allowed = reservation.mechanisms[component].steps
-        require(
-            reservation.charged[component] <= allowed,
-            f"{reservation.charged[component]} steps of {component!r} are charged, {allowed} "
-            "were reserved",
-        )
+        charged = reservation.charged[component]
+        problem = f"{charged} steps of {component!r} are charged, {allowed} were reserved"
+        require(charged <= allowed, problem)
         require(body["charged"] == reservation.charged, "its running totals do not add up")
 
     def _require_newest(self, reservation: ReservationReplay, attempt: int) -> None:
@@ -356,10 +327,8 @@ class Replay:
         require(body["run"] == reservation.run_id, "it names another run than its reservation")
         require(any(reservation.charged.values()), "an export left before anything was charged")
         for name, steps in body["used"].items():
-            require(
-                steps <= reservation.charged.get(name, 0),
-                f"the export used {steps} steps of {name!r}, fewer were charged",
-            )
+            problem = f"the export used {steps} steps of {name!r}, fewer were charged"
+            require(steps <= reservation.charged.get(name, 0), problem)
         require(body["void"] == reservation.void, "it hides whether the run was seeded")
         if reservation.void:
             self.notes.append(f"Row {row.seq}: the product of a void run was exported as void.")

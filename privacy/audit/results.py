@@ -10,19 +10,13 @@ from privacy.ledger import Finding, Head
 
 @dataclass(frozen=True)
 class PartitionAudit:
-    """What one part of a data set spent, recomputed.
-
-    Attributes:
-        name: the part's name.
-        records: N of the part, None where a reservation draws on content that was never bound.
-        spent: of what was charged.
-        committed: of what was charged and what open reservations may still charge.
-    """
+    """What one part of a data set spent, recomputed."""
 
     name: str
+    # N of the part, None where a reservation draws on content that was never bound.
     records: int | None
-    spent: EpsilonBounds
-    committed: EpsilonBounds
+    spent: EpsilonBounds  # of what was charged
+    committed: EpsilonBounds  # of what was charged and what open reservations may still charge
 
 
 @dataclass(frozen=True)
@@ -30,86 +24,49 @@ class DatasetAudit:
     """One data set's budget, recomputed.
 
     Its parts share no record, so the ε of the data set is the largest of its parts.
-
-    Attributes:
-        name: the declared name.
-        epsilon: declared.
-        delta: declared.
-        closed: whether nothing more is admitted.
-        unit: what is protected; the units of all reservations, where they differ.
-        records_per_unit: the most of all reservations.
-        spent: of what was charged: the largest of the parts.
-        committed: of that and what open reservations may still charge: the largest of the parts.
-        partitions: the parts, each by itself.
-        guarantees: what the spent ε means under other relations: to one who may replace a record,
-            and to a unit that owns `records_per_unit` records where that is more than one; none
-            before anything was spent.
     """
 
     name: str
-    epsilon: float
+    epsilon: float  # declared, as δ is
     delta: float
-    closed: bool
-    unit: str
-    records_per_unit: int
-    spent: EpsilonBounds
-    committed: EpsilonBounds
-    partitions: tuple[PartitionAudit, ...]
+    closed: bool  # whether nothing more is admitted
+    unit: str  # what is protected; the units of all reservations, where they differ
+    records_per_unit: int  # the most of all reservations
+    spent: EpsilonBounds  # of what was charged: the largest of the parts
+    committed: EpsilonBounds  # of that and what open reservations may still charge
+    partitions: tuple[PartitionAudit, ...]  # the parts, each by itself
+    # Under replacement of a record, and for a unit of more than one record; none while unspent.
     guarantees: tuple[Guarantee, ...]
 
 
 @dataclass(frozen=True)
 class ReservationAudit:
-    """One reservation, replayed.
-
-    Attributes:
-        id: the reservation.
-        run_id: the run it was made for.
-        dataset: the declared name that pays.
-        partition: the part of it that pays.
-        author: who reserved, as that process said; None where it said nothing.
-        void: a seeded run, which has no privacy guarantee.
-        settled: whether it can still charge.
-        reserved: steps of each component that were admitted.
-        charged: steps of each component that were charged, added up from the charge rows.
-        attempts: starts of the run; in ledgers of schema 1, those that charged something.
-        exports: SHA-256 of the manifests that left under it.
-    """
+    """One reservation, replayed."""
 
     id: str
     run_id: str
-    dataset: str
-    partition: str
-    author: str | None
-    void: bool
-    settled: bool
-    reserved: dict[str, int]
-    charged: dict[str, int]
-    attempts: int
-    exports: tuple[str, ...]
+    dataset: str  # the declared name that pays
+    partition: str  # the part of it that pays
+    author: str | None  # who reserved, as that process said; None where it said nothing
+    void: bool  # a seeded run, which has no privacy guarantee
+    settled: bool  # it cannot charge any more
+    reserved: dict[str, int]  # steps of each component that were admitted
+    charged: dict[str, int]  # steps of each component, added up from the charge rows
+    attempts: int  # starts of the run; in ledgers of schema 1, those that charged something
+    exports: tuple[str, ...]  # SHA-256 of the manifests that left under it
 
 
 @dataclass(frozen=True)
 class LedgerAudit:
-    """The verdict on a ledger.
+    """The verdict on a ledger."""
 
-    Attributes:
-        ledger_id: the random id in its first row.
-        head: its newest row when the audit began, None where it could not be read.
-        rows: how many were replayed.
-        findings: everything broken, in the chain and in what the rows say.
-        notes: what a reader should know and is not broken.
-        datasets: one for each declared name (of the selected runs).
-        reservations: all (of the selected runs).
-    """
-
-    ledger_id: str
-    head: Head | None
-    rows: int
-    findings: tuple[Finding, ...]
-    notes: tuple[str, ...]
-    datasets: tuple[DatasetAudit, ...]
-    reservations: tuple[ReservationAudit, ...]
+    ledger_id: str  # the random id in its first row
+    head: Head | None  # its newest row when the audit began, None where it could not be read
+    rows: int  # how many were replayed
+    findings: tuple[Finding, ...]  # everything broken, in the chain and in what the rows say
+    notes: tuple[str, ...]  # what a reader should know and is not broken
+    datasets: tuple[DatasetAudit, ...]  # one for each declared name (of the selected runs)
+    reservations: tuple[ReservationAudit, ...]  # all (of the selected runs)
 
     @property
     def ok(self) -> bool:

@@ -13,53 +13,34 @@ from privacy.accounting.rdp import RDPFilter
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind, Row, View
-from privacy.ledger.records import (
-    Component,
-    Odometer,
-    Quote,
-    Reservation,
-    StepsExhausted,
-    plan_from,
-)
+from privacy.ledger.records import Component, Odometer, Quote, Reservation, StepsExhausted
 from privacy.mechanisms import Mechanism
 
+# The rows that hold running totals, and all rows that change a reservation's state.
 _TOTALS = (Kind.RESERVE, Kind.CHARGE, Kind.SETTLE)
 _LIVE = (*_TOTALS, Kind.ATTEMPT)
-"""The rows that move a reservation on."""
 
 _DIGITS = 4
 
 
 @dataclass(frozen=True)
 class State:
-    """The state of one reservation.
-
-    Attributes:
-        plan: its components.
-        charged: steps of each component charged so far.
-        attempt: the newest attempt that was begun, 0 before the first.
-        settled: whether it is settled.
-    """
+    """The state of one reservation."""
 
     plan: tuple[Component, ...]
-    charged: dict[str, int]
-    attempt: int
+    charged: dict[str, int]  # steps of each component charged so far
+    attempt: int  # the newest attempt that was begun, 0 before the first
     settled: bool
 
 
 @dataclass(frozen=True)
 class Spending:
-    """The mechanisms that one part of a data set has paid for.
+    """The mechanisms that one part of a data set has paid for."""
 
-    Attributes:
-        spent: with the steps that were charged.
-        committed: those, and every step that an open reservation may still charge.
-        open_runs: the runs that hold a reservation which is not settled.
-    """
-
-    spent: tuple[Mechanism, ...]
+    spent: tuple[Mechanism, ...]  # with the steps that were charged
+    # Those, and every step that an open reservation may still charge.
     committed: tuple[Mechanism, ...]
-    open_runs: tuple[str, ...]
+    open_runs: tuple[str, ...]  # the runs that hold a reservation which is not settled
 
 
 def read_state(view: View, opening: Row) -> State:
@@ -73,7 +54,7 @@ def read_state(view: View, opening: Row) -> State:
     totals = newest
     if newest.kind == Kind.ATTEMPT:
         totals = view.last_of(reservation, _TOTALS) or opening
-    plan = plan_from(opening.content["plan"])
+    plan = Reservation.from_row(opening).plan
     charged = totals.content.get("charged", {})
     return State(
         plan=plan,
@@ -86,8 +67,7 @@ def read_state(view: View, opening: Row) -> State:
 def spending(view: View, dataset: str) -> dict[str, Spending]:
     """Add up a data set's reservations by part: few look-ups each, however many charges.
 
-    Raises:
-        IntegrityBroken: where a reservation's content belongs to no part.
+    Raises IntegrityBroken where a reservation's content belongs to no part.
     """
     parts = {part.fingerprint: part.name for part in partitions_of(view, dataset)}
     states: dict[str, list[tuple[str, State]]] = {name: [] for name in parts.values()}
@@ -95,7 +75,7 @@ def spending(view: View, dataset: str) -> dict[str, Spending]:
         body = opening.content
         if body["fingerprint"] not in parts:
             raise IntegrityBroken(
-                f"Row {opening.seq} of the ledger draws on {dataset!r} for content that was never "
+                f"Row {opening.seq} of the ledger charges {dataset!r} for content that was never "
                 "bound to it. Run `umbra audit`."
             )
         name = parts[body["fingerprint"]]
@@ -141,20 +121,19 @@ def is_closed(view: View, dataset: str) -> bool:
 
 def odometer(view: View, declaration: Row) -> Odometer:
     """Return the status of the budget of a `declare` row."""
-    body, name = declaration.content, str(declaration.dataset)
-    budget = RDPFilter(body["epsilon"], body["delta"])
+    limits, name = declaration.content, str(declaration.dataset)
+    budget = RDPFilter(**limits)
     parts = spending(view, name)
     spent = {part: epsilon_of(budget, total.spent) for part, total in parts.items()}
     most = max(spent.values(), default=0.0)
     committed = max((epsilon_of(budget, p.committed) for p in parts.values()), default=0.0)
     return Odometer(
         name=name,
-        epsilon=body["epsilon"],
-        delta=body["delta"],
+        **limits,
         spent=most,
         committed=committed,
         reserved=round(committed - most, _DIGITS),
-        left=left_of(body["epsilon"], committed),
+        left=left_of(limits["epsilon"], committed),
         open_reservations=sum(len(total.open_runs) for total in parts.values()),
         partitions=spent,
         closed=is_closed(view, name),
@@ -162,24 +141,17 @@ def odometer(view: View, declaration: Row) -> Odometer:
 
 
 def declared(view: View, name: str) -> Row:
-    """Return a data set's declaration. Raises BudgetRefused where there is none."""
+    """Return a data set's declaration; raise BudgetRefused where there is none."""
     validation.identifier("data set's name", name)
     row = view.by_claim(f"declare:{name}")
     if row is None:
-        raise BudgetRefused(
-            f"{name!r} has no budget yet. Declare one: "
-            f"umbra budget declare {name} --epsilon E --delta D"
-        )
+        command = f"umbra budget declare {name} --epsilon E --delta D"
+        raise BudgetRefused(f"{name!r} has no budget yet. Declare one: {command}")
     return row
 
 
-def reserve_claim(idempotency_key: str) -> str:
-    """Return the claim of the row that reserves under this key."""
-    return f"reserve:{idempotency_key}"
-
-
 def opening(view: View, reservation_id: str) -> Row:
-    """Return the row that opened a reservation. Raises InvalidRequest where there is none."""
+    """Return the row that opened a reservation; raise InvalidRequest where there is none."""
     validation.text_line("reservation id", reservation_id)
     row = view.first_of(reservation_id)
     if row is None or row.kind != Kind.RESERVE:
@@ -190,9 +162,7 @@ def opening(view: View, reservation_id: str) -> Row:
 def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | None) -> Row | None:
     """Return the row that this very call appended before, None if it is new.
 
-    Raises:
-        InvalidRequest: where the key was used for another request: a wrong key must not pass for
-            an answer.
+    Raises InvalidRequest where the key was used for another request.
     """
     row = view.by_claim(claim)
     if row is None:
@@ -212,7 +182,7 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
 def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
     """Return the cost of a plan given what one part of a data set has already committed."""
     limits = declaration.content
-    budget = RDPFilter(limits["epsilon"], limits["delta"])
+    budget = RDPFilter(**limits)
     closed = is_closed(view, str(declaration.dataset))
     asked = tuple(part.mechanism for part in plan)
     together = before.committed + asked
@@ -226,19 +196,12 @@ def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Co
     )
 
 
-def admit(t: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
-    """Refuse a plan that does not fit into the budget with all that was admitted before.
-
-    Raises:
-        BudgetRefused: where no order of the filter admits it, or the data set is closed.
-    """
+def admit(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
+    """Raise BudgetRefused where the filter does not admit a plan, or the data set is closed."""
     dataset, limits = str(declaration.dataset), declaration.content
-    if is_closed(t, dataset):
-        raise BudgetRefused(
-            f"The budget of {dataset!r} was closed: nothing more is admitted. What was reserved "
-            "before may still be charged."
-        )
-    quote = quote_plan(t, declaration, before, plan)
+    if is_closed(view, dataset):
+        raise BudgetRefused(f"The budget of {dataset!r} was closed: nothing more is admitted.")
+    quote = quote_plan(view, declaration, before, plan)
     if quote.admitted:
         return
     runs = ", ".join(before.open_runs)
@@ -251,7 +214,7 @@ def admit(t: View, declaration: Row, before: Spending, plan: Sequence[Component]
 
 
 def require_delta(declaration: Row, records: int) -> None:
-    """Refuse a part of so many records that δ would be 1/N or more. Raises BudgetRefused."""
+    """Raise BudgetRefused on a part of so many records that δ would be 1/N or more."""
     delta = declaration.content["delta"]
     if not delta * records < 1:
         raise BudgetRefused(
@@ -261,23 +224,17 @@ def require_delta(declaration: Row, records: int) -> None:
 
 
 def require_open(reservation_id: str, state: State) -> None:
-    """Refuse to go on with a settled reservation. Raises BudgetRefused."""
+    """Raise BudgetRefused on a settled reservation."""
     if state.settled:
-        raise BudgetRefused(
-            f"Reservation {reservation_id} is settled: nothing more can be charged to it. Submit "
-            "a new run."
-        )
+        raise BudgetRefused(f"Reservation {reservation_id} is settled. Submit a new run.")
 
 
 def require_chargeable(
     reservation_id: str, state: State, component: str, steps: int, attempt: int
 ) -> None:
-    """Refuse a charge that the reservation does not cover.
+    """Refuse a charge to a settled reservation, by another attempt than the newest, or too large.
 
-    Raises:
-        BudgetRefused: where it is settled.
-        InvalidRequest: where the attempt was not begun, or a newer one was.
-        StepsExhausted: where fewer steps are left.
+    Raises BudgetRefused, InvalidRequest and StepsExhausted in these cases.
     """
     require_open(reservation_id, state)
     if attempt < state.attempt:
@@ -287,15 +244,15 @@ def require_chargeable(
         )
     if attempt > state.attempt:
         raise InvalidRequest(
-            f"Attempt {attempt} of reservation {reservation_id} was not begun: a start of the run "
-            "begins one before it charges."
+            f"Attempt {attempt} of reservation {reservation_id} was not begun: a run begins one "
+            "before it charges."
         )
     (reserved,) = (p.mechanism.steps for p in state.plan if p.name == component)
     left = reserved - state.charged[component]
     if steps > left:
         raise StepsExhausted(
             f"Reservation {reservation_id} has {left} of {reserved} steps of {component!r} left, "
-            f"{steps} were asked for. A run that has used up its steps ends with what it has."
+            f"{steps} were requested. A run that has used up its steps ends with what it has."
         )
 
 
@@ -307,14 +264,12 @@ def require_covered(
 ) -> None:
     """Refuse an export that its reservation has not paid for.
 
-    Raises:
-        InvalidRequest: where `used` names a component that the plan has not.
-        BudgetRefused: where nothing was charged, or less than was used, or the run is void.
+    Raises InvalidRequest where `used` names a component that the plan has not, and BudgetRefused
+    where nothing was charged, or less than was used, or the run is void.
     """
     if not any(charged.values()):
         raise BudgetRefused(
-            f"Reservation {reservation.id} has charged nothing, so nothing private can have been "
-            "made under it: there is nothing to export."
+            f"Reservation {reservation.id} has charged nothing: there is nothing to export."
         )
     for name, steps in (used or {}).items():
         reservation.component(name)

@@ -13,26 +13,22 @@ from privacy.ledger import Kind, Row, Transaction, View
 from privacy.records import LabelledRecords
 from privacy.validation import key_bytes, positive_int
 
+# k. Of two sets of equal size, a share of 5 % is estimated to within about 1.4 %.
 SKETCH_SIZE = 256
-"""k. Of two sets of equal size, a share of 5 % is estimated to within about 1.4 %."""
 
+# 64 bits: any two of 10^8 images collide with probability under 1/3000.
 DIGEST_DIGITS = 16
-"""Hex digits of a digest, 64 bits: any two of 10^8 images collide with probability under 1/3000."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two sketches say about the sets behind them.
+    """What two sketches say about the sets behind them."""
 
-    Attributes:
-        share: estimated share, 0 to 1, of the smaller set's distinct images that lie in the other.
-        shared: digests that both sketches hold; one is proof of a shared image.
-        compared: digests of the smaller set that could be looked up in the other: the estimate is
-            the mean of so many yes-or-no answers, and exact where both sets fit into a sketch.
-    """
-
+    # Estimated share, 0 to 1, of the smaller set's distinct images that lie in the other.
     share: float
-    shared: int
+    shared: int  # digests that both sketches hold; one is proof of a shared image
+    # Digests of the smaller set that could be looked up in the other: the sample's size. The share
+    # is exact where both sets fit into a sketch.
     compared: int
 
 
@@ -41,9 +37,6 @@ def sketch(records: LabelledRecords, key: bytes) -> tuple[str, ...]:
 
     Only holders of `key` can compute or test it. It depends neither on labels, order nor
     repetitions, and holds every distinct value where there are no more than SKETCH_SIZE.
-
-    Raises:
-        InvalidRequest: where the key has not 32 bytes.
     """
     width = DIGEST_DIGITS // 2
     distinct = {digest[:width] for digest in _digests(records, key)}
@@ -71,9 +64,6 @@ def shared_records(one: LabelledRecords, other: LabelledRecords, key: bytes) -> 
     """Return whether two sets share any record, labels aside: an exact answer, from all of both.
 
     Records of another shape are other records.
-
-    Raises:
-        InvalidRequest: where the key has not 32 bytes.
     """
     return not set(_digests(one, key)).isdisjoint(_digests(other, key))
 
@@ -96,55 +86,42 @@ def _shape(records: LabelledRecords) -> str:
 
 
 _LANE_BYTES = 256  # 2048 bits
+_FINGERPRINT = re.compile(r"[!-~]{1,128}")
+_DIGEST = re.compile(rf"[0-9a-f]{{{DIGEST_DIGITS}}}")
 
 
 @dataclass(frozen=True)
 class Content:
     """What a budget knows of the records that it pays for; without the key it reveals nothing.
 
-    Attributes:
-        fingerprint: the same for the same records in any order.
-        records: N.
-        sketch: keyed digests of a few images, by which overlap with other contents is estimated;
-            see `privacy.budget.identity`.
-
-    Raises:
-        InvalidRequest: where these cannot be of any data set.
+    Raises InvalidRequest where these cannot be of any data set.
     """
 
-    fingerprint: str
-    records: int
-    sketch: tuple[str, ...]
+    fingerprint: str  # the same for the same records in any order
+    records: int  # N
+    sketch: tuple[str, ...]  # by which overlap with other contents is estimated
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fingerprint, str) or not re.fullmatch(
-            r"[!-~]{1,128}", self.fingerprint
-        ):
+        if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
             raise InvalidRequest("A fingerprint must be 1 to 128 printable ASCII characters.")
         object.__setattr__(self, "records", positive_int("records", self.records))
         digests = self.sketch
         if not isinstance(digests, tuple) or not all(
-            isinstance(digest, str) and re.fullmatch(rf"[0-9a-f]{{{DIGEST_DIGITS}}}", digest)
-            for digest in digests
+            isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in digests
         ):
             raise InvalidRequest(
                 f"A sketch must be a tuple of digests of {DIGEST_DIGITS} lower-case hex digits."
             )
-        ascending = all(a < b for a, b in pairwise(digests))
-        if not ascending or not 1 <= len(digests) <= min(SKETCH_SIZE, self.records):
+        most = min(SKETCH_SIZE, self.records)
+        if not 1 <= len(digests) <= most or any(a >= b for a, b in pairwise(digests)):
             raise InvalidRequest(
-                f"A sketch of {self.records} records must be 1 to "
-                f"{min(SKETCH_SIZE, self.records)} different digests in ascending order, found "
-                f"{len(digests)}" + ("." if ascending else ", repeated or out of order.")
+                f"A sketch of {self.records} records must be 1 to {most} different digests in "
+                f"ascending order, found {len(digests)}, or some repeated or out of order."
             )
 
 
 def content_of(records: LabelledRecords, key: bytes) -> Content:
-    """Return what a budget has to know of a data set, or of a part of one.
-
-    Raises:
-        InvalidRequest: where the key has not 32 bytes.
-    """
+    """Return what a budget has to know of a data set, or of a part of one."""
     return Content(fingerprint(records, key), len(records), sketch(records, key))
 
 
@@ -158,9 +135,6 @@ def fingerprint(records: LabelledRecords, key: bytes) -> str:
     Args:
         records: as they come from the source, before any resizing.
         key: 32 bytes. A plain hash would let anybody test whether they hold the same data.
-
-    Raises:
-        InvalidRequest: where the key has not 32 bytes.
     """
     key_bytes(key)
     header = f"umbra record 1|{_shape(records)}|uint8|int64|".encode()
@@ -177,30 +151,22 @@ def fingerprint(records: LabelledRecords, key: bytes) -> str:
     return "v1-" + hmac.digest(key, whole, hashlib.sha256).hex()
 
 
+# The part that runs use where they name none, and the only one that schema 1 had.
 TRAIN = "train"
-"""The part that runs use where they name none, and the only one that schema 1 had."""
 
+# From this estimated share on, two data sets that share records are one.
 NEAR_COPY = 0.05
-"""From this estimated share on, two data sets that share records are one."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One part of a data set and its content.
+    """One part of a data set and its content."""
 
-    Attributes:
-        dataset: the declared name.
-        name: the part's name.
-        fingerprint: of its content.
-        records: N of the part.
-        sketch: see `privacy.budget.identity`; None where schema 1 bound it, which kept none.
-    """
-
-    dataset: str
-    name: str
-    fingerprint: str
-    records: int
-    sketch: tuple[str, ...] | None
+    dataset: str  # the declared name
+    name: str  # the part's name
+    fingerprint: str  # of its content
+    records: int  # N of the part
+    sketch: tuple[str, ...] | None  # None where schema 1 bound it, which kept none
 
     @classmethod
     def from_row(cls, row: Row) -> "Partition":
@@ -226,11 +192,9 @@ def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None
     """Check that a part of a data set is this content, binding it on its first use.
 
     Content that schema 1 bound is bound again with its sketch, so that others can be compared.
-
-    Raises:
-        InvalidRequest: where N differs from what the content was bound with.
-        BudgetRefused: where the content is a copy or a near copy of another data set, stands
-            behind another part, or the part behind other content; where parts share records.
+    Raises InvalidRequest where N differs from what the content was bound with, and BudgetRefused
+    where the content is a copy or a near copy of another data set, stands behind another part, or
+    the part behind other content; where parts share records.
     """
     claim = f"bind:{content.fingerprint}"
     owner = t.by_claim(claim)
@@ -253,9 +217,8 @@ def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None
 def require_part(view: View, dataset: str, partition: str, content: Content) -> None:
     """Refuse content that is bound to something else than this part; unbound content passes.
 
-    Raises:
-        InvalidRequest: where N differs from what it was bound with.
-        BudgetRefused: where it is another data set's or another part's.
+    Raises InvalidRequest where N differs from what it was bound with, and BudgetRefused where it is
+    another data set's or another part's.
     """
     row = view.by_claim(f"bind:{content.fingerprint}")
     if row is None:
@@ -268,20 +231,19 @@ def require_part(view: View, dataset: str, partition: str, content: Content) -> 
         )
     if owner.name != partition:
         raise BudgetRefused(
-            f"This is the content of the part {owner.name!r} of {dataset!r}, asked for as "
+            f"This is the content of the part {owner.name!r} of {dataset!r}, requested as "
             f"{partition!r}. A copied part has no budget of its own: use the part {owner.name!r}."
         )
     if owner.records != content.records:
+        found = f"N={content.records} for the same content"
         raise InvalidRequest(
-            f"The data set {dataset!r} was bound with N={owner.records} records, found "
-            f"N={content.records} for the same content."
+            f"{dataset!r} was bound with N={owner.records} records, found {found}."
         )
 
 
 def overlap_claim(one: str, other: str) -> str:
     """Return the claim of the row that accepts what two data sets share, whoever is named first."""
-    first, second = sorted((one, other))
-    return f"overlap:{first}:{second}"
+    return ":".join(("overlap", *sorted((one, other))))
 
 
 def _require_disjoint(
@@ -297,15 +259,14 @@ def _require_disjoint(
             )
         if part.sketch is None:
             raise BudgetRefused(
-                f"The part {part.name!r} of {dataset!r} was last used with an older version, which "
-                "kept nothing to compare other parts with, and parts must not share records. "
-                f"Submit a run on {part.name!r} first."
+                f"Parts must not share records, and the older version that last used the part "
+                f"{part.name!r} of {dataset!r} kept nothing to compare. Submit a run on "
+                f"{part.name!r} first."
             )
         if overlap(part.sketch, content.sketch).shared:
             raise BudgetRefused(
-                f"The parts {part.name!r} and {partition!r} of {dataset!r} share records. Each "
-                "part may spend the whole budget because no record lies in two: take the shared "
-                "records out of one of them."
+                f"The parts {part.name!r} and {partition!r} of {dataset!r} share records: remove "
+                "them from one of the two. Each part may spend the whole budget."
             )
 
 
@@ -317,9 +278,8 @@ def _require_no_near_copy(t: Transaction, dataset: str, content: Content) -> Non
             continue
         if t.by_claim(overlap_claim(dataset, part.dataset)) is None:
             raise BudgetRefused(
-                f"A good part of these records (an estimated {NEAR_COPY:.0%} of the smaller set or "
-                f"more) also lies in the data set {part.dataset!r}. A changed copy has no budget "
-                f"of its own: use the name {part.dataset!r}. Or let an officer accept that the "
-                "budgets of both add up for the records they share: "
-                f"umbra budget accept-overlap {dataset} {part.dataset}"
+                f"An estimated {NEAR_COPY:.0%} or more of these records also lie in the data set "
+                f"{part.dataset!r}. A changed copy has no budget of its own: use the name "
+                f"{part.dataset!r}. Or let an officer accept that both budgets add up for shared "
+                f"records: umbra budget accept-overlap {dataset} {part.dataset}"
             )

@@ -10,7 +10,7 @@ from privacy.budget import admission as rules
 from privacy.budget.admission import Spending, odometer, read_state, spending
 from privacy.budget.identity import TRAIN, Content, bind, overlap_claim, require_part
 from privacy.errors import BudgetRefused, InvalidRequest
-from privacy.ledger import Head, Kind, Ledger, Row
+from privacy.ledger import Head, Kind, Ledger, Row, View
 from privacy.ledger.records import (
     RELATION,
     Component,
@@ -23,8 +23,7 @@ from privacy.ledger.records import (
 )
 from privacy.validation import positive_number
 
-ADMITS = "rdp"
-"""The accountant that admits, written into every reservation."""
+ADMITS = "rdp"  # the accountant that admits, written into every reservation
 
 
 class Budget:
@@ -32,24 +31,21 @@ class Budget:
 
     A ledger that was opened for reading only serves the methods that change nothing. The object
     keeps no state of its own: any number of processes may hold one on the same ledger.
-    A method that raises has changed nothing, except that after LedgerUnavailable the answer may
-    have been lost: repeat the call with the same idempotency key.
+
+    Every method raises InvalidRequest on a malformed value, on an unknown reservation and on an
+    idempotency key that was used for another request, and BudgetRefused on an undeclared data set.
+    A method that raises has changed nothing, except that after LedgerUnavailable the reply may have
+    been lost: repeat the call with the same idempotency key.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
     def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
-        """Give a data set its whole budget, once and for ever.
+        """Give a data set its whole budget, for all runs on it together, once and for ever.
 
-        Args:
-            name: the data set's name in specs.
-            epsilon: the most that all runs on it together may spend.
-            delta: the one δ of the data set; must be below 1/N when something is reserved.
-
-        Raises:
-            InvalidRequest: on a name or number that makes no sense.
-            BudgetRefused: where the name has another budget already. The same again is fine.
+        δ must be below 1/N when something is reserved. Declaring the same again changes nothing;
+        raises BudgetRefused where the name has another budget already.
         """
         validation.identifier("data set's name", name)
         body = {
@@ -61,18 +57,12 @@ class Budget:
             if row is None:
                 row = t.append(Kind.DECLARE, body, dataset=name, claim=f"declare:{name}")
             elif row.content != body:
-                old = row.content
-                raise BudgetRefused(
-                    f"{name!r} was declared with ε={old['epsilon']:g}, δ={old['delta']:g}, and a "
-                    "declared budget does not change. Use it as it is."
-                )
+                declared = "ε={epsilon:g}, δ={delta:g}".format(**row.content)
+                raise BudgetRefused(f"{name!r} was declared with {declared}, for ever.")
             return odometer(t, row)
 
     def close(self, name: str) -> Odometer:
-        """Admit nothing more for a data set, for ever; what is reserved may still be charged.
-
-        The same again is fine. Raises BudgetRefused where undeclared.
-        """
+        """Admit nothing more for a data set, for ever; what is reserved may still be charged."""
         with self.ledger.transaction() as t:
             declaration = rules.declared(t, name)
             claim = f"close:{name}"
@@ -83,12 +73,8 @@ class Budget:
     def accept_overlap(self, name: str, other: str) -> Head:
         """Accept that two data sets share records, so that for those both budgets add up.
 
-        Without it, content of which a good part lies in another data set is refused. The same
-        again, in either order, returns the first acceptance. An exact copy stays refused.
-
-        Raises:
-            InvalidRequest: where both names are one.
-            BudgetRefused: where one is undeclared.
+        Without it, content of which a good part lies in another data set is refused. An exact copy
+        stays refused. Repeated, in either order of the names, it returns the first acceptance.
         """
         with self.ledger.transaction() as t:
             for each in (name, other):
@@ -115,15 +101,15 @@ class Budget:
         idempotency_key: str,
         spec_sha256: str | None = None,
     ) -> Reservation:
-        """Set a plan's whole cost aside if some RDP order admits it beside all that was admitted.
+        """Set a plan's whole cost aside if the RDP filter admits it beside all that was admitted.
 
         Open reservations count in full, settled ones by what they charged, and only those of the
-        same part: see `privacy.budget.admission`.
+        same part of the data set: see `privacy.budget.admission`.
 
         Args:
             run_id: the run that will charge.
             dataset: the declared name.
-            content: from `identity.content_of`, of the very records that will be used.
+            content: from `content_of`, of the very records that will be used.
             unit: what is protected, as text.
             partition: the part of the data set that these records are; parts share no record.
             records_per_unit: the most records one unit owns; budgets are per record, the audit
@@ -131,10 +117,9 @@ class Budget:
             plan: components with their steps.
             void: whether a seed makes the noise reproducible.
             idempotency_key: the same key again returns the first reservation.
-            spec_sha256: hash of the spec that asks.
+            spec_sha256: hash of the spec that makes the request.
 
         Raises:
-            InvalidRequest: on values that make no sense, or a key used for another request.
             BudgetRefused: where the name is undeclared or closed, the content is a copy or near
                 copy of another data set or part, the part means other content or shares
                 records with another, δ ≥ 1/N, or the budget does not admit the plan.
@@ -157,7 +142,7 @@ class Budget:
             "spec": None if spec_sha256 is None else validation.sha256("spec_sha256", spec_sha256),
             "plan": [part.to_record() for part in parts],
         }
-        claim = rules.reserve_claim(validation.text_line("idempotency key", idempotency_key))
+        claim = f"reserve:{validation.text_line('idempotency key', idempotency_key)}"
         validation.identifier("data set's name", dataset)
         validation.identifier("partition's name", partition)
         rdp.curve([part.mechanism for part in parts])  # cached, and costly: not under the lock
@@ -176,18 +161,11 @@ class Budget:
             return Reservation.from_row(row)
 
     def begin_attempt(self, reservation_id: str, idempotency_key: str) -> int:
-        """Begin a start of the run and return its number: 1, 2, 3, …
+        """Begin an attempt of the run and return its number: 1, 2, 3, …
 
         From then on no older attempt can charge, whether it still runs or not: masks and noise of
-        two attempts that charge in turn could be mixed up.
-
-        Args:
-            reservation_id: from `reserve`.
-            idempotency_key: the same key again returns the same number. Draw it at random.
-
-        Raises:
-            InvalidRequest: on values that make no sense or an unknown reservation.
-            BudgetRefused: where the reservation is settled.
+        two attempts that charge in turn could be mixed up. The same idempotency key, to be drawn
+        at random, returns the same number. Raises BudgetRefused where the reservation is settled.
         """
         validation.text_line("idempotency key", idempotency_key)
         with self.ledger.transaction() as t:
@@ -202,30 +180,18 @@ class Budget:
             return int(row.content["attempt"])
 
     def charge(
-        self,
-        reservation_id: str,
-        component: str,
-        steps: int,
-        attempt: int,
-        idempotency_key: str,
+        self, reservation_id: str, component: str, steps: int, attempt: int, idempotency_key: str
     ) -> Receipt:
         """Spend steps before they are taken. When this returns, they are spent, on disk.
 
-        Args:
-            reservation_id: from `reserve`.
-            component: its name in the plan.
-            steps: how many.
-            attempt: from `begin_attempt`, one for each start of the run; only the newest can
-                charge.
-            idempotency_key: the same key again returns the first receipt and charges once. Draw
-                it at random before the call and use it for repeats of this call only: a key made
-                of step numbers would let a restarted run take charged steps a second time.
+        Only the newest `attempt` can charge. The same idempotency key returns the first receipt and
+        charges once. Draw it at random before the call and use it for repeats of this call only: a
+        key made of step numbers would let a restarted run take charged steps a second time.
 
         Raises:
-            InvalidRequest: on values that make no sense, an unknown reservation or component, an
-                attempt that was not begun or is not the newest, or a key used for another request.
+            InvalidRequest: also on an attempt that was not begun or is not the newest.
             BudgetRefused: where the reservation is settled.
-            StepsExhausted: where fewer steps are left than asked.
+            StepsExhausted: where fewer steps are left than requested.
         """
         validation.text_line("idempotency key", idempotency_key)
         asked = {
@@ -250,8 +216,7 @@ class Budget:
     def settle(self, reservation_id: str) -> Settlement:
         """End a reservation: what was never charged goes back to the budget.
 
-        The same again returns the first settlement. Raises InvalidRequest where the reservation
-        is unknown.
+        Repeated, it returns the first settlement.
         """
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
@@ -280,18 +245,10 @@ class Budget:
     ) -> Head:
         """Record the export of something made under a reservation.
 
-        Args:
-            reservation_id: what paid for it.
-            manifest_sha256: of the export's manifest, which lists its files and their hashes.
-            description: a few words, without paths.
-            used: steps of each component that the exported weights came out of; all charged
-                steps where not given.
-            void_allowed: allow the export of a void run, which has no privacy guarantee.
-
-        Raises:
-            InvalidRequest: on values that make no sense or an unknown reservation.
-            BudgetRefused: where nothing was charged, less was charged than used, or the run is
-                void and that was not allowed.
+        `manifest_sha256` is that of the export's manifest, which lists its files and their hashes;
+        `description` a few words without paths; `used` the steps of each component that went into
+        the exported weights, by default all that were charged. Raises BudgetRefused where nothing
+        was charged, less than was used, or the run is void and `void_allowed` is false.
         """
         validation.sha256("manifest_sha256", manifest_sha256)
         validation.text_line("export's description", description)
@@ -325,55 +282,36 @@ class Budget:
 
         Nothing is set aside: another run may take the budget before this one reserves. `reserve`
         checks that the content belongs to the name, and that δ < 1/N.
-
-        Raises:
-            InvalidRequest: on values that make no sense.
-            BudgetRefused: where undeclared.
         """
-        parts = checked_plan(plan)
-        validation.identifier("partition's name", partition)
         with self.ledger.reading() as view:
-            declaration = rules.declared(view, dataset)
-            before = spending(view, dataset).get(partition, Spending((), (), ()))
-            return rules.quote_plan(view, declaration, before, parts)
+            return rules.quote_plan(*_question(view, dataset, plan, partition))
 
     def require_admissible(
         self, dataset: str, plan: Sequence[Component], partition: str = TRAIN
     ) -> None:
-        """Refuse a plan that `reserve` would refuse now; see `quote` for what is not checked.
-
-        Raises:
-            InvalidRequest: on values that make no sense.
-            BudgetRefused: where undeclared, closed, or not enough is left.
-        """
-        parts = checked_plan(plan)
+        """Raise BudgetRefused on a plan that `reserve` would refuse now, as far as `quote` sees."""
         with self.ledger.reading() as view:
-            declaration = rules.declared(view, dataset)
-            before = spending(view, dataset).get(partition, Spending((), (), ()))
-            rules.admit(view, declaration, before, parts)
+            rules.admit(*_question(view, dataset, plan, partition))
 
     def reservation(self, reservation_id: str) -> Reservation:
-        """Return a reservation. Raises InvalidRequest where it is unknown."""
+        """Return a reservation by its id."""
         with self.ledger.reading() as view:
             return Reservation.from_row(rules.opening(view, reservation_id))
 
     def reserved(self, idempotency_key: str) -> Reservation | None:
-        """Return what was reserved under a key, None where nothing was: the answer may be lost."""
+        """Return what was reserved under a key, None where nothing was: a reply may be lost."""
         validation.text_line("idempotency key", idempotency_key)
         with self.ledger.reading() as view:
-            row = view.by_claim(rules.reserve_claim(idempotency_key))
+            row = view.by_claim(f"reserve:{idempotency_key}")
             return None if row is None else Reservation.from_row(row)
 
     def charged_steps(self, reservation_id: str) -> dict[str, int]:
-        """Return the steps charged so far, for every component of the plan.
-
-        Raises InvalidRequest where the reservation is unknown.
-        """
+        """Return the steps charged so far, for every component of the plan."""
         with self.ledger.reading() as view:
             return read_state(view, rules.opening(view, reservation_id)).charged
 
     def odometer(self, name: str) -> Odometer:
-        """Return what is spent, committed and left. Raises BudgetRefused where undeclared."""
+        """Return what is spent, committed and left."""
         with self.ledger.reading() as view:
             return odometer(view, rules.declared(view, name))
 
@@ -383,10 +321,17 @@ class Budget:
             return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
 
     def history(self, name: str) -> Iterator[Row]:
-        """Yield every row about a data set, oldest first: who did what and when.
-
-        Raises BudgetRefused where undeclared.
-        """
+        """Yield every row about a data set, oldest first: who did what and when."""
         with self.ledger.reading() as view:
             rules.declared(view, name)
         return self.ledger.rows(dataset=name)
+
+
+def _question(
+    view: View, dataset: str, plan: Sequence[Component], partition: str
+) -> tuple[View, Row, Spending, tuple[Component, ...]]:
+    parts = checked_plan(plan)
+    validation.identifier("partition's name", partition)
+    declaration = rules.declared(view, dataset)
+    before = spending(view, dataset).get(partition, Spending((), (), ()))
+    return view, declaration, before, parts

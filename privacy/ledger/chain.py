@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,13 +21,9 @@ _SIGNATURE = re.compile("[0-9a-f]{128}")
 
 @dataclass(frozen=True)
 class Signer:
-    """A private key that signs rows; its repr shows the public half only.
+    """A private key that signs rows; its repr shows the public half only."""
 
-    Attributes:
-        public_key: 32 bytes in hex.
-    """
-
-    public_key: str
+    public_key: str  # 32 bytes in hex
     _private: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
@@ -44,41 +41,29 @@ class Signer:
         """Return the body of the row that names this key, to follow the row `prev_hash`.
 
         The key signs it there: so a key that nobody has is not put in force, and an officer who
-        pinned a key that has signed no other row yet can tell that the row was made with it.
+        pinned a key that has signed no other row yet can verify that the row was made with it.
         """
         message = _possession_message(ledger_id, prev_hash, self.public_key)
         return {"public_key": self.public_key, "possession": self._private.sign(message).hex()}
 
 
-def checked_public_key(text: str) -> str:
-    """Return `text` if it is a public key: 64 lower-case hex digits. Raises InvalidRequest."""
-    if not isinstance(text, str) or not _PUBLIC_KEY.fullmatch(text):
-        raise InvalidRequest(
-            f"An Ed25519 public key is written as 64 lower-case hex digits, found {text!r}."
-        )
-    return text
-
-
 def require_in_force(signer: Signer | None, in_force: str | None, where: str) -> None:
-    """Refuse to append by a key that is not in force, or without the one that is.
+    """Refuse to append with a key that is not in force, or without the one that is.
 
-    Raises:
-        InvalidRequest: where the two differ; also where a key is here and none is in force, for
-            whoever signs must not take a history from which the signatures were removed.
+    Raises InvalidRequest where the two differ; also where a key is here and none is in force, for
+    whoever signs must not take a history from which the signatures were removed.
     """
     own = None if signer is None else signer.public_key
     if own == in_force:
         return
     if in_force is None:
         raise InvalidRequest(
-            f"A signing key is here (public half {own}), and the ledger at {where} is not signed: "
-            "either signing was never begun, or an unsigned ledger was put in its place. Run "
-            "`umbra audit`, then begin signing or move the key away."
+            f"There is a signing key (public half {own}), but the ledger at {where} is unsigned or "
+            "was replaced. Run `umbra audit`, then begin signing or move the key away."
         )
     raise InvalidRequest(
-        f"The rows of the ledger at {where} are signed by the key {in_force}, found "
-        f"{'none' if own is None else own}. Put the signing key in force back, then repeat the "
-        "command."
+        f"The ledger at {where} is signed by the key {in_force}, found {own or 'none'}. Put that "
+        "signing key back, then repeat the command."
     )
 
 
@@ -91,7 +76,11 @@ class SignatureReplay:
     """
 
     def __init__(self, pinned: str | None = None) -> None:
-        self._pinned = None if pinned is None else checked_public_key(pinned)
+        if pinned is not None and not _PUBLIC_KEY.fullmatch(pinned):
+            raise InvalidRequest(
+                f"An Ed25519 public key is written as 64 lower-case hex digits, found {pinned!r}."
+            )
+        self._pinned = pinned
         self._pinned_signed = False
         self._ledger_id = ""
         self._in_force: str | None = None
@@ -185,12 +174,8 @@ def row_hash(row: Row) -> str:
 
     The columns are hashed as one JSON array: quotes, commas and null are escaped by JSON, so two
     different rows never share an encoding (a plain concatenation would let text move from one
-    column to the next). The leading text keeps these hashes apart from any other use of SHA-256.
-    A row without an author is encoded as in schema 1, so the rows of old ledgers keep their hashes;
-    the number after the text keeps the two encodings apart.
-
-    Raises:
-        TypeError: where a column is of a wrong type, as only a tampered table can hold.
+    column to the next). Raises TypeError where a column is of a wrong type, as only a tampered
+    table can hold.
     """
     if type(row.seq) is not int:
         raise TypeError("seq is not an integer")
@@ -202,11 +187,10 @@ def row_hash(row: Row) -> str:
             raise TypeError(f"{name} is neither text nor null")
     before = [row.seq, row.kind, row.created_at, row.dataset, row.reservation, row.claim]
     after = [row.body, row.prev_hash]
-    if row.author is None:
-        encoded = canonical(["umbra ledger row", 1, *before, *after])
-    else:
-        encoded = canonical(["umbra ledger row", 2, *before, row.author, *after])
-    return hashlib.sha256(encoded.encode("ascii")).hexdigest()
+    # The text keeps these hashes apart from any other use of SHA-256, the number the two encodings:
+    # a row without an author is encoded as in schema 1, so the rows of old ledgers keep theirs.
+    parts = [1, *before, *after] if row.author is None else [2, *before, row.author, *after]
+    return hashlib.sha256(canonical(["umbra ledger row", *parts]).encode("ascii")).hexdigest()
 
 
 def broken(row: Row) -> str | None:
@@ -227,14 +211,14 @@ def replay(
 
     Args:
         rows: all rows from the first.
-        heads: heads recorded outside; each must be met on the way, else rows were cut off or the
-            history was written anew.
+        heads: heads recorded outside; one that is not met shows that rows were cut off or
+            rewritten.
         public_key: a signing key noted outside, which the history must have been signed by.
     """
     signatures = SignatureReplay(public_key)
-    awaited: dict[int, set[str]] = {}
+    awaited: defaultdict[int, set[str]] = defaultdict(set)
     for head in heads:
-        awaited.setdefault(head.seq, set()).add(head.hash)
+        awaited[head.seq].add(head.hash)
     seq, previous = 0, GENESIS_PREV_HASH
     for row in rows:
         problem = broken(row)

@@ -8,89 +8,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    URL,
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Index,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    create_engine,
-    event,
-    inspect,
-    make_url,
-    text,
-)
+import sqlalchemy as sa
+from sqlalchemy import URL, Column, Connection, Index, Text, event, inspect
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 
-WAIT_S = 60
-"""How long a transaction waits for the ones before it."""
-
-WRITES = "umbra_writes"
-"""Execution option of a connection whose transactions append."""
-
+WAIT_S = 60  # how long a transaction waits for the ones before it
+WRITES = "umbra_writes"  # execution option of a connection whose transactions append
 _APPEND_LOCK = 0x756D627261  # "umbra": the advisory lock that serialises appends on PostgreSQL
 
+_EXPECTED = "expected the path of a SQLite file or postgresql://USER@HOST/DATABASE."
+
+_RESTORE = "Restore it from a copy, then run `umbra audit`."
 _DAMAGED = ("malformed", "not a database", "could not decode")
 
 
 def normalise(url: str | Path) -> URL:
     """Return the SQLAlchemy URL of a path or a URL.
 
-    Raises:
-        InvalidRequest: unless it is a SQLite file or a PostgreSQL URL.
+    Raises InvalidRequest unless it is a SQLite file or a PostgreSQL URL.
     """
     if isinstance(url, Path) or "://" not in url:
         return URL.create("sqlite", database=str(Path(url).expanduser().absolute()))
     try:
-        parsed = make_url(url)
+        parsed = sa.make_url(url)
     except ArgumentError as error:
-        raise InvalidRequest(f"The ledger's URL cannot be read: {_expected()}") from error
+        raise InvalidRequest(f"The ledger's URL cannot be read: {_EXPECTED}") from error
     backend = parsed.get_backend_name()
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:") and not parsed.query:
         return URL.create("sqlite", database=str(Path(str(parsed.database)).absolute()))
-    raise InvalidRequest(
-        f"The ledger cannot be kept in {parsed.render_as_string(hide_password=True)!r}: "
-        + _expected()
-    )
+    shown = parsed.render_as_string(hide_password=True)
+    raise InvalidRequest(f"The ledger cannot be kept in {shown!r}: {_EXPECTED}")
 
 
-def _expected() -> str:
-    return "expected the path of a SQLite file or postgresql://USER@HOST/DATABASE."
-
-
-def connect(url: URL) -> Engine:
+def connect(url: URL) -> sa.Engine:
     """Return an engine whose commits are on disk when they return.
 
-    Raises:
-        LedgerUnavailable: where the PostgreSQL driver is not installed.
+    Raises LedgerUnavailable where the PostgreSQL driver is not installed.
     """
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": WAIT_S}, hide_parameters=True)
+        engine = sa.create_engine(url, connect_args={"timeout": WAIT_S}, hide_parameters=True)
         event.listen(engine, "connect", _prepare_sqlite)
     else:
-        # READ COMMITTED, so that what is read after the lock is what the last holder wrote.
         options = f"-c synchronous_commit=on -c lock_timeout={WAIT_S * 1000}"
         try:
-            engine = create_engine(
+            engine = sa.create_engine(
                 url,
+                # What is read after the lock is what the last holder wrote.
                 isolation_level="READ COMMITTED",
                 pool_pre_ping=True,
                 hide_parameters=True,
                 # No prepared statements: they would outlive the table's columns in a migration.
-                connect_args={
-                    "connect_timeout": 10,
-                    "options": options,
-                    "prepare_threshold": None,
-                },
+                connect_args={"connect_timeout": 10, "options": options, "prepare_threshold": None},
             )
         except ModuleNotFoundError as error:
             raise LedgerUnavailable(
@@ -104,17 +76,11 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver would begin transactions by itself, and later than we need; `_begin` does it.
     connection.isolation_level = None
     connection.execute("PRAGMA synchronous=FULL")
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        _enable_wal(connection)
-
-
-def _enable_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait for other processes here as it does elsewhere, so we do.
     deadline = time.monotonic() + WAIT_S
-    while True:
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        # SQLite does not wait for other processes here as it does elsewhere.
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            return
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
@@ -130,17 +96,13 @@ def _begin(connection: Connection) -> None:
 
 
 class Database:
-    """The connections of one process to one ledger's database.
-
-    Attributes:
-        engine: SQLAlchemy's.
-        path: the file, None on PostgreSQL.
-        where: path or URL for messages, without a password.
-    """
+    """The connections of one process to one ledger's database."""
 
     def __init__(self, url: URL) -> None:
         self.engine = connect(url)
+        # The file, None on PostgreSQL.
         self.path = Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
+        # Path or URL for messages, without a password.
         self.where = str(self.path or url.render_as_string(hide_password=True))
         self._pid = os.getpid()
         self._file: tuple[int, int] | None = None
@@ -151,11 +113,9 @@ class Database:
 
     @contextmanager
     def begin(self, writes: bool) -> Iterator[Connection]:
-        """Give a connection inside a transaction, committed where nothing is raised inside.
+        """Yield a connection inside a transaction, committed where nothing is raised inside.
 
-        Raises:
-            IntegrityBroken, LedgerUnavailable: as `clear_errors` does, and where the file was
-                deleted or replaced.
+        Raises as `clear_errors` does, and LedgerUnavailable where the file was deleted or replaced.
         """
         with clear_errors(self.where):
             # Appends to a file that was unlinked succeed and are lost; only the inode tells.
@@ -187,25 +147,22 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
 def clear_errors(where: str) -> Iterator[None]:
     """Turn the database's exceptions into ours.
 
-    Raises:
-        IntegrityBroken: where the database says that its file is damaged.
-        LedgerUnavailable: on everything else the database, its driver or the disk refuses.
+    Raises IntegrityBroken where the database says that its file is damaged, and LedgerUnavailable
+    on everything else the database, its driver or the disk refuses.
     """
     try:
         yield
     except UnicodeDecodeError as error:
         # The driver's own complaint could not be decoded: it quotes names out of the file.
         raise IntegrityBroken(
-            f"The ledger at {where} is damaged: it holds text that is none. Restore it from a "
-            "copy, then run `umbra audit`."
+            f"The ledger at {where} is damaged: it holds text that cannot be decoded. {_RESTORE}"
         ) from error
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         if any(word in lines[0].lower() for word in _DAMAGED):
             raise IntegrityBroken(
-                f"The ledger at {where} is damaged: {lines[0]}. Restore it from a copy, then "
-                "run `umbra audit`."
+                f"The ledger at {where} is damaged: {lines[0]}. {_RESTORE}"
             ) from error
         raise LedgerUnavailable(
             f"The ledger at {where} cannot be used: {lines[0]}. Without it nothing private may "
@@ -213,14 +170,14 @@ def clear_errors(where: str) -> Iterator[None]:
         ) from error
 
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
-LEDGER = Table(
+LEDGER = sa.Table(
     "umbra_ledger",
     metadata,
     Column(
         "seq",
-        BigInteger().with_variant(Integer, "sqlite"),
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
         primary_key=True,
         autoincrement=False,
     ),
@@ -241,28 +198,24 @@ LEDGER = Table(
 
 COLUMNS = tuple(column.name for column in LEDGER.columns)
 
+# The columns that a table of schema 1 lacks; they are the last ones and may be null.
 ADDED = ("author", "signature")
-"""The columns that a table of schema 1 lacks; they are the last ones and may be null."""
 
 _REFUSAL = "the privacy ledger is append-only"
 
 # The insert trigger matters as much as the other two: INSERT OR REPLACE deletes the row that it
 # collides with, and SQLite does not fire delete triggers for that.
 _SQLITE_TRIGGERS = {
-    "umbra_ledger_no_update": (
-        "CREATE TRIGGER umbra_ledger_no_update BEFORE UPDATE ON umbra_ledger "
-        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
-    ),
-    "umbra_ledger_no_delete": (
-        "CREATE TRIGGER umbra_ledger_no_delete BEFORE DELETE ON umbra_ledger "
-        f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
-    ),
-    "umbra_ledger_only_append": (
-        "CREATE TRIGGER umbra_ledger_only_append BEFORE INSERT ON umbra_ledger "
-        "WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM umbra_ledger) "
-        "OR EXISTS (SELECT 1 FROM umbra_ledger WHERE claim = NEW.claim) "
-        "BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END"
-    ),
+    name: f"CREATE TRIGGER {name} BEFORE {condition}BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+    for name, condition in {
+        "umbra_ledger_no_update": "UPDATE ON umbra_ledger ",
+        "umbra_ledger_no_delete": "DELETE ON umbra_ledger ",
+        "umbra_ledger_only_append": (
+            "INSERT ON umbra_ledger "
+            "WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM umbra_ledger) "
+            "OR EXISTS (SELECT 1 FROM umbra_ledger WHERE claim = NEW.claim) "
+        ),
+    }.items()
 }
 
 _POSTGRES_FUNCTION = f"""
@@ -272,14 +225,11 @@ BEGIN
 END $$
 """
 _POSTGRES_TRIGGERS = {
-    "umbra_ledger_no_change": (
-        "CREATE TRIGGER umbra_ledger_no_change BEFORE UPDATE OR DELETE ON umbra_ledger "
-        "FOR EACH ROW EXECUTE FUNCTION umbra_ledger_refuse()"
-    ),
-    "umbra_ledger_no_truncate": (
-        "CREATE TRIGGER umbra_ledger_no_truncate BEFORE TRUNCATE ON umbra_ledger "
-        "FOR EACH STATEMENT EXECUTE FUNCTION umbra_ledger_refuse()"
-    ),
+    name: f"CREATE TRIGGER {name} BEFORE {moment} EXECUTE FUNCTION umbra_ledger_refuse()"
+    for name, moment in {
+        "umbra_ledger_no_change": "UPDATE OR DELETE ON umbra_ledger FOR EACH ROW",
+        "umbra_ledger_no_truncate": "TRUNCATE ON umbra_ledger FOR EACH STATEMENT",
+    }.items()
 }
 
 
@@ -291,11 +241,9 @@ def has_table(connection: Connection) -> bool:
 def create_table(connection: Connection) -> None:
     """Create the table and its triggers inside the connection's transaction."""
     metadata.create_all(connection)
-    if connection.dialect.name == "sqlite":
-        statements = list(_SQLITE_TRIGGERS.values())
-    else:
-        statements = [_POSTGRES_FUNCTION, *_POSTGRES_TRIGGERS.values()]
-    for statement in statements:
+    on_postgres = [_POSTGRES_FUNCTION, *_POSTGRES_TRIGGERS.values()]
+    sqlite = connection.dialect.name == "sqlite"
+    for statement in _SQLITE_TRIGGERS.values() if sqlite else on_postgres:
         connection.exec_driver_sql(statement)
 
 
@@ -318,31 +266,23 @@ def structural_problems(connection: Connection) -> list[str]:
     columns = _columns(connection)
     if columns not in (COLUMNS, COLUMNS[: -len(ADDED)]):
         problems.append(f"the table has the columns {', '.join(columns)}, which no schema has")
-    return problems + _trigger_problems(connection)
+    if connection.dialect.name == "sqlite":
+        return problems + _sqlite_problems(connection)
+    query = sa.text(
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:name AS regclass) "
+        "AND tgenabled IN ('O', 'A')"
+    )
+    found = set(connection.scalars(query, {"name": LEDGER.name}))
+    return problems + [_no_trigger(name) for name in _POSTGRES_TRIGGERS if name not in found]
 
 
 def _columns(connection: Connection) -> tuple[str, ...]:
     return tuple(column["name"] for column in inspect(connection).get_columns(LEDGER.name))
 
 
-def _trigger_problems(connection: Connection) -> list[str]:
-    if connection.dialect.name == "sqlite":
-        return _sqlite_problems(connection)
-    found = set(
-        connection.scalars(
-            text(
-                "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:name AS regclass) "
-                "AND tgenabled IN ('O', 'A')"
-            ),
-            {"name": LEDGER.name},
-        )
-    )
-    return [_no_trigger(name) for name in _POSTGRES_TRIGGERS if name not in found]
-
-
 def _sqlite_problems(connection: Connection) -> list[str]:
     rows = connection.execute(
-        text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name"),
+        sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name"),
         {"name": LEDGER.name},
     )
     found: dict[str, str] = dict(tuple(row) for row in rows)

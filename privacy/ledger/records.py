@@ -9,8 +9,8 @@ from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Head, Row
 from privacy.mechanisms import MECHANISMS, Mechanism, from_record
 
+# The neighbouring relation: one record is replaced by one without effect, so N is public.
 RELATION = "add/remove with zero-out"
-"""The neighbouring relation: one record is replaced by one without effect, so N is public."""
 
 
 class StepsExhausted(BudgetRefused):
@@ -47,29 +47,17 @@ class Component:
 
 @dataclass(frozen=True)
 class Reservation:
-    """An admitted plan. Its whole cost is set aside until it is settled.
+    """An admitted plan. Its whole cost is set aside until it is settled."""
 
-    Attributes:
-        id: the argument of `charge` and `settle`.
-        run_id: the run that it was made for.
-        dataset: the declared name that pays.
-        records: N, treated as public.
-        unit: what is protected, as text, such as "one image".
-        records_per_unit: the most records that one unit owns.
-        void: a seeded run: charged like any other, but without any privacy guarantee.
-        plan: the components, with all their steps.
-        head: the ledger's head right after the reservation.
-    """
-
-    id: str
-    run_id: str
-    dataset: str
-    records: int
-    unit: str
-    records_per_unit: int
-    void: bool
-    plan: tuple[Component, ...]
-    head: Head
+    id: str  # the argument of `charge` and `settle`
+    run_id: str  # the run that it was made for
+    dataset: str  # the declared name that pays
+    records: int  # N, treated as public
+    unit: str  # what is protected, as text, such as "one image"
+    records_per_unit: int  # the most records that one unit owns
+    void: bool  # a seeded run: charged like any other, but without any privacy guarantee
+    plan: tuple[Component, ...]  # the components, with all their steps
+    head: Head  # the ledger's head right after the reservation
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
@@ -79,11 +67,8 @@ class Reservation:
             id=str(row.reservation),
             run_id=body["run"],
             dataset=str(row.dataset),
-            records=body["records"],
-            unit=body["unit"],
-            records_per_unit=body["records_per_unit"],
-            void=body["void"],
-            plan=plan_from(body["plan"]),
+            **{name: body[name] for name in ("records", "unit", "records_per_unit", "void")},
+            plan=tuple(map(Component.from_record, body["plan"])),
             head=row.head,
         )
 
@@ -100,21 +85,13 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A charge that is durable: its steps may be taken now, once.
+    """A charge that is durable: its steps may be taken now, once."""
 
-    Attributes:
-        head: the ledger's head right after the charge.
-        component: what was charged.
-        steps: how many steps this receipt allows.
-        charged: steps of the component charged so far, these included.
-        left: steps of the component that may still be charged.
-    """
-
-    head: Head
-    component: str
-    steps: int
-    charged: int
-    left: int
+    head: Head  # the ledger's head right after the charge
+    component: str  # what was charged
+    steps: int  # how many steps this receipt allows
+    charged: int  # steps of the component charged so far, these included
+    left: int  # steps of the component that may still be charged
 
 
 @dataclass(frozen=True)
@@ -132,56 +109,31 @@ class Odometer:
 
     The parts of a data set share no record, so each may spend the whole budget (see
     `privacy.budget.admission`). What is said here holds for the part that is furthest.
-
-    Attributes:
-        name: the declared name.
-        epsilon: declared.
-        delta: declared; every ε here is at this δ.
-        spent: ε of all charged steps, rounded up; of the part that spent most.
-        committed: ε once all open reservations are charged in full, rounded up; of the part that
-            is committed to most.
-        reserved: committed − spent: what settling the open reservations may give back at most.
-        left: ε − committed, rounded down. ε does not add up exactly: a plan that costs a little
-            more than this may still be admitted.
-        open_reservations: how many are not settled.
-        partitions: ε of all charged steps of each part that was ever used, by its name.
-        closed: whether nothing more is admitted.
     """
 
-    name: str
-    epsilon: float
-    delta: float
-    spent: float
-    committed: float
-    reserved: float
+    name: str  # the declared name
+    epsilon: float  # declared
+    delta: float  # declared; every ε here is at this δ
+    spent: float  # ε of all charged steps, rounded up; of the part that spent most
+    committed: float  # ε once all open reservations are charged in full, rounded up
+    reserved: float  # committed − spent: what settling the open reservations may give back at most
+    # ε − committed, rounded down. ε does not add up exactly: a plan that costs a little more than
+    # this may still be admitted.
     left: float
-    open_reservations: int
-    partitions: dict[str, float]
-    closed: bool
+    open_reservations: int  # how many are not settled
+    partitions: dict[str, float]  # ε of all charged steps of each part, by its name
+    closed: bool  # whether nothing more is admitted
 
 
 @dataclass(frozen=True)
 class Quote:
-    """What a plan would cost now on one part of a data set, by RDP.
+    """What a plan would cost now on one part of a data set, by RDP."""
 
-    Attributes:
-        asked: ε of the plan alone, rounded up.
-        committed: ε that the part is committed to without it, rounded up.
-        together: ε of both, rounded up: less than their sum, for ε does not add up exactly.
-        left: declared ε − committed, rounded down.
-        admitted: whether a reservation would be admitted.
-    """
-
-    asked: float
-    committed: float
-    together: float
-    left: float
-    admitted: bool
-
-
-def plan_from(records: Sequence[Mapping[str, Any]]) -> tuple[Component, ...]:
-    """Read a plan from its records."""
-    return tuple(Component.from_record(record) for record in records)
+    asked: float  # ε of the plan alone, rounded up
+    committed: float  # ε that the part is committed to without it, rounded up
+    together: float  # ε of both, rounded up: less than their sum, for ε does not add up exactly
+    left: float  # declared ε − committed, rounded down
+    admitted: bool  # whether a reservation would be admitted
 
 
 def checked_plan(plan: Sequence[Component]) -> tuple[Component, ...]:
@@ -196,4 +148,4 @@ def checked_plan(plan: Sequence[Component]) -> tuple[Component, ...]:
     names = [part.name for part in components]
     if len(set(names)) != len(names):
         raise InvalidRequest(f"The components of a plan need different names, found {names}.")
-    return plan_from([part.to_record() for part in components])
+    return tuple(Component.from_record(part.to_record()) for part in components)

@@ -1,6 +1,7 @@
 """What a row of the ledger is, and the kinds of rows there are."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -15,11 +16,8 @@ _ENCODER = json.JSONEncoder(
 def canonical(value: Any) -> str:
     """Return the only JSON text of `value`: keys sorted, no spaces, ASCII, no NaN or infinity.
 
-    Floats are written by `repr`, which reads back to the same float64.
-
-    Raises:
-        TypeError: on a type that JSON does not have, or a key that is not a string.
-        ValueError: on NaN or an infinity.
+    Floats are written by `repr`, which reads back to the same float64. Raises TypeError on a type
+    that JSON does not have, or a key that is not a string, and ValueError on NaN or an infinity.
     """
     _refuse_foreign_keys(value)
     return _ENCODER.encode(value)
@@ -28,12 +26,11 @@ def canonical(value: Any) -> str:
 def parse(text: str) -> Any:
     """Read back what `canonical` wrote.
 
-    Raises:
-        ValueError: where `text` is not JSON, or not the canonical text of what it says (spaces,
-            repeated or unsorted keys): two texts of one meaning would have two hashes.
+    Raises ValueError where `text` is not JSON, or not the canonical text of what it says (spaces,
+    repeated or unsorted keys): two texts of one meaning would have two hashes.
     """
     value = json.loads(text)
-    # What was read from JSON has no foreign keys, so they need not be looked for.
+    # What was read from JSON has no foreign keys, so `_ENCODER` suffices.
     if _ENCODER.encode(value) != text:
         raise ValueError("the JSON text is not in canonical form")
     return value
@@ -51,10 +48,11 @@ def _refuse_foreign_keys(value: Any) -> None:
             _refuse_foreign_keys(inner)
 
 
+# Raised when the meaning of a row or a column changes; kinds never change theirs, new ones come.
 SCHEMA_VERSION = 2
-"""Raised when the meaning of a row or a column changes; kinds never change theirs, new ones come"""
 
-AUTHOR_LENGTH = 128
+_AUTHOR_LENGTH = 128
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Kind(StrEnum):
@@ -120,7 +118,7 @@ class Head:
     def parse(cls, text: str) -> Self:
         """Read `seq:hash` as `str(head)` writes it. Raises InvalidRequest on anything else."""
         seq, _, digest = text.partition(":")
-        if not seq.isascii() or not seq.isdigit() or not _is_sha256(digest):
+        if not seq.isascii() or not seq.isdigit() or not _SHA256.fullmatch(digest):
             raise InvalidRequest(
                 f"A ledger head is written SEQ:HASH with 64 hex digits of SHA-256, found {text!r}."
             )
@@ -129,32 +127,22 @@ class Head:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it lies in the table.
+    """One row as it lies in the table."""
 
-    Attributes:
-        seq: 1, 2, 3, … without gaps.
-        kind: one of `Kind`; kept as text, since a damaged ledger may hold anything.
-        created_at: UTC, ISO 8601. Nothing is decided by it.
-        dataset: the declared name that the row is about, if any.
-        reservation: the reservation that the row belongs to, if any.
-        claim: a text that no two rows may share (an idempotency key, a name, a fingerprint).
-        body: canonical JSON.
-        prev_hash: `hash` of the row before.
-        hash: SHA-256 over all the columns above, and over the author where there is one.
-        author: who appended the row, as the process that did it says; None in schema 1.
-        signature: Ed25519 over `hash`, in hex; None where the ledger was not signed yet.
-    """
-
-    seq: int
-    kind: str
+    seq: int  # 1, 2, 3, … without gaps
+    kind: str  # one of `Kind`; kept as text, since a damaged ledger may hold anything
+    # UTC, ISO 8601. Nothing is decided by it.
     created_at: str
-    dataset: str | None
-    reservation: str | None
+    dataset: str | None  # the declared name that the row is about, if any
+    reservation: str | None  # the reservation that the row belongs to, if any
+    # A text that no two rows may share (an idempotency key, a name, a fingerprint).
     claim: str | None
-    body: str
-    prev_hash: str
-    hash: str
+    body: str  # canonical JSON
+    prev_hash: str  # `hash` of the row before
+    hash: str  # SHA-256 over all the columns above, and over the author where there is one
+    # Who appended the row, as the process that did it says; None in schema 1.
     author: str | None = None
+    # Ed25519 over `hash`, in hex; None where the ledger was not signed yet.
     signature: str | None = None
 
     @property
@@ -176,23 +164,15 @@ class Row:
 
 
 def checked_author(author: str | None) -> str | None:
-    """Return `author` if a row may hold it: printable, not blank, at most 128 characters.
-
-    Raises:
-        InvalidRequest: otherwise.
-    """
-    if author is None:
-        return None
-    if not isinstance(author, str) or not author.isprintable() or not author.strip():
-        raise InvalidRequest(
-            f"The author of ledger rows must be printable text on one line, found {author!r}."
-        )
-    if len(author) > AUTHOR_LENGTH:
-        raise InvalidRequest(
-            f"The author of ledger rows may have {AUTHOR_LENGTH} characters, found {len(author)}."
-        )
-    return author
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    """Return `author` if a row may hold it; raise InvalidRequest otherwise."""
+    if author is None or (
+        isinstance(author, str)
+        and author.isprintable()
+        and author.strip()
+        and len(author) <= _AUTHOR_LENGTH
+    ):
+        return author
+    raise InvalidRequest(
+        f"The author of ledger rows must be one printable line of at most {_AUTHOR_LENGTH} "
+        f"characters, found {author!r}."
+    )

@@ -27,11 +27,7 @@ from privacy.ledger.witness import Witness
 
 
 def require_known(version: object, where: str) -> int:
-    """Return the ledger's schema version if this code knows it.
-
-    Raises:
-        LedgerUnavailable: where it does not: rows of a newer version may mean anything.
-    """
+    """Return a known schema version; raise LedgerUnavailable on others: rows may mean anything."""
     if type(version) is int and 1 <= version <= SCHEMA_VERSION:
         return version
     raise LedgerUnavailable(
@@ -72,19 +68,18 @@ def find_or_create(
 ) -> Row:
     """Return the first row, beginning a ledger where there is none; of many processes one does.
 
-    Raises:
-        IntegrityBroken: where there is none, and the witness saw one.
+    Raises IntegrityBroken where there is none, and the witness saw one.
     """
-    # Asked before the ledger is looked for, since a ledger is there before its witness is.
+    # The witness first: a ledger exists before its witness does.
     witnessed = witness is not None and witness.exists()
     try:
         return find(database)
     except NoLedger:
         if witnessed:
             raise IntegrityBroken(
-                f"This installation used a ledger at {database.where}, as its witness says, and "
-                "there is none any more: a new one would make every budget whole again. Put the "
-                "ledger back; if a new one is meant, move the witness away."
+                f"The ledger at {database.where}, which the witness recorded, is gone: a new one "
+                "would make every budget whole again. Put the ledger back; if a new one is meant, "
+                "move the witness away."
             ) from None
     if database.path is not None:
         with clear_errors(database.where):
@@ -118,29 +113,20 @@ class Ledger:
     """Append-only rows, each holding the hash of the one before. Make one with `Ledger.open`.
 
     Safe to use from many processes and threads at once: the database serialises appends.
-
-    Attributes:
-        where: path or URL for messages, without a password.
-        ledger_id: random, drawn when the ledger was created.
-        key_id: names the fingerprint key that the ledger belongs to; reveals nothing of it.
     """
 
     def __init__(
-        self,
-        url: URL,
-        writable: bool,
-        author: str | None,
-        signer: Signer | None,
-        witness: Witness | None,
+        self, url: URL, author: str | None, signer: Signer | None, witness: Witness | None
     ) -> None:
         self._database = Database(url)
-        self.where = self._database.where
-        self._writable = writable
+        self.where = self._database.where  # path or URL for messages, without a password
         self._author = checked_author(author)
         self._signer = signer
         self._witness = witness
+        self._writable = False
         self._seen: Head | None = None
-        self.ledger_id = ""
+        self.ledger_id = ""  # random, drawn when the ledger was created
+        # Names the fingerprint key that the ledger belongs to; reveals nothing of it.
         self.key_id = ""
 
     @classmethod
@@ -166,30 +152,27 @@ class Ledger:
 
         Raises:
             NoLedger: where there is none and none may be made.
-            LedgerUnavailable: where it cannot be reached, read or created, or was written by a
-                newer version.
-            InvalidRequest: where the key is not the one that the ledger was created with: under
-                another key every data set would look new and get a fresh budget.
+            LedgerUnavailable: where it cannot be reached, read or created, or a newer version
+                wrote it.
+            InvalidRequest: where the key is not the one that the ledger was created with.
             IntegrityBroken: where its first row is damaged, or it is not the ledger that the
                 witness saw, or an older copy of it.
         """
         signer = None if signing_key is None else Signer.from_seed(signing_key)
         seen = None if witness is None else Witness(Path(witness))
-        ledger = cls(normalise(url), key is not None, author, signer, seen)
+        ledger = cls(normalise(url), author, signer, seen)
         if key is None:
             first = find(ledger._database)
         else:
             first = find_or_create(ledger._database, key_id(key), ledger._author, seen)
+            ledger._writable = True
         ledger._database.hold_file()
         ledger._accept(first, key)
         return ledger
 
     @property
     def public_key(self) -> str | None:
-        """The key, in hex, that rows are signed with by now; None where they are not.
-
-        Raises IntegrityBroken where the row that says so is damaged.
-        """
+        """The key, in hex, that rows are signed with now; None where they are not signed."""
         with self.reading() as view:
             return view.terms().public_key
 
@@ -200,13 +183,8 @@ class Ledger:
         already, it must have been opened with the key in force, which hands over to the new one.
         The same key again changes nothing.
 
-        Args:
-            signing_key: 32-byte Ed25519 seed, as `load_or_create_key` makes one.
-
-        Raises:
-            InvalidRequest: where the key in force is not here, or the new one was replaced before.
-            LedgerUnavailable: where the ledger cannot be written; repeat the call.
-            IntegrityBroken: where it was rolled back or its last row was altered.
+        Raises InvalidRequest where the key in force is not here, or the new one was replaced,
+        and otherwise as `transaction`.
         """
         new = Signer.from_seed(signing_key)
         with self._appending() as transaction:
@@ -228,10 +206,7 @@ class Ledger:
         return row.head
 
     def rows(
-        self,
-        kind: Kind | None = None,
-        dataset: str | None = None,
-        reservation: str | None = None,
+        self, kind: Kind | None = None, dataset: str | None = None, reservation: str | None = None
     ) -> Iterator[Row]:
         """Yield rows in order as they lie there, unchecked, a page in memory at a time.
 
@@ -239,34 +214,27 @@ class Ledger:
         consistent prefix, and a slow reader holds no lock.
         """
         query = SELECT.order_by(LEDGER.c.seq).limit(_PAGE)
-        if kind is not None:
-            query = query.where(LEDGER.c.kind == kind.value)
-        if dataset is not None:
-            query = query.where(LEDGER.c.dataset == dataset)
-        if reservation is not None:
-            query = query.where(LEDGER.c.reservation == reservation)
-        after: int | None = None
+        for column, value in (("kind", kind), ("dataset", dataset), ("reservation", reservation)):
+            if value is not None:
+                query = query.where(LEDGER.c[column] == str(value))
+        page_query = query
         while True:
-            page_query = query if after is None else query.where(LEDGER.c.seq > after)
             with self._database.begin(writes=False) as connection:
                 page = fetch(connection, page_query)
             yield from page
             if len(page) < _PAGE:
                 return
-            after = page[-1].seq
+            page_query = query.where(LEDGER.c.seq > page[-1].seq)
 
     def verify(self, heads: Iterable[Head] = (), public_key: str | None = None) -> list[Finding]:
         """Replay the whole chain and check the table around it; an empty list is a sound ledger.
 
-        Args:
-            heads: heads recorded outside the ledger. Only they, and the witness if the ledger was
-                opened with one, can show that the newest rows were cut off.
-            public_key: a signing key noted outside, in hex. It, or a key that it handed over to,
-                must have signed the newest row: the chain cannot be written anew without it.
+        Only `heads` recorded outside, and the witness if the ledger was opened with one, can show
+        that the newest rows were cut off. `public_key`, in hex, noted outside, or a key that it
+        handed over to, must have signed the newest row: nobody can rewrite the chain without it.
 
-        Raises:
-            InvalidRequest: where `public_key` is not written as one.
-            LedgerUnavailable: where it cannot be read at all. Damage is returned, not raised.
+        Raises InvalidRequest on a malformed `public_key`, and LedgerUnavailable where the ledger
+        cannot be read at all. Damage is returned, not raised.
         """
         heads, findings = list(heads), []
         try:
@@ -286,8 +254,7 @@ class Ledger:
     def require_sound(self) -> None:
         """Verify everything before something new is granted.
 
-        Raises:
-            IntegrityBroken: on the first finding.
+        Raises IntegrityBroken on the first finding.
         """
         findings = self.verify(() if self._seen is None else (self._seen,))
         if findings:
@@ -311,9 +278,8 @@ class Ledger:
         Raises:
             InvalidRequest: where the ledger was opened without its key, or without the signing
                 key in force, or with a signing key while it is not signed.
-            LedgerUnavailable: where it cannot be written, or follows a newer schema by now. After
-                a connection lost during the commit the rows may be there: repeat the call with
-                the same idempotency key.
+            LedgerUnavailable: where it cannot be written, or follows a newer schema by now. The
+                rows may be there all the same after a connection lost during the commit.
             IntegrityBroken: where it was rolled back or its last row was altered.
         """
         with self._appending() as transaction:
@@ -359,9 +325,9 @@ class Ledger:
             return
         if key_id(key) != self.key_id:
             raise InvalidRequest(
-                f"The ledger at {self.where} belongs to another fingerprint key (id "
-                f"{self.key_id}, this one has {key_id(key)}): under a new key the same data would "
-                "get a fresh budget. Put the ledger's own key file back."
+                f"The ledger at {self.where} belongs to the fingerprint key {self.key_id}, found "
+                f"{key_id(key)}, under which the same data would get a fresh budget. Put the "
+                "ledger's own key file back."
             )
         for head in self._witnessed():
             with self.reading() as view:

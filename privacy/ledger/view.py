@@ -26,15 +26,10 @@ def fetch(connection: Connection, query: Select[Any]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the newest rows of their kinds put in force.
+    """What the newest rows of their kinds put in force."""
 
-    Attributes:
-        schema: the version that the ledger follows; any value in a damaged ledger.
-        public_key: of the key that signs, None where rows are not signed.
-    """
-
-    schema: object
-    public_key: str | None
+    schema: object  # the version that the ledger follows; any value in a damaged ledger
+    public_key: str | None  # of the key that signs, None where rows are not signed
 
 
 class View:
@@ -77,9 +72,8 @@ class View:
     def terms(self, strict: bool = True) -> Terms:
         """Return the schema and the signing key in force.
 
-        Args:
-            strict: raise IntegrityBroken at a damaged row; otherwise pass over it, for a reader
-                who verifies and has to report all damage.
+        Raises IntegrityBroken at a damaged row if `strict`; otherwise passes over it, for a reader
+        who verifies and has to report all damage.
         """
         kinds = (Kind.GENESIS.value, Kind.MIGRATE.value, Kind.SIGNER.value)
         version, public_key = None, None
@@ -95,8 +89,7 @@ class View:
     def require_ancestor(self, head: Head) -> None:
         """Check that the ledger still holds what was seen of it before.
 
-        Raises:
-            IntegrityBroken: where it was rolled back to an older copy or replaced.
+        Raises IntegrityBroken where it was rolled back to an older copy or replaced.
         """
         row = self.row(head.seq)
         if row is None or row.hash != head.hash:
@@ -118,17 +111,11 @@ class Transaction(View):
         signer: signs every row that is appended; None where rows are not signed.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        ledger_id: str,
-        author: str | None = None,
-        signer: Signer | None = None,
-    ) -> None:
+    def __init__(self, connection: Connection, ledger_id: str, author: str | None = None) -> None:
         super().__init__(connection)
         self._ledger_id = ledger_id
         self._author = author
-        self.signer = signer
+        self.signer: Signer | None = None
         self.newest = self.last_row()
 
     def append(
@@ -157,8 +144,7 @@ class Transaction(View):
     def hand_over(self, new: Signer) -> Row:
         """Append the row that puts a signing key in force, and sign by it from then on.
 
-        Raises:
-            InvalidRequest: where the key was in force before and replaced.
+        Raises InvalidRequest where the key was in force before and replaced.
         """
         claim = f"signer:{new.public_key}"
         if self.by_claim(claim) is not None:

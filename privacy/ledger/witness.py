@@ -17,19 +17,15 @@ class Witness:
     well name an older one: after a crash between commit and writing, or where two writers end in
     the other order than they committed. An older head is still an ancestor of every later one, so
     that is never a false alarm; a rollback is then seen unless it goes back no further than there.
-
-    Attributes:
-        path: the file; made with the first head.
     """
 
-    path: Path
+    path: Path  # the file; made with the first head
 
     def head(self, ledger_id: str) -> Head | None:
         """Return the head that the ledger must still hold; None where nothing was seen yet.
 
-        Raises:
-            IntegrityBroken: where the file is damaged, or another ledger was seen.
-            LedgerUnavailable: where it cannot be read.
+        Raises IntegrityBroken where the file is damaged, or another ledger was seen, and
+        LedgerUnavailable where it cannot be read.
         """
         try:
             line = self.path.read_bytes()
@@ -42,15 +38,13 @@ class Witness:
             parsed = Head.parse(head)
         except (ValueError, InvalidRequest) as error:
             raise IntegrityBroken(
-                f"{self.path} must hold the id and the newest head of the ledger, found "
-                f"{len(line)} other bytes. Run `umbra audit`; where it finds nothing broken, and "
-                "the ledger is not an older copy, delete the file."
+                f"{self.path} must hold the ledger's id and newest head. Run `umbra audit`; "
+                "if it finds nothing broken and the ledger is not an older copy, delete the file."
             ) from error
         if seen != ledger_id:
             raise IntegrityBroken(
-                f"This installation used the ledger {seen} (so says {self.path}), and found "
-                f"{ledger_id}: under another ledger every budget would be whole again. Put the "
-                "ledger back; if the change is meant, move that file away."
+                f"This installation used the ledger {seen} ({self.path}), found {ledger_id}, under "
+                "which every budget is whole again. Put the ledger back or move that file away."
             )
         return parsed
 
@@ -62,10 +56,8 @@ class Witness:
         """Write the newest head, replacing the older one at once.
 
         It is not synced: a power cut may bring back an older head, which is an ancestor as said
-        above, and a charge must not wait for the disk twice.
-
-        Raises:
-            LedgerUnavailable: where it cannot be written. The rows are in the ledger already.
+        above, and a charge must not wait for the disk twice. Raises LedgerUnavailable where it
+        cannot be written. The rows are in the ledger already.
         """
         try:
             write_file(self.path, f"{ledger_id} {head}\n".encode("ascii"), sync=False)

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.privacy_statement import charged_mechanisms, privacy_statement
-from privacy.audit.ledger import opacus_epsilon
+from privacy.audit.opacus import opacus_epsilon
 
 
 def test_it_counts_what_was_charged_not_what_was_planned(house, blots_spec):

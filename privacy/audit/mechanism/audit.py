@@ -12,15 +12,8 @@ from torch import Tensor
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
 from privacy.audit.distinguish import epsilon_lower_bound
-from privacy.audit.mechanism import laws as noise_law
-from privacy.audit.mechanism.laws import (
-    Check,
-    ComposedBound,
-    MechanismAudit,
-    batch_laws,
-    judge,
-    same_for_any_workers,
-)
+from privacy.audit.mechanism import laws
+from privacy.audit.mechanism.laws import Check, ComposedBound, MechanismAudit
 from privacy.audit.mechanism.runs import LAYERS, Evidence, Outcome, StepPath, Toy, run, toy_size
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
@@ -36,49 +29,39 @@ _RECORDS, _STEPS, _Q = 8, 8, 0.9
 def levels(name: str, units: np.ndarray, records: int) -> Check:
     """Check that every record moves its coordinates by exactly C / (q N) or not at all.
 
-    Args:
-        name: of the check.
-        units: [..., layers, width], steps without noise in units of a clipped record.
-        records: coordinates that belong to records; nothing may move the others.
+    `units` holds steps without noise, [..., layers, width], in units of a clipped record; the first
+    `records` coordinates belong to records, and nothing may move the others.
     """
     own, idle = units[..., :records], units[..., records:]
     # A record is in the batch, in all of its layers, or it is not.
     taken = own[..., :1, :] > 0.5
     off = max(float(np.abs(own - taken).max()), float(np.abs(idle).max()))
-    return Check(
-        name,
-        off <= _ROUNDING,
-        None,
-        f"steps of single records lie between {own.min():.6g} and {own.max():.6g} of the bound",
-    )
+    detail = f"steps of single records lie between {own.min():.6g} and {own.max():.6g} of the bound"
+    return Check(name, off <= _ROUNDING, None, detail)
 
 
 def sensitivity(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> Check:
     """Check how far the whole gradient moves when the canary comes: to its bound, or not at all.
 
-    Both runs have the same masks and the same noise, so all of the difference is the record's
-    doing, also what it does to others. A canary that is in the batch is far longer than C, so it
-    has to move by all of its bound: one that moves by less is weighed by what else is in the
-    batch, and among few batches none need have weighed it up.
+    Both runs have the same masks and the same noise, so all of the difference is due to the record,
+    also through its effect on others. A canary in the batch is far longer than C, so it has to move
+    the sum by all of its bound: less would mean that its weight depends on the rest of the batch.
     """
     again = _FixedSeed.of(path, toy)
     runs = [(again.run(size), again.run(size, canary=False)) for size in workers]
     moved = again.toy.in_units(np.stack([here.gradients - away.gradients for here, away in runs]))
     lengths = np.sqrt(np.square(moved).sum(axis=(-1, -2)) / LAYERS)
     taken = lengths > 0.5
-    return Check(
-        name,
-        # A canary that never came as far as the sum has not tried its bound.
-        bool(taken.any() and np.abs(lengths - taken).max() <= _ROUNDING),
-        None,
-        f"the canary moved it by {lengths.min():.9g} to {lengths.max():.9g} of the bound",
-    )
+    # A canary that was in no batch has not tried its bound.
+    passed = bool(taken.any() and np.abs(lengths - taken).max() <= _ROUNDING)
+    detail = f"the canary moved it by {lengths.min():.9g} to {lengths.max():.9g} of the bound"
+    return Check(name, passed, None, detail)
 
 
 def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> Check:
     """Check that a NaN or an infinity in one view leaves a step as if the record were absent.
 
-    But for rounding: sums over batches of other sizes are added up in another order. A step that
+    Up to rounding, as sums over batches of other sizes are added up in another order. A step that
     stops reveals the record as well.
     """
     again = _FixedSeed.of(path, toy)
@@ -90,7 +73,7 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
             records[again.toy.canary, -1, -1, again.toy.canary] = bad
             try:
                 found = again.run(size, records=records)
-            except Exception as error:  # whatever it is, it stopped the run
+            except Exception as error:  # any error would stop the run
                 tainted.append(f"{bad} over {size} workers ({type(error).__name__})")
                 continue
             moved = np.abs(again.toy.in_units(found.gradients - expected.gradients)).max()
@@ -130,8 +113,8 @@ class _FixedSeed:
         )
 
 
+# With fewer, broken noise and broken batches could pass for sound ones.
 FEWEST_TRIALS = 40
-"""With fewer, broken noise and broken batches could pass for sound ones."""
 
 _SHIPPED = StepPath()
 
@@ -147,27 +130,25 @@ def audit_mechanism(
     confidence: float = 0.999,
     path: StepPath = _SHIPPED,
 ) -> MechanismAudit:
-    """Run the private step many times on toy data and hold what it does against the claim.
+    """Run the private step many times on toy data and compare what it does with the claim.
 
     Two kinds of evidence. Lower bounds on ε, of one step and of a few composed: a canary whose
-    gradient is clipped to norm C is there in half of the starts, and the likelihood ratio of what
-    came out tells whether it was. And checks, far sharper, of the laws that the accounting
-    supposes: the noise, the batches, and what one record can do. Only q, sigma and C are taken
-    from `dpsgd` and no record of any data set is read: the outcome may be shown to anybody.
+    gradient is clipped to norm C is there in half of the starts, and the likelihood ratio of the
+    output says whether it was. And checks, far sharper, of the laws that the accounting supposes:
+    the noise, the batches, and the effect of one record. Only q, sigma and C are taken from `dpsgd`
+    and no record of any data set is read: the outcome may be shown to anybody.
 
     Args:
-        dpsgd: the mechanism that is charged for.
         views: K.
-        trials: starts with the canary, and as many without it; at least 40 for each number of
-            workers.
+        trials: starts with the canary, and as many without it; at least FEWEST_TRIALS for each
+            number of workers.
         steps: steps of a start, at least 2.
         workers: how many workers share the records; each number has its part of the trials.
         delta: at which ε is claimed and bounded.
         confidence: of each lower bound; the rest is its chance of a false alarm.
-        path: the parts to run; those that ship if not said.
+        path: the parts to run; by default those that ship.
 
-    Raises:
-        InvalidRequest: if a count is too small, or delta or confidence is not in (0, 1).
+    Raises InvalidRequest if a count is too small, or delta or confidence is not in (0, 1).
     """
     _require(views, trials, steps, workers)
     size = toy_size(dpsgd.sampling_probability)
@@ -193,21 +174,24 @@ def audit_mechanism(
         views=views,
         workers=tuple(workers),
         bounds=bounds,
-        checks=(*_by_chance(evidence), *_exact(evidence), *_of_one_record(path, toy, workers)),
+        checks=(
+            *_by_chance(evidence),
+            *_exact(evidence),
+            sensitivity("a record moves the gradient by at most C / (q N)", path, toy, workers),
+            not_finite("a record that is not finite adds nothing", path, toy, workers),
+        ),
     )
 
 
 def _by_chance(evidence: Evidence) -> list[Check]:
-    noise = evidence.noise
-    return judge(
+    noise, of_empty = evidence.noise, evidence.noise_of_empty_batches
+    return laws.judge(
         [
-            noise_law.variance("noise has the variance that is accounted for", noise),
-            noise_law.variance(
-                "an empty batch is noised like any other", evidence.noise_of_empty_batches
-            ),
-            noise_law.normality("noise is normal", noise),
-            noise_law.independence("noise is independent", noise, LAYERS),
-            *batch_laws(evidence.masks, evidence.toy.dpsgd.sampling_probability),
+            laws.variance("noise has the variance that is accounted for", noise),
+            laws.variance("an empty batch is noised like any other", of_empty),
+            laws.normality("noise is normal", noise),
+            laws.independence("noise is independent", noise, LAYERS),
+            *laws.batch_laws(evidence.masks, evidence.toy.dpsgd.sampling_probability),
         ]
     )
 
@@ -218,19 +202,9 @@ def _exact(evidence: Evidence) -> list[Check]:
     return [
         Check("every gradient is finite", all(o.finite for o in outcomes), None, "all runs"),
         Check("workers hold the same gradient", all(o.agreed for o in outcomes), None, "all runs"),
-        noise_law.freshness("noise is fresh", evidence.noise, LAYERS),
+        laws.freshness("noise is fresh", evidence.noise, LAYERS),
         levels("a record adds C / (q N) or nothing", moved, evidence.toy.dpsgd.records),
-        same_for_any_workers("batches do not depend on the workers", evidence.masks),
-    ]
-
-
-def _of_one_record(path: StepPath, toy: Toy, workers: Sequence[int]) -> list[Check]:
-    return [
-        check(name, path, toy, workers)
-        for name, check in (
-            ("a record moves the gradient by at most C / (q N)", sensitivity),
-            ("a record that is not finite adds nothing", not_finite),
-        )
+        laws.same_for_any_workers("batches do not depend on the workers", evidence.masks),
     ]
 
 
@@ -242,8 +216,8 @@ def _require(views: int, trials: int, steps: int, workers: Sequence[int]) -> Non
         raise InvalidRequest("numbers of workers must be given once each, at least one of them")
     for size in workers:
         positive_int("workers", size)
-    if positive_int("trials", trials) < FEWEST_TRIALS * len(workers):
+    least = FEWEST_TRIALS * len(workers)
+    if positive_int("trials", trials) < least:
         raise InvalidRequest(
-            f"an audit needs at least {FEWEST_TRIALS} trials for each number of workers, found "
-            f"{trials} for {len(workers)}"
+            f"an audit over {workers} workers needs {least} trials, found {trials}"
         )

@@ -1,6 +1,6 @@
-"""The noise that a step adds: N(0, (sigma C / (q N))^2), once, on every coordinate, always new."""
+"""The laws of a private step's batches and noise, their tests, and the verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,41 +9,28 @@ from scipy import stats
 
 from privacy.audit.distinguish import LowerBound
 
+# Probability, at most, that any check of an audit fails a path that is sound.
 FALSE_ALARM = 1e-6
-"""Probability, at most, that any check of an audit fails a path that is sound."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """Tests of one thing that a sound path does by chance, not judged yet.
-
-    Attributes:
-        name: of the check it will be.
-        p_values: of each test, against the law on both sides; at least one.
-        detail: what was tested.
-    """
+    """Tests of one law that a sound path follows by chance, not judged yet."""
 
     name: str
-    p_values: np.ndarray
-    detail: str
+    p_values: np.ndarray  # of each test, against the law on both sides; at least one
+    detail: str  # what was tested
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that has to be as it is claimed.
-
-    Attributes:
-        name: what it is.
-        passed: whether it is so.
-        p_value: chance, at most, of looking this wrong by accident; None where nothing is left
-            to chance.
-        detail: what was compared and found.
-    """
+    """One property that a sound path has, and whether it was found."""
 
     name: str
     passed: bool
+    # Chance, at most, of looking this wrong by accident; None where nothing is left to chance.
     p_value: float | None
-    detail: str
+    detail: str  # what was compared and found
 
 
 def judge(laws: list[Law]) -> list[Check]:
@@ -60,46 +47,27 @@ def judge(laws: list[Law]) -> list[Check]:
 
 @dataclass(frozen=True)
 class ComposedBound:
-    """ε of a number of steps: claimed, and shown by telling runs apart.
+    """ε of a number of steps: claimed, and shown by telling runs apart."""
 
-    Attributes:
-        steps: how many were composed.
-        claim: by privacy loss distributions, an upper bound.
-        lower: what the runs show.
-    """
-
-    steps: int
-    claim: float
-    lower: LowerBound
+    steps: int  # how many were composed
+    claim: float  # by privacy loss distributions, an upper bound
+    lower: LowerBound  # what the runs show
 
 
 @dataclass(frozen=True)
 class MechanismAudit:
-    """The verdict on a private step.
-
-    Attributes:
-        engine: name of the gradient engine.
-        sampling_probability: q.
-        noise_multiplier: sigma.
-        clip_norm: C.
-        delta: at which claims and bounds are stated.
-        records: toy records, not those of any data set.
-        views: K.
-        workers: how many workers took the steps, one number after the other.
-        bounds: for one step, and for all steps of a start.
-        checks: laws that the step has to follow.
-    """
+    """The verdict on a private step."""
 
     engine: str
     sampling_probability: float
     noise_multiplier: float
     clip_norm: float
-    delta: float
-    records: int
-    views: int
-    workers: tuple[int, ...]
-    bounds: tuple[ComposedBound, ...]
-    checks: tuple[Check, ...]
+    delta: float  # at which claims and bounds are stated
+    records: int  # toy records, not those of any data set
+    views: int  # K
+    workers: tuple[int, ...]  # how many workers took the steps, one number after the other
+    bounds: tuple[ComposedBound, ...]  # for one step, and for all steps of a start
+    checks: tuple[Check, ...]  # laws that the step has to follow
 
     @property
     def broken(self) -> bool:
@@ -113,17 +81,15 @@ class MechanismAudit:
 
 
 def batch_laws(masks: Mapping[int, np.ndarray], q: float) -> list[Law]:
-    """Test how batches are drawn, by masks that were read off the steps' results.
+    """Test how batches are drawn at sampling probability q, by masks read off the steps' results.
 
-    Pairs of decisions are disjoint, so that the number of pairs in which both say yes, and the
-    number in which they agree, are binomial if the decisions are independent.
-
-    Args:
-        masks: number of workers to bool [starts, attempts, steps, N]; both attempts of a start
-            have its key.
-        q: sampling probability.
+    `masks` holds bool [starts, attempts, steps, N] by number of workers; both attempts of a start
+    have its key. Pairs of decisions are disjoint, so that the number of pairs in which both say
+    yes, and the number in which they agree, are binomial if the decisions are independent.
     """
-    each = masks.values()
+    each = list(masks.values())
+    halves = [(mask[: len(mask) // 2], mask[len(mask) // 2 : len(mask) // 2 * 2]) for mask in each]
+    of_records = [paired(m, stride) for size, m in masks.items() for stride in sorted({1, size})]
     return [
         Law(
             "records are taken with probability q",
@@ -137,28 +103,22 @@ def batch_laws(masks: Mapping[int, np.ndarray], q: float) -> list[Law]:
         ),
         Law(
             "two steps have different masks",
-            np.concatenate([_apart(mask[:, :, 0], mask[:, :, 1], q) for mask in each]),
+            _apart([(mask[:, :, 0], mask[:, :, 1]) for mask in each], q),
             "a record in the first and the second step",
         ),
         Law(
             "two attempts have different masks",
-            np.concatenate([_apart(mask[:, 0], mask[:, 1], q) for mask in each]),
+            _apart([(mask[:, 0], mask[:, 1]) for mask in each], q),
             "a record in both attempts under one key",
         ),
         Law(
             "two starts have different masks",
-            np.concatenate([_apart(*_halves(mask), q) for mask in each]),
+            _apart(halves, q),
             "a record in the same step of two starts",
         ),
         Law(
             "two records have different masks",
-            np.concatenate(
-                [
-                    _apart(*paired(mask, stride), q)
-                    for size, mask in masks.items()
-                    for stride in sorted({1, size})
-                ]
-            ),
+            _apart(of_records, q),
             "records of one worker and of two in one step",
         ),
     ]
@@ -168,12 +128,8 @@ def same_for_any_workers(name: str, masks: Mapping[int, np.ndarray]) -> Check:
     """Check that the workers' parts of a batch make up the same batch, however many there are."""
     first, *others = masks.values()
     same = all(np.array_equal(first, other) for other in others)
-    return Check(
-        name,
-        same,
-        None,
-        f"batches of {first[..., 0].size} steps over {', '.join(map(str, masks))} workers",
-    )
+    workers = ", ".join(map(str, masks))
+    return Check(name, same, None, f"batches of {first[..., 0].size} steps over {workers} workers")
 
 
 def inclusion(masks: np.ndarray, q: float) -> np.ndarray:
@@ -198,8 +154,7 @@ def size_variance(masks: np.ndarray, q: float) -> float:
     relative = 2 + (1 - 6 * q * (1 - q)) / spread
     statistic = float(np.square(sizes - n * q).sum()) / spread * (2 / relative)
     degrees = len(sizes) * 2 / relative
-    below, above = stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees)
-    return float(min(2 * min(below, above), 1.0))
+    return float(_chi_squared(np.array(statistic), degrees))
 
 
 def paired(masks: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,42 +164,44 @@ def paired(masks: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
     return masks[..., first], masks[..., first + stride]
 
 
-def _halves(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    half = len(masks) // 2
-    return masks[:half], masks[half : 2 * half]
-
-
-def _apart(one: np.ndarray, other: np.ndarray, q: float) -> np.ndarray:
-    # Shared yeses show a weak dependence best where q is small, agreement an equal stream.
-    both = _binomial((one & other).sum(), one.size, q * q)
-    alike = _binomial((one == other).sum(), one.size, q * q + (1 - q) * (1 - q))
-    return np.array([both, alike])
+def _apart(pairs: Iterable[tuple[np.ndarray, np.ndarray]], q: float) -> np.ndarray:
+    p_values = []
+    for one, other in pairs:
+        # Shared yeses show a weak dependence best where q is small, agreement an equal stream.
+        p_values.append(_binomial((one & other).sum(), one.size, q * q))
+        p_values.append(_binomial((one == other).sum(), one.size, q * q + (1 - q) * (1 - q)))
+    return np.array(p_values)
 
 
 def _binomial(counts: np.ndarray, size: int, probability: float) -> np.ndarray:
-    """Return p-values, twice the smaller tail, of counts out of `size`."""
-    below = stats.binom.cdf(counts, size, probability)
-    above = stats.binom.sf(counts - 1, size, probability)
+    """Return p-values of counts out of `size`, element by element."""
+    return _two_sided(
+        stats.binom.cdf(counts, size, probability), stats.binom.sf(counts - 1, size, probability)
+    )
+
+
+def _chi_squared(squares: np.ndarray, degrees: float) -> np.ndarray:
+    return _two_sided(stats.chi2.cdf(squares, degrees), stats.chi2.sf(squares, degrees))
+
+
+def _two_sided(below: np.ndarray, above: np.ndarray) -> np.ndarray:
     return np.minimum(2 * np.minimum(below, above), 1.0)
 
 
 def variance(name: str, noise: Mapping[int, np.ndarray]) -> Law:
     """Test that every coordinate has variance 1, and all of them together.
 
-    Sums of squares of independent standard normals are chi-squared; both sides are tested, so
-    that missing, doubled, divided and misplaced noise all show.
-
-    Args:
-        name: of the law.
-        noise: number of workers to [starts, steps, coordinates], in standard deviations.
+    `noise` holds [starts, steps, coordinates] by number of workers, in standard deviations. Sums of
+    squares of independent standard normals are chi-squared; both sides are tested, so that missing,
+    doubled, divided and misplaced noise all show.
     """
     p_values = []
     for drawn in noise.values():
         squares = np.square(drawn)
         for step in range(drawn.shape[1]):
             at_step = squares[:, step]
-            p_values.append(_two_sided(at_step.sum(axis=0), len(at_step)))
-            p_values.append(_two_sided(at_step.sum(keepdims=True).ravel(), at_step.size))
+            p_values.append(_chi_squared(at_step.sum(axis=0), len(at_step)))
+            p_values.append(_chi_squared(at_step.sum(keepdims=True).ravel(), at_step.size))
     mean_square = np.mean(np.concatenate([np.square(d).ravel() for d in noise.values()]))
     return Law(name, np.concatenate(p_values), f"variance is {mean_square:.6g} of what it must be")
 
@@ -256,14 +213,10 @@ def normality(name: str, noise: Mapping[int, np.ndarray]) -> Law:
 
 
 def independence(name: str, noise: Mapping[int, np.ndarray], layers: int) -> Law:
-    """Test that draws tell nothing about those of the next step, start, layer or coordinate.
+    """Test that draws say nothing about those of the next step, start, layer or coordinate.
 
-    Pairs do not overlap, so Pearson's coefficient of each kind of pair follows its exact law.
-
-    Args:
-        name: of the law.
-        noise: number of workers to [starts, steps, layers * idle].
-        layers: how the coordinates are divided.
+    `noise` holds [starts, steps, layers * idle] by number of workers. Pairs do not overlap, so
+    Pearson's coefficient of each kind of pair follows its exact law.
     """
     p_values = []
     for drawn in noise.values():
@@ -272,7 +225,7 @@ def independence(name: str, noise: Mapping[int, np.ndarray], layers: int) -> Law
             pairs = np.moveaxis(cells, axis, 0)
             even = len(pairs) // 2 * 2
             one, other = pairs[0:even:2].ravel(), pairs[1:even:2].ravel()
-            # Noise that is missing has no correlation: an equal stream all the same.
+            # Missing noise has no correlation, yet is an equal stream.
             constant = np.ptp(one) == 0 or np.ptp(other) == 0
             p_values.append(0.0 if constant else float(stats.pearsonr(one, other).pvalue))
     return Law(
@@ -288,15 +241,5 @@ def freshness(name: str, noise: Mapping[int, np.ndarray], layers: int) -> Check:
         [drawn.reshape(-1, drawn.shape[-1] // layers) for drawn in noise.values()]
     )
     repeated = len(rows) - len(np.unique(rows, axis=0))
-    return Check(
-        name,
-        repeated == 0,
-        None,
-        f"{repeated} of {len(rows)} vectors of noise were seen before",
-    )
-
-
-def _two_sided(squares: np.ndarray, degrees: int) -> np.ndarray:
-    below = stats.chi2.cdf(squares, degrees)
-    above = stats.chi2.sf(squares, degrees)
-    return np.minimum(2 * np.minimum(below, above), 1.0)
+    detail = f"{repeated} of {len(rows)} vectors of noise were seen before"
+    return Check(name, repeated == 0, None, detail)

@@ -1,4 +1,4 @@
-"""What an audit runs the path for, and what it reads off the results."""
+"""Runs of the private step on toy data, and the evidence that an audit takes from them."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,15 +22,12 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 
 LAYERS = 3
-IDLE = 8
-
-_EXPECTED_BATCH = 2
-_FEWEST, _MOST = 8, 512
+IDLE = 8  # coordinates that belong to no record
 
 
 def toy_size(q: float) -> int:
     """Return how many toy records make a batch of about two, between 8 and 512."""
-    return int(min(max(np.ceil(_EXPECTED_BATCH / q), _FEWEST), _MOST))
+    return int(min(max(np.ceil(2 / q), 8), 512))
 
 
 class Readout(nn.Module):
@@ -38,14 +35,12 @@ class Readout(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.ParameterList(
-            [torch.zeros(width, dtype=torch.float64) for _ in range(LAYERS)]
-        )
+        layers = [torch.zeros(width, dtype=torch.float64) for _ in range(LAYERS)]
+        self.layers = nn.ParameterList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [K]."""
-        parts = [x[:, i] @ layer for i, layer in enumerate(self.layers)]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack([x[:, i] @ layer for i, layer in enumerate(self.layers)]).sum(dim=0)
 
 
 def mean_output(model: ModelCall, views: Tensor) -> Tensor:
@@ -55,19 +50,14 @@ def mean_output(model: ModelCall, views: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Toy:
-    """Toy records of one mechanism.
+    """Toy records of one mechanism."""
 
-    Attributes:
-        dpsgd: the mechanism; its number of records is that of the toys.
-        views: K, copies of a record, which point in different directions.
-    """
-
-    dpsgd: DPSGD
-    views: int
+    dpsgd: DPSGD  # the mechanism; its number of records is that of the toys
+    views: int  # K, copies of a record, which point in different directions
 
     @property
     def canary(self) -> int:
-        """The record whose presence is to be found out; not rank 0's where there are two."""
+        """The record whose presence is attacked; it is not rank 0's where there are two workers."""
         return self.dpsgd.records - 1
 
     @cached_property
@@ -107,22 +97,17 @@ class Toy:
 class StepPath:
     """What an audit runs: everything between a record and the noised mean gradient.
 
-    The defaults are what training uses. Another part in the place of one of them is audited as if
-    it shipped.
-
-    Attributes:
-        key: the secret of one start of a run, which all its workers share.
-        sampler: from (key, attempt, q), the batches of one attempt.
-        noise: a worker's noise stream, called anew on every worker of every start.
-        engine: how clipped gradients are computed; audit the one that training chooses.
-        step: as `PrivateGradient`, which puts the others together.
+    The defaults are what training uses. Another part in place of one of them is audited as if it
+    shipped.
     """
 
-    key: Callable[[], bytes] = os_key
+    key: Callable[[], bytes] = os_key  # the secret of one start, which all its workers share
+    # From (key, attempt, q), the batches of one attempt.
     sampler: Callable[[bytes, int, float], PoissonSampler] = PoissonSampler
+    # A worker's noise stream, drawn anew on every worker of every start.
     noise: Callable[[], SecureGaussian] = SecureGaussian
-    engine: GradientEngine = ENGINES["record"]
-    step: Callable[..., PrivateGradient] = PrivateGradient
+    engine: GradientEngine = ENGINES["record"]  # audit the one that training chooses
+    step: Callable[..., PrivateGradient] = PrivateGradient  # puts the others together
 
 
 _PATIENCE = 60.0  # seconds that a worker waits for the others
@@ -131,26 +116,24 @@ T = TypeVar("T")
 
 
 class _Shared:
-    """What the workers of one start have in common."""
+    """The state that the workers of one start share."""
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
         self.slots: list[Any] = [None] * size
-        # Only one works at a time: torch holds some switches for a whole process, and what is
-        # audited is not how threads get on with each other.
+        # Only one works at a time: torch keeps some switches for the whole process, and threads
+        # that disturb each other are not what is audited.
         self.turn = threading.Lock()
 
 
 class _Worker:
-    """One worker's view of the others: a `Collective`."""
+    """The `Collective` of one worker."""
 
     def __init__(self, rank: int, size: int, shared: _Shared) -> None:
-        self.rank = rank
-        self.size = size
-        self._shared = shared
+        self.rank, self.size, self._shared = rank, size, shared
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the sums, added in the order of ranks on every worker alike."""
+        """Return the sums, added in the order of ranks on every worker."""
         first, *others = self._exchange(tensors)
         return {name: sum((part[name] for part in others), first[name]) for name in tensors}
 
@@ -165,7 +148,7 @@ class _Worker:
         try:
             shared.barrier.wait(_PATIENCE)
             values = list(shared.slots)
-            # Nobody may write again before all have read.
+            # No worker may write again before all have read.
             shared.barrier.wait(_PATIENCE)
         finally:
             shared.turn.acquire()
@@ -175,9 +158,8 @@ class _Worker:
 def run_workers(size: int, work: Callable[[Collective], T]) -> list[T]:
     """Call `work` on `size` workers that are joined by a collective; return results by rank.
 
-    Raises:
-        Exception: what the first worker to fail raised.
-        threading.BrokenBarrierError: where workers did not meet: not all asked for the same sums.
+    Raises what the first worker to fail raised; BrokenBarrierError where not all asked for the same
+    sums.
     """
     if size == 1:
         return [work(SingleProcess())]
@@ -202,23 +184,17 @@ def run_workers(size: int, work: Callable[[Collective], T]) -> list[T]:
     return [future.result() for future in futures]
 
 
-_MICRO_BATCH = 3  # less than an ordinary batch, so that batches are put together from parts
+_MICRO_BATCH = 3  # smaller than most batches, so that batches are made of several
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What starts gave.
+    """The results of the starts of one run."""
 
-    Attributes:
-        gradients: float64 [starts, steps, layers, width] as rank 0 holds them, 0 for what is not
-            finite.
-        finite: whether all of them were finite.
-        agreed: whether every worker of every start held the same.
-    """
-
+    # float64 [starts, steps, layers, width] as rank 0 holds them, 0 for what is not finite.
     gradients: np.ndarray
-    finite: bool
-    agreed: bool
+    finite: bool  # whether all of them were finite
+    agreed: bool  # whether every worker of every start held the same
 
 
 def run(
@@ -234,15 +210,8 @@ def run(
 ) -> Outcome:
     """Begin a training once for every key and take `steps` steps of each.
 
-    Args:
-        path: what is audited.
-        toy: records and network.
-        workers: how many share the records.
-        keys: of the starts; each has its own noise besides.
-        steps: taken in each.
-        present: int64, ids of the records that are there; the others are zeroed out.
-        records: other views than the toys' own.
-        attempt: number of the attempt.
+    `present` holds the ids, int64, of the records that are there; the others are zeroed out.
+    `records` replaces the toys' own views. Every start has noise of its own besides its key.
     """
     data = toy.records if records is None else records
 
@@ -276,21 +245,14 @@ _SHARE = 4  # trials for every start that serves the checks alone
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results by number of workers.
+    """Results by number of workers."""
 
-    Attributes:
-        toy: the records.
-        present: starts with all records.
-        absent: starts without the canary.
-        empty: starts without any record.
-        quiet: starts with all records and hardly any noise, for each attempt; start i of any
-            number of workers and any attempt has the same key.
-    """
-
-    toy: Toy
-    present: dict[int, Outcome]
-    absent: dict[int, Outcome]
-    empty: dict[int, Outcome]
+    toy: Toy  # the records
+    present: dict[int, Outcome]  # starts with all records
+    absent: dict[int, Outcome]  # starts without the canary
+    empty: dict[int, Outcome]  # starts without any record
+    # Starts with all records and hardly any noise, for each attempt; start i of any number of
+    # workers and any attempt has the same key.
     quiet: dict[int, tuple[Outcome, ...]]
 
     @classmethod
@@ -301,20 +263,20 @@ class Evidence:
         everyone = np.arange(toy.dpsgd.records)
         count = trials // len(workers)
         few = max(count // _SHARE, 2)
-        keys = [path.key() for _ in range(few)]
         silenced = dataclasses.replace(toy.dpsgd, noise_multiplier=_QUIET)
-        quiet = dataclasses.replace(toy, dpsgd=silenced)
+        quiet_run = partial(
+            run,
+            path,
+            dataclasses.replace(toy, dpsgd=silenced),
+            keys=[path.key() for _ in range(few)],
+            steps=steps,
+            present=everyone,
+        )
 
         def runs(present: np.ndarray, starts: int) -> dict[int, Outcome]:
+            keys = {size: [path.key() for _ in range(starts)] for size in workers}
             return {
-                size: run(
-                    path,
-                    toy,
-                    workers=size,
-                    keys=[path.key() for _ in range(starts)],
-                    steps=steps,
-                    present=present,
-                )
+                size: run(path, toy, workers=size, keys=keys[size], steps=steps, present=present)
                 for size in workers
             }
 
@@ -324,18 +286,7 @@ class Evidence:
             absent=runs(np.delete(everyone, toy.canary), count),
             empty=runs(everyone[:0], few),
             quiet={
-                size: tuple(
-                    run(
-                        path,
-                        quiet,
-                        workers=size,
-                        keys=keys,
-                        steps=steps,
-                        present=everyone,
-                        attempt=attempt,
-                    )
-                    for attempt in ATTEMPTS
-                )
+                size: tuple(quiet_run(workers=size, attempt=attempt) for attempt in ATTEMPTS)
                 for size in workers
             },
         )
@@ -348,10 +299,10 @@ class Evidence:
         yield from itertools.chain.from_iterable(self.quiet.values())
 
     def scores(self, canary: bool, steps: int) -> np.ndarray:
-        """Return how much likelier each start is with the canary than without: [starts].
+        """Return the log-likelihood ratio of each start, with the canary over without: [starts].
 
-        The log-likelihood ratio of `steps` steps, in x, the projection of a gradient on the
-        canary's, in units of C / (q N): sum of ln(1 - q + q exp((2 x - 1) / (2 sigma^2))).
+        Over `steps` steps the sum of ln(1 - q + q exp((2 x - 1) / (2 sigma^2))), where x is the
+        projection of a gradient on the canary's, in units of C / (q N).
         """
         outcomes = self.present if canary else self.absent
         gradients = np.concatenate([outcome.gradients for outcome in outcomes.values()])
@@ -367,24 +318,19 @@ class Evidence:
     def noise(self) -> dict[int, np.ndarray]:
         """Noise in standard deviations where no record adds to it: [starts, steps, coordinates]."""
         idle = slice(self.toy.dpsgd.records, None)
-        joined = {
-            size: np.concatenate([with_it.gradients, self.absent[size].gradients])
-            for size, with_it in self.present.items()
-        }
+        pairs = {size: (one, self.absent[size]) for size, one in self.present.items()}
         return {
-            size: self.toy.in_deviations(gradients[..., idle]).reshape(*gradients.shape[:2], -1)
-            for size, gradients in joined.items()
+            size: self._deviations(np.concatenate([o.gradients[..., idle] for o in both]))
+            for size, both in pairs.items()
         }
 
     @cached_property
     def noise_of_empty_batches(self) -> dict[int, np.ndarray]:
         """Noise in standard deviations of steps without records: [starts, steps, coordinates]."""
-        return {
-            size: self.toy.in_deviations(outcome.gradients).reshape(
-                *outcome.gradients.shape[:2], -1
-            )
-            for size, outcome in self.empty.items()
-        }
+        return {size: self._deviations(one.gradients) for size, one in self.empty.items()}
+
+    def _deviations(self, gradients: np.ndarray) -> np.ndarray:
+        return self.toy.in_deviations(gradients).reshape(*gradients.shape[:2], -1)
 
     @cached_property
     def steps_of_records(self) -> dict[int, np.ndarray]:
@@ -396,7 +342,7 @@ class Evidence:
 
     @cached_property
     def masks(self) -> dict[int, np.ndarray]:
-        """Who was in a batch: bool [starts, attempts, steps, N]."""
+        """Which records were in a batch: bool [starts, attempts, steps, N]."""
         return {
             size: moved[..., 0, : self.toy.dpsgd.records] > 0.5
             for size, moved in self.steps_of_records.items()

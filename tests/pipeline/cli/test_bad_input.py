@@ -199,7 +199,7 @@ def test_other_data_under_the_same_name(umbra, finished, no_ray, write_spec, npz
 @pytest.mark.parametrize(
     ("content", "mode", "code", "told"),
     [
-        (b"k" * 32, 0o600, 2, "another fingerprint key"),
+        (b"k" * 32, 0o600, 2, "the fingerprint key"),
         (b"short", 0o600, 4, "must be a regular file of 32 bytes"),
         (None, 0o644, 2, "expected 0600"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from privacy.accounting import ACCOUNTANTS, accountant
 from privacy.accounting.prv import PRVAccountant
+from privacy.audit.opacus import opacus_epsilon
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
@@ -39,6 +40,7 @@ class AccountantContract:
     exact = False
     # Bounds with a numerical error are monotone up to that error only.
     grain = 1e-9
+    huge = (1e5, 1e300)
 
     def epsilon(self, *mechanisms, delta=DELTA):
         return accountant(self.name).epsilon(mechanisms, delta)
@@ -127,10 +129,10 @@ class AccountantContract:
         assert self.epsilon(DiscreteLaplace(sigma)) > 99
         assert self.epsilon(SubsampledGaussian(0.1, 1.0, 10), DiscreteLaplace(sigma)) > 99
 
-    @pytest.mark.parametrize("sigma", [1e5, 1e300])
-    def test_huge_noise_costs_next_to_nothing_and_breaks_nothing(self, sigma):
-        assert 0 <= self.epsilon(SubsampledGaussian(0.1, sigma, 10)) < 0.2
-        assert 0 <= self.epsilon(DiscreteLaplace(sigma, 10)) < 0.2
+    def test_huge_noise_costs_next_to_nothing_and_breaks_nothing(self):
+        for sigma in self.huge:
+            assert 0 <= self.epsilon(SubsampledGaussian(0.1, sigma, 10)) < 0.2
+            assert 0 <= self.epsilon(DiscreteLaplace(sigma, 10)) < 0.2
 
     @pytest.mark.parametrize(
         "delta", [0.0, 1.0, -0.1, 2.0, math.nan, math.inf, 5e-324, True, "0.1", None], ids=repr
@@ -155,14 +157,6 @@ class TestRDP(AccountantContract):
         assert known * 0.99 < self.epsilon(*mnist(MNIST[target])) < known * 1.0001 + 5e-6
 
 
-class TestOpacusRDP(AccountantContract):
-    name = "opacus_rdp"
-
-    @pytest.mark.parametrize(("target", "known"), [(10, 9.9959), (1, 0.99106), (0.2, 0.19549)])
-    def test_known_values(self, target, known):
-        assert float(f"{self.epsilon(*mnist(MNIST[target])):.5g}") == known
-
-
 class TestPLD(AccountantContract):
     name = "pld"
     exact = True
@@ -182,6 +176,7 @@ class TestPRV(AccountantContract):
     name = "prv"
     exact = True
     grain = 0.011
+    huge = (1e300,)  # its finest grid takes seconds
 
     def test_a_delta_past_double_precision_is_refused_rather_than_guessed(self):
         with pytest.raises(InvalidRequest, match="delta=1e-30"):
@@ -189,7 +184,8 @@ class TestPRV(AccountantContract):
 
 
 AGREEING = [
-    *((mnist(sigma), 1e-5) for sigma in MNIST.values()),
+    (mnist(MNIST[10]), 1e-5),
+    ([SubsampledGaussian(1 / 15, 20.0, 250)], 1e-5),
     ([SubsampledGaussian(0.02, 0.9, 300), Gaussian(5.0), Gaussian(9.0, 3)], 1e-6),
     ([SubsampledGaussian(0.3, 3.0, 20), SubsampledGaussian(0.01, 0.7, 100)], 1e-5),
     ([*mnist(MNIST[1]), DiscreteLaplace(10.0, 3)], 1e-5),
@@ -205,8 +201,8 @@ def test_prv_brackets_pld_and_rdp_is_above(mechanisms, delta):
     pld = accountant("pld").epsilon(mechanisms, delta)
     assert lower <= pld <= upper
     assert upper - lower < 0.03 * upper
-    for name in ("rdp", "opacus_rdp"):
-        assert pld <= accountant(name).epsilon(mechanisms, delta)
+    assert pld <= accountant("rdp").epsilon(mechanisms, delta)
+    assert pld <= opacus_epsilon(mechanisms, delta)
 
 
 mixtures = st.lists(
@@ -221,18 +217,18 @@ mixtures = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=12, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(mixtures, st.sampled_from([1e-4, 1e-6]))
 def test_any_mixture_is_bracketed_and_bounded(mechanisms, delta):
     lower, upper = PRVAccountant().bounds(mechanisms, delta)
     pld = accountant("pld").epsilon(mechanisms, delta)
     assert lower <= pld <= upper
     assert pld <= accountant("rdp").epsilon(mechanisms, delta)
-    assert pld <= accountant("opacus_rdp").epsilon(mechanisms, delta)
+    assert pld <= opacus_epsilon(mechanisms, delta)
 
 
 def test_the_registry_knows_each_by_its_name_and_no_other():
-    assert set(ACCOUNTANTS) == {"rdp", "prv", "pld", "opacus_rdp"}
+    assert set(ACCOUNTANTS) == {"rdp", "prv", "pld"}
     assert all(accountant(name).name == name for name in ACCOUNTANTS)
     with pytest.raises(InvalidRequest, match="expected one of"):
         accountant("moments")

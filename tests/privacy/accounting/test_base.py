@@ -38,7 +38,7 @@ def test_the_sum_of_steps_has_no_end():
 
 @pytest.mark.parametrize("bad", [None, "gaussian", Steps(Gaussian(1.0), 1), Gaussian])
 def test_what_is_no_mechanism_is_refused(bad):
-    with pytest.raises(InvalidRequest, match="expected mechanisms"):
+    with pytest.raises(InvalidRequest, match="Expected a mechanism"):
         collapse([Gaussian(1.0), bad])
 
 

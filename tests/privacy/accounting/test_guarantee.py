@@ -112,12 +112,12 @@ def test_a_group_in_many_sampled_steps_is_what_simulation_finds():
 
 @pytest.mark.parametrize("plan", [[MNIST], MIXED])
 def test_more_records_are_promised_less(plan):
-    found = [group(plan, DELTA, k).epsilon for k in (1, 2, 3, 5, 9)]
+    found = [group(plan, DELTA, k).epsilon for k in (1, 2, 5)]
     assert np.all(np.diff(found) > 0)
 
 
 @pytest.mark.slow
-@settings(max_examples=4, derandomize=True)
+@settings(max_examples=2, derandomize=True)
 @given(st.floats(0.2, 0.5), st.floats(2.0, 4.0), st.integers(10, 60), st.integers(2, 5))
 def test_a_group_lies_between_one_record_and_the_conversion(q, sigma, steps, k):
     plan = [SubsampledGaussian(q, sigma, steps), DiscreteLaplace(30.0)]
@@ -142,7 +142,7 @@ def test_on_the_papers_settings_the_mixture_beats_the_conversion(epsilon, sigma,
 def test_the_conversion_is_the_best_delta_to_start_from(plan):
     """A naive search: every delta_1 for one record, what it means for k, the smallest of all."""
     rdp = curve(plan)
-    log_deltas = np.arange(math.log(DELTA), -250, -0.02)
+    log_deltas = np.arange(math.log(DELTA), -250, -0.05)
     epsilons = np.array([epsilon_of(rdp, math.exp(log_delta)) for log_delta in log_deltas])
     for k in (1, 2, 4, 20):
         group_log_deltas = log_deltas + np.logaddexp.reduce(np.outer(np.arange(k), epsilons))

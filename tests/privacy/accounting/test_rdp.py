@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from privacy.accounting.opacus_rdp import step_rdp
 from privacy.accounting.rdp import ORDERS, curve, epsilon_of
+from privacy.audit.opacus import step_rdp
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
 STEPS = [(1 / 15, 2.48779296875), (0.01, 1.1), (0.5, 20.0), (1 / 80, 8.828125), (0.001, 0.5)]

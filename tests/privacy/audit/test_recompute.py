@@ -6,7 +6,8 @@ import pytest
 
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
-from privacy.audit.ledger import epsilons, opacus_epsilon
+from privacy.audit.ledger import epsilons
+from privacy.audit.opacus import opacus_epsilon
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 

@@ -54,6 +54,7 @@ RANDOM = {
 BAD = {
     "declare": {"name": "name", "epsilon": "epsilon", "delta": "delta"},
     "quote": {"dataset": "name", "plan": "plan", "partition": "name"},
+    "require_admissible": {"dataset": "name", "plan": "plan", "partition": "name"},
     "reserve": {
         "run_id": "name", "dataset": "name", "content": "content", "unit": "line",
         "partition": "name", "records_per_unit": "count", "plan": "plan", "void": "flag",
@@ -89,6 +90,7 @@ def good(budget, begun, content, plan):
     return {
         "declare": {"name": "third", "epsilon": 1.0, "delta": 1e-5},
         "quote": {"dataset": "digits", "plan": plan(), "partition": "train"},
+        "require_admissible": {"dataset": "digits", "plan": plan(), "partition": "train"},
         "reserve": {
             "run_id": "run-2", "dataset": "digits", "content": content(), "unit": "one image",
             "partition": "train", "records_per_unit": 1, "plan": plan(), "void": False,
@@ -209,7 +211,7 @@ def test_mechanisms_that_make_no_sense(budget, good, stored, kind, parameter, va
             continue
         smuggled = pickle.loads(pickle.dumps(mechanism))
         object.__setattr__(smuggled, parameter, value)
-        for method in ("reserve", "quote"):
+        for method in ("reserve", "quote", "require_admissible"):
             with pytest.raises(InvalidRequest):
                 plan = [Component("train", smuggled)]
                 getattr(budget, method)(**{**good[method], "plan": plan})
