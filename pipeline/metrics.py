@@ -91,21 +91,13 @@ def likeness(results: dict[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class PaidMetrics:
-    """Everything that a run released about a private holdout.
+    """Everything that a run released about a private holdout."""
 
-    Attributes:
-        records: images of the holdout, public.
-        epsilon: of all of it together, at δ = 0, rounded up.
-        confidence: of every interval by itself.
-        classifiers: trained on synthetic images, by name.
-        class_counts: by class; empty where they were not asked for.
-    """
-
-    records: int
-    epsilon: float
-    confidence: float
-    classifiers: dict[str, NoisyAccuracy]
-    class_counts: tuple[NoisyCount, ...] = ()
+    records: int  # images of the holdout, public
+    epsilon: float  # of all of it together, at δ = 0, rounded up
+    confidence: float  # of every interval by itself
+    classifiers: dict[str, NoisyAccuracy]  # trained on synthetic images, by name
+    class_counts: tuple[NoisyCount, ...] = ()  # by class; empty where they were not asked for
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "PaidMetrics":

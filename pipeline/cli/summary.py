@@ -17,25 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a run on one screen.
-
-    Attributes:
-        run_id: the run.
-        classifiers: (name, accuracy when trained on synthetic images, the same on real or None).
-        scores: (name, value) of the metrics on features.
-        withheld: why there are no metrics, empty where there are.
-        paid: noisy figures against a private holdout that were paid for, if any.
-        privacy: what was spent, and the audit's verdict.
-        places: where the report, the data and MLflow are.
-    """
+    """The result of a run on one screen."""
 
     run_id: str
+    # (name, accuracy when trained on synthetic images, the same on real ones if released)
     classifiers: tuple[tuple[str, float, float | None], ...]
-    scores: tuple[tuple[str, float], ...]
-    withheld: str
+    scores: tuple[tuple[str, float], ...]  # metrics on features
+    withheld: str  # why there are no metrics, empty where there are
     paid: metrics.PaidMetrics | None
-    privacy: dict[str, Any]
-    places: dict[str, str]
+    privacy: dict[str, Any]  # what was spent, and the audit's verdict
+    places: dict[str, str]  # of the report, the data and MLflow
 
 
 def summarise(run: RunDirectory, home: Home, budget: Budget) -> Summary:

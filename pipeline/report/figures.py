@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,16 +25,14 @@ CELL = 28
 LABELLED_CELLS = 20
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """A mark on an axis."""
 
     at: float
     text: str
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """A figure of one accountant at the end of the curve; `label` is moved apart from others."""
 
     name: str
@@ -42,8 +41,7 @@ class Level:
     text: str
 
 
-@dataclass(frozen=True)
-class EpsilonCurve:
+class EpsilonCurve(NamedTuple):
     """The cumulative ε over charged steps, in the pixels of its view box."""
 
     line: str
@@ -66,8 +64,7 @@ class Cell:
     taken_for: str
 
 
-@dataclass(frozen=True)
-class ConfusionMap:
+class ConfusionMap(NamedTuple):
     """A heat map: cells and, when they fit, counts in them."""
 
     cells: tuple[Cell, ...]

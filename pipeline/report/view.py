@@ -41,13 +41,7 @@ _FRECHET = ("lower", "distance of the two sets of features")
 
 @dataclass(frozen=True)
 class ClassSamples:
-    """Synthetic images of one class, uint8 [N, H, W, C], beside real ones where these are public.
-
-    Attributes:
-        name: of the class.
-        synthetic: the first synthetic images.
-        reference: the first real images; None where these are private.
-    """
+    """Synthetic images of a class, uint8 [N, H, W, C], beside real ones where these are public."""
 
     name: str
     synthetic: np.ndarray
@@ -85,37 +79,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ReportView:
-    """Everything on the page. The page may be shared, so only released values may enter it.
-
-    Attributes:
-        spec: the run's spec.
-        state: the run's state.
-        reservation: what pays for the training.
-        charged: charged steps by component.
-        bounds: ε of what was charged.
-        charges: (charged steps, ε by RDP) after each charge, ascending, from (0, 0).
-        planned_epsilon: ε by RDP of the whole reservation.
-        guarantees: the same under other neighbouring relations.
-        odometer: the budget of the data set over all its runs.
-        samples: images by class.
-        results: what was measured against public images; empty where nothing was.
-        paid: figures against a private holdout, released by a charged mechanism.
-        audit: of this run, just made.
-        provenance: of the images.
-    """
+    """Everything on the page. The page may be shared, so only released values may enter it."""
 
     spec: Spec
     state: RunState
-    reservation: Reservation
-    charged: Mapping[str, int]
-    bounds: EpsilonBounds
-    charges: tuple[tuple[int, float], ...]
-    planned_epsilon: float
-    guarantees: tuple[Guarantee, ...]
-    odometer: Odometer
+    reservation: Reservation  # pays for the training
+    charged: Mapping[str, int]  # steps by component
+    bounds: EpsilonBounds  # of what was charged
+    charges: tuple[tuple[int, float], ...]  # (steps, ε by RDP) after each charge, from (0, 0)
+    planned_epsilon: float  # by RDP, of the whole reservation
+    guarantees: tuple[Guarantee, ...]  # the bounds under other neighbouring relations
+    odometer: Odometer  # the budget of the data set over all its runs
     samples: tuple[ClassSamples, ...]
-    results: Mapping[str, Any]
-    paid: PaidMetrics | None
+    results: Mapping[str, Any]  # measured against public images; empty where nothing was
+    paid: PaidMetrics | None  # figures against a private holdout, by a charged mechanism
     audit: Audit
     provenance: Provenance
 

@@ -28,15 +28,9 @@ GIVEN_UP = "given up: what was never charged went back to the budget"
 def submit_job(
     run: RunDirectory, home: Home, address: str, workers: "Workers | None" = None
 ) -> RayJob:
-    """Submit a run to a Ray cluster, which executes it as a job, and return the job.
+    """Submit a run to the Jobs API at `address`, and return the job that will execute it.
 
     The job works in this home, so its folder has to be the same there.
-
-    Args:
-        run: as for `execute`.
-        home: where the run is.
-        address: of the cluster's Jobs API, `http://host:8265`.
-        workers: as for `execute`.
 
     Raises:
         UmbraError: the Jobs API cannot be reached, admits anybody, or refused the job; the run
@@ -56,13 +50,12 @@ def submit_job(
         before = run.state()
         job = RayJob.of(run.run_id, before.jobs + 1, jobs.address)
         # Recorded first: a job that the run does not know of could not be cancelled.
-        run.update(status="created", process=None, job=job, jobs=before.jobs + 1, message="")
+        change = {"status": "created", "process": None, "job": job, "message": ""}
+        run.update(**change, jobs=before.jobs + 1)
         try:
             jobs.submit(job, run.run_id, home, workers)
         except BaseException:
-            run.update(
-                status=before.status, process=before.process, job=before.job, message=before.message
-            )
+            run.update(**{name: getattr(before, name) for name in change})
             raise
         return job
 
@@ -93,6 +86,7 @@ def cancel(run: RunDirectory) -> bool:
 def _stop_process(run: RunDirectory, pid: int) -> bool:
     try:
         os.kill(pid, signal.SIGTERM)
+        return True
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -100,7 +94,6 @@ def _stop_process(run: RunDirectory, pid: int) -> bool:
             f"process {pid}, which works on run {run.run_id}, belongs to another user: ask them to "
             "cancel it"
         ) from None
-    return True
 
 
 def _stop_job(run: RunDirectory, job: RayJob) -> bool:
@@ -134,9 +127,7 @@ def give_up(run: RunDirectory, home: Home) -> Settlement:
         state = run.state()
         settled = {} if state.status == "done" else give_back(run, open_budget(home))
         if TRAIN not in settled:
-            raise InvalidRequest(
-                f"run {run.run_id} is {state.status} and holds nothing to give back"
-            )
+            raise InvalidRequest(f"run {run.run_id} is {state.status}: nothing to give back")
         for settlement in settled.values():
             record_head(run, settlement.head)
         run.update(status="cancelled", process=None, message=GIVEN_UP)

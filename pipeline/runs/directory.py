@@ -87,7 +87,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """The run's id, which is the folder's name."""
+        """The name of the folder."""
         return self.path.name
 
     @property
@@ -148,29 +148,18 @@ class RunDirectory:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the whole file"
-            raise IntegrityBroken(
-                f"{self.state_path} is damaged ({where}: {first['msg']}). {_RESTORE}"
-            ) from error
+            wrong = f"is damaged ({where}: {first['msg']})"
         except OSError as error:
-            raise IntegrityBroken(
-                f"{self.state_path} cannot be read ({error.strerror}). {_RESTORE}"
-            ) from error
-        if state.run_id != self.run_id:
-            raise IntegrityBroken(
-                f"{self.state_path} is damaged: expected run {self.run_id}, "
-                f"found {state.run_id!r}. {_RESTORE}"
-            )
-        return state
+            wrong = f"cannot be read ({error.strerror})"
+        else:
+            if state.run_id == self.run_id:
+                return state
+            wrong = f"is damaged: expected run {self.run_id}, found {state.run_id!r}"
+        # Outside the handlers: pydantic's text holds the file's content, and is not chained.
+        raise IntegrityBroken(f"{self.state_path} {wrong}. {_RESTORE}")
 
     def update(self, **changes: Any) -> RunState:
-        """Write the state with `changes` and return it.
-
-        Two processes may update at once (a run goes on while it is cancelled): no change is lost.
-
-        Raises:
-            IntegrityBroken: the state is damaged.
-            ValueError: a change is no field of RunState, or not a valid value of it.
-        """
+        """Write the state with `changes` and return it; raises ValueError for an invalid one."""
         return self._rewrite(lambda old: changes)
 
     def finish_stage(self, stage: str, seconds: float) -> RunState:
@@ -204,34 +193,22 @@ class RunDirectory:
 
     @contextmanager
     def submission_lock(self) -> Iterator[None]:
-        """Let one process at a time submit the run to a cluster; others wait.
-
-        It is not `lock`, which the job takes while this process still records that it started.
-        """
+        """Let one process at a time submit the run to a cluster; others wait."""
+        # Not `lock`, which the job takes while this process still records that it started.
         with self._exclusive("handing-over.lock", block=True):
             yield
 
     def begin(self) -> RunState:
-        """Mark the run as running in this process, as a new attempt; call under `lock`.
-
-        Raises:
-            UmbraError: the run's storage cannot be reached.
-        """
+        """Mark the run as running in this process, as a new attempt; call under `lock`."""
         if self.storage is not None:
             # A store that is out of reach must not be taken for one without checkpoints.
             require_writable(self.storage.parent)
-        process = ProcessIdentity.current()
-        return self._rewrite(
-            lambda old: {
-                "status": "running",
-                "attempt": old.attempt + 1,
-                "process": process,
-                "message": "",
-            }
-        )
+        now = {"status": "running", "process": ProcessIdentity.current(), "message": ""}
+        return self._rewrite(lambda old: {**now, "attempt": old.attempt + 1})
 
     def _rewrite(self, change: Callable[[RunState], dict[str, Any]]) -> RunState:
-        # Read, change and write under one lock, or another process's change in between is lost.
+        # Read, change and write under one lock: a run goes on while another process cancels it,
+        # and neither's change may be lost.
         with _readable_errors(self.path), self._exclusive("state.lock", block=True):
             old = self.state()
             fields = {**old.model_dump(), "updated": datetime.now(UTC), **change(old)}

@@ -31,7 +31,6 @@ from privacy.ledger import Ledger
 if TYPE_CHECKING:
     from pipeline.tracking.tracker import TrackedRun
 
-_TRAIN_STAGE = "train"
 _MLFLOW_SECONDS = 10.0  # that a failed run waits for MLflow, to record the failure there
 
 
@@ -40,13 +39,8 @@ def submit(
 ) -> RunDirectory:
     """Create a run and reserve its budget; `execute` does the rest.
 
-    A refused spec, data set or budget leaves no run behind and spends nothing.
-
-    Args:
-        spec: the run's spec.
-        home: where the ledger and the key are.
-        embedded: whether this machine is to execute it, so that it must have room.
-        workers: as for `execute`.
+    A refused spec, data set or budget leaves no run behind and spends nothing. Where `embedded`,
+    this machine is to execute the run, and must have room for it.
 
     Raises:
         InvalidRequest: no noise meets the request.
@@ -100,7 +94,7 @@ def execute(
 
     Args:
         run: a created, failed or cancelled run, or one whose process died.
-        home: where the ledger, the key and MLflow are.
+        home: of the run.
         progress: shown to a person; counts only.
         address: of a Ray cluster; None starts one inside.
         workers: replace the spec's training workers and sampling actors for this start. Nothing
@@ -186,7 +180,7 @@ def _environment(
         resources = stack.enter_context(cluster(address, spec.resources.object_store_gib))
         if address is not None:
             stack.enter_context(report_waiting(lambda reason: run.update(waiting=reason)))
-        elif not run.state().is_done(_TRAIN_STAGE):
+        elif not run.state().is_done("train"):
             require_room(spec.resources, resources)
         yield tracked_run
 

@@ -15,8 +15,6 @@ from privacy.errors import InvalidRequest
 from synth.export.card import CardFacts
 from synth.export.formats import Exported, export_dataset
 
-_NEEDED = "synthesize"
-
 
 def export_run(
     run: RunDirectory, budget: Budget, target: Path, form: str, *, allow_void: bool = False
@@ -30,7 +28,7 @@ def export_run(
         BudgetRefused: the ledger has no charge that covers the images.
     """
     state, spec = run.state(), run.spec()
-    if not state.is_done(_NEEDED) or state.reservation_id is None:
+    if not state.is_done("synthesize") or state.reservation_id is None:
         raise InvalidRequest(
             f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
             f"it, or go on with `umbra resume {run.run_id}`."

@@ -22,12 +22,7 @@ INGEST = "ingest"
 def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget) -> None:
     """Reserve the plan's cost for exactly these records; a repeated call reserves once.
 
-    Args:
-        run: the run's folder.
-        spec: the run's spec.
-        plan: the run's plan.
-        key: the home's secret key, for the fingerprint by which the budget identifies the data.
-        budget: where to reserve.
+    The home's secret `key` enters the fingerprint by which the budget identifies the data.
 
     Raises:
         DataError: the data are missing, damaged or not what the spec says; nothing was reserved.
@@ -58,13 +53,13 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         idempotency_key=_key(run, TRAIN),
         spec_sha256=spec.sha256(),
     )
-    reserved = [reservation]
+    reserved = {"reservation_id": reservation}
     if holdout is not None:
-        reserved.append(_reserve_holdout(run, spec, plan, holdout, key, budget))
-    for each in reserved:
+        paying = _reserve_holdout(run, spec, plan, holdout, key, budget)
+        reserved["holdout_reservation_id"] = paying
+    for each in reserved.values():
         record_head(run, each.head)
-    names = ("reservation_id", "holdout_reservation_id")
-    run.update(**{name: each.id for name, each in zip(names, reserved, strict=False)})
+    run.update(**{name: each.id for name, each in reserved.items()})
     run.finish_stage(INGEST, monotonic() - started)
 
 

@@ -70,14 +70,9 @@ JOB_VARIABLE = "UMBRA_JOB"  # in a job's environment: its own submission id
 
 @dataclass(frozen=True)
 class RayJob:
-    """A job of a Ray cluster's Jobs API.
+    """A job of a Ray cluster's Jobs API."""
 
-    Attributes:
-        address: of the Jobs API, `http://host:8265`; holds no password.
-        submission_id: the job's name there.
-    """
-
-    address: str
+    address: str  # of the Jobs API, `http://host:8265`; holds no password
     submission_id: str
 
     @classmethod
@@ -102,45 +97,29 @@ class StageRecord(BaseModel):
 
 
 class RunState(BaseModel):
-    """The state of one run; it is public, so no private value may enter it.
-
-    Attributes:
-        run_id: the run.
-        spec_sha256: digest of the spec as submitted.
-        status: as last recorded; see `pipeline.runs.status` for what is true now.
-        stage: the stage that runs or that failed.
-        stages: the stages that are done.
-        attempt: how often the run was started; each attempt draws its own masks and noise.
-        reservation_id: pays for the training.
-        holdout_reservation_id: pays for figures against a private holdout, where they are released.
-        mlflow_experiment_id, mlflow_run_id: the run in MLflow.
-        process: works on the run.
-        job: the Ray job that the run was submitted as, if any, started or not.
-        jobs: how many jobs there were.
-        waiting: the resources the run waits for; empty while it has them.
-        created, updated: times in UTC.
-        message: why the run failed, or another note for a person.
-    """
+    """The state of one run; it is public, so no private value may enter it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     run_id: str
     spec_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    status: Status = "created"
-    stage: str | None = None
-    stages: tuple[StageRecord, ...] = ()
+    status: Status = "created"  # as last recorded; `pipeline.runs.status` finds what is true now
+    stage: str | None = None  # runs, or failed
+    stages: tuple[StageRecord, ...] = ()  # are done
+    # How often the run was started: each attempt draws its own masks and noise.
     attempt: Annotated[int, Field(ge=0)] = 0
-    reservation_id: str | None = None
+    reservation_id: str | None = None  # pays for the training
+    # Pays for figures against a private holdout, where they are released.
     holdout_reservation_id: str | None = None
     mlflow_experiment_id: str | None = None
     mlflow_run_id: str | None = None
-    process: ProcessIdentity | None = None
-    job: RayJob | None = None
-    jobs: Annotated[int, Field(ge=0)] = 0
-    waiting: str = ""
+    process: ProcessIdentity | None = None  # works on the run
+    job: RayJob | None = None  # that the run was submitted as, started or not
+    jobs: Annotated[int, Field(ge=0)] = 0  # how many there were
+    waiting: str = ""  # the resources that the run waits for; empty while it has them
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     updated: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    message: str = ""
+    message: str = ""  # why the run failed, or another note for a person
 
     @model_validator(mode="before")
     @classmethod

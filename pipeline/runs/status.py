@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0  # between two heartbeats
 SILENT = 120.0  # seconds without one: clocks differ a little, and shared folders are slow
-
-_BEAT = "alive"
-_STOP = "stop-asked"
+_BEAT, _STOP = "alive", "stop-asked"
 
 
 @contextmanager
@@ -91,11 +89,7 @@ class JobClient:
         self._jobs: dict[str, Jobs | UmbraError] = {}
 
     def __call__(self, job: RayJob) -> "JobReport":
-        """Return what the job's cluster reports.
-
-        Raises:
-            UmbraError: it cannot be reached, or could not a moment ago.
-        """
+        """Return what the job's cluster reports; raises UmbraError if it cannot be reached."""
         if job.address not in self._jobs:
             from pipeline.cluster.jobs import Jobs
 
@@ -110,19 +104,13 @@ class JobClient:
 
 
 def run_status(run: RunDirectory, ask: AskJob | None = None) -> RunStatus:
-    """Find out the status of `run`.
-
-    Args:
-        run: the run.
-        ask: returns a cluster's report on a job; None connects for this call alone.
+    """Find out the status of `run`; `ask` returns a cluster's report on a job, or connects anew.
 
     Raises:
-        IntegrityBroken: its state is damaged.
+        IntegrityBroken: the run's state is damaged.
     """
     state = run.state()
-    if state.status == "created":
-        if state.job is None:
-            return RunStatus("created")
+    if state.status == "created" and state.job is not None:
         return _submitted(run, state.job, ask or JobClient())
     if state.status == "running":
         return _at_work(run, state, ask or JobClient())

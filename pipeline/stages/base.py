@@ -16,25 +16,14 @@ TRACES = "traces"  # below internal/: workers' tracebacks, which may hold privat
 
 @dataclass(frozen=True)
 class Context:
-    """A run that is being executed.
-
-    Attributes:
-        home: where the ledger, the key and MLflow are.
-        run: the run's folder.
-        spec: the run's spec, with the workers of this start.
-        plan: the run's plan.
-        budget: the ledger's budgets, for reading.
-        manager: the cluster's budget manager, for charging and settling.
-        tracked: the run in MLflow.
-        progress: shown to a person.
-    """
+    """A run that is being executed."""
 
     home: Home
     run: RunDirectory
-    spec: Spec
+    spec: Spec  # with the workers of this start
     plan: Plan
-    budget: Budget
-    manager: Any
+    budget: Budget  # for reading
+    manager: Any  # the cluster's budget manager, for charging and settling
     tracked: TrackedRun
     progress: Progress
 

@@ -77,16 +77,12 @@ class Release:
 
     @classmethod
     def evaluation(cls, values: Mapping[str, float], reference: str) -> Self:
-        """Release measurements against real images, where all of those are public.
-
-        Args:
-            values: `<classifier>.accuracy`, `<classifier>.ceiling`, `<classifier>.class.<k>`,
-                `fid`, `frechet_<extractor>`, `precision`, `recall`, `density`, `coverage`.
-            reference: `"public"` when EVERY real image that entered these numbers is public; for
-                a ceiling that includes the real images its classifier was trained on.
+        """Release measurements against real images.
 
         Raises:
-            InvalidRequest: the reference is not public, or a name is unknown.
+            InvalidRequest: the `reference` is not "public", as it is where EVERY real image that
+                entered these numbers is (for a ceiling also those that its classifier was trained
+                on), or a name is unknown.
         """
         if reference != PUBLIC:
             raise InvalidRequest(
@@ -98,12 +94,7 @@ class Release:
 
     @classmethod
     def paid(cls, values: Mapping[str, float]) -> Self:
-        """Release noisy figures against a private reference, paid for by a charged mechanism.
-
-        Args:
-            values: `<classifier>.accuracy`, `class.<k>.count`, both also with `_low` and `_high`
-                for the interval, and `epsilon`, which paid for all of them.
-        """
+        """Release noisy figures against a private reference, paid for by a charged mechanism."""
         return cls(_prefixed("dp", values))
 
 

@@ -45,23 +45,14 @@ class TrackingUnavailable(UmbraError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Ties an MLflow run to the ledger; every field becomes a tag `umbra.<field>`.
-
-    Attributes:
-        run_id: the Umbra run.
-        spec_sha256: digest of the spec as submitted.
-        ledger_id: which ledger was charged.
-        ledger_head: hash of the ledger's newest row.
-        void: a seed was given, so no privacy is guaranteed.
-        gradient_engine: how clipped gradients are computed, which does not change them.
-    """
+    """Ties an MLflow run to the ledger; every field becomes a tag `umbra.<field>`."""
 
     run_id: str
     spec_sha256: str
     ledger_id: str
     ledger_head: str
-    void: bool
-    gradient_engine: str
+    void: bool  # a seed was given, so no privacy is guaranteed
+    gradient_engine: str  # how clipped gradients are computed, which does not change them
 
     def tags(self) -> dict[str, str]:
         """Return the identity as MLflow tags."""
@@ -132,33 +123,21 @@ def _open_experiment(
 class Tracker:
     """The MLflow experiment that Umbra's runs are recorded in.
 
-    Args:
-        uri: tracking server or database, such as `sqlite:///…/mlflow.db`.
-        artifact_root: folder or URI for artifacts of a new experiment; None leaves it to MLflow.
-        experiment: its name.
+    The `uri` is that of a server or a database. A new experiment keeps its artifacts in
+    `artifact_root`, or where MLflow decides.
 
     Raises:
         TrackingUnavailable: MLflow cannot be reached, or the experiment has been deleted.
     """
 
-    def __init__(
-        self, uri: str, artifact_root: Path | str | None, experiment: str = EXPERIMENT
-    ) -> None:
+    def __init__(self, uri: str, artifact_root: Path | None, experiment: str = EXPERIMENT) -> None:
         self.uri = uri
         self.client = connect(uri)
-        root = (
-            artifact_root.absolute().as_uri() if isinstance(artifact_root, Path) else artifact_root
-        )
+        root = artifact_root.absolute().as_uri() if artifact_root else None
         self.experiment_id: str = _open_experiment(self.client, uri, experiment, root).experiment_id
 
     def start(self, name: str, identity: RunIdentity, release: StoragePath) -> "TrackedRun":
-        """Create a parent run.
-
-        Args:
-            name: the spec's name.
-            identity: becomes the run's tags.
-            release: the run's `release/` folder: the only source of artifacts.
-        """
+        """Create a parent run; `release` is the only folder that its artifacts may come from."""
         with readable_errors(self.uri):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
         return TrackedRun(self, run.info.run_id, release)
@@ -193,13 +172,7 @@ class Tracker:
 
 
 class StageRun:
-    """A run in MLflow, through which only public metrics and artifacts pass.
-
-    Attributes:
-        id: the MLflow run.
-        experiment_id: the MLflow experiment it belongs to.
-        client, uri: the connection it is written through.
-    """
+    """A run in MLflow, through which only public metrics and artifacts pass."""
 
     def __init__(self, tracker: Tracker, mlflow_id: str, release: StoragePath) -> None:
         self.client = tracker.client
