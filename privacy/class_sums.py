@@ -1,4 +1,4 @@
-"""Noisy sums of the images of each class: the query that warms a model up before DP-SGD."""
+"""Noisy sums of the images of each class, which pretrain a model before DP-SGD."""
 
 import torch
 from torch import Tensor
@@ -20,23 +20,21 @@ def noisy_class_sums(
     noise_multiplier: float,
     noise: SecureGaussian,
 ) -> Tensor:
-    """Release the sum of the clipped images of every class under one Gaussian mechanism.
+    """Return the noisy sum of the clipped images of every class, by one Gaussian mechanism.
 
-    Sensitivity: see the release as one vector v in R^(classes d). A record (x, y) adds
-    clip(x, C) to block y of v and nothing to any other, and takes part nowhere else. Adding the
-    record, removing it or putting it to zero therefore changes v by exactly clip(x, C) in one
-    block, and ||clip(x, C)||_2 <= C. So the L2 sensitivity of all classes together is C, not
-    C sqrt(classes), and N(0, sigma**2 C**2) on every coordinate, also in classes without a
-    record, is the mechanism `Gaussian(noise_multiplier=sigma, steps=1)`. How many records a class
-    has is neither used nor released.
+    A record (x, y) adds clip(x, C), whose L2 norm is at most C, to block y of the released vector
+    in R^(classes d), and nothing to any other block. So the L2 sensitivity of all classes together
+    is C, not C sqrt(classes), and N(0, sigma**2 C**2) on every coordinate, also in classes without
+    a record, is `Gaussian(noise_multiplier=sigma, steps=1)`. How many records a class has is
+    neither used nor released.
 
     Args:
         images: [N, channels, height, width], a float type, scaled to [0, 1] by their type.
         labels: int64 [N] in [0, classes).
         classes: number of classes, public.
-        clip_norm: C, positive; an image is scaled down as a whole to this L2 norm.
+        clip_norm: C, positive: the L2 norm to which an image is scaled down.
         noise_multiplier: sigma, positive.
-        noise: where the draws come from.
+        noise: source of the draws.
 
     Returns:
         float64 [classes, channels, height, width] on the images' device. A record that is not
@@ -57,30 +55,19 @@ def noisy_class_sums(
 
 
 def class_means(sums: Tensor, expected_per_class: float) -> Tensor:
-    """Divide noisy class sums by the number of records a class is expected to have.
-
-    The number must be public, N / classes for example, and never counted: the sensitivity of the
-    sums says nothing about a quotient of two private numbers.
-
-    Raises:
-        InvalidRequest: if the number is not positive and finite.
-    """
+    """Divide noisy class sums by the public number of records expected in a class, N / classes."""
+    # Never by a count: the sums' sensitivity does not bound a quotient of two private numbers.
     return sums / positive_number("the expected number of records of a class", expected_per_class)
 
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
     if images.ndim != 4 or not images.is_floating_point():
-        raise InvalidRequest(
-            "images must be a float tensor [N, channels, height, width], found "
-            f"{images.ndim} dimensions of {images.dtype}"
-        )
+        found = f"{images.ndim} dimensions of {images.dtype}"
+        raise InvalidRequest(f"images must be floats [N, channels, height, width], found {found}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise InvalidRequest(
-            f"labels must be int64 with one entry for each of the images, found {labels.ndim} "
-            f"dimensions of {labels.dtype}"
-        )
+        found = f"{labels.ndim} dimensions of {labels.dtype}"
+        raise InvalidRequest(f"labels must be int64, one for each image, found {found}")
     positive_int("the number of classes", classes)
     if len(labels) and not bool(((labels >= 0) & (labels < classes)).all()):
-        raise DataError(
-            f"a label is outside [0, {classes}); make the spec's class list cover the labels"
-        )
+        advice = "make the spec's class list cover the labels"
+        raise DataError(f"a label is outside [0, {classes}); {advice}")

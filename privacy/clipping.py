@@ -6,8 +6,8 @@ summed (Abadi et al. 2016, algorithm 1). Norms and sums are float64 whatever the
 Shapes: n records, m numbers of a record.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     Returns:
         float64 [n] on the same device. A vector times its factor has norm at most C if the norm
         is float64, and at most C (1 + 1e-6) if it is float32 rounded to nearest. The factor is 0
-        where the norm is not finite; such a vector must be put to zero with `torch.where`, since
-        0 times NaN is NaN (`sum_clipped` does so).
+        where the norm is not finite.
 
     Raises:
         InvalidRequest: if C is not a positive, finite number.
@@ -48,15 +47,12 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
 
 
 def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
-    """Return sum_i factor_i vector_i in float64.
+    """Return sum_i factor_i vector_i as float64 [...].
 
     Args:
         vectors: [n, ...] one vector for a record, any float type.
-        factors: float64 [n] from `clip_factors`; a record whose factor is 0 is left out even if
-            its vector holds NaN or infinities.
-
-    Returns:
-        float64 [...].
+        factors: float64 [n] from `clip_factors`; a factor of 0 leaves a record out even if its
+            vector holds NaN or infinities.
 
     >>> vectors = torch.tensor([[0.0, 0.5], [4.0, 0.0], [torch.inf, 0.0]])
     >>> sum_clipped(vectors, clip_factors(vectors.norm(dim=1), 1.0))
@@ -67,7 +63,7 @@ def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
 
 
 def _left_out(numbers: Tensor, factors: Tensor) -> Tensor:
-    """Return `numbers` with zeros where their factor is zero."""
+    """Return `numbers` with zeros where their factor is zero: 0 times NaN is NaN."""
     left_out = factors == 0
     # Nearly always there is none to leave out and nothing need be copied; but asking a GPU means
     # waiting for it.
@@ -89,13 +85,11 @@ def zeros_in_one_piece(parameters: Mapping[str, Tensor]) -> tuple[Tensor, dict[s
     device = next(iter(parameters.values())).device
     sizes = [p.numel() for p in parameters.values()]
     vector = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-    named = zip(parameters.items(), vector.split(sizes), strict=True)
-    return vector, {name: part.as_strided(p.shape, _dense(p)) for (name, p), part in named}
-
-
-def _dense(tensor: Tensor) -> tuple[int, ...]:
-    # The tensor itself may have gaps; an empty one like it has none.
-    return torch.empty_like(tensor, device="meta").stride()
+    parts = {}
+    for (name, p), part in zip(parameters.items(), vector.split(sizes), strict=True):
+        # The parameter itself may have gaps; an empty tensor like it has none.
+        parts[name] = part.as_strided(p.shape, torch.empty_like(p, device="meta").stride())
+    return vector, parts
 
 
 def add_to(sums: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
@@ -103,36 +97,9 @@ def add_to(sums: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
     torch._foreach_add_(list(sums.values()), [parts[name] for name in sums])
 
 
-class FlatSum:
-    """The sum of gradients that come one record at a time, clipped and added as one vector.
-
-    For records whose gradients exceed a processor's cache: memory is walked through once to form
-    float64, once for the norm and once for the sum, in the order in which parameters lie there.
-
-    Attributes:
-        sums: float64 [...] by parameter.
-    """
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        """Begin with zero; gradients have the parameters' shapes and order of memory."""
-        self._total, self.sums = zeros_in_one_piece(parameters)
-        self._record, self._parts = zeros_in_one_piece(parameters)
-
-    def add(self, gradients: Mapping[str, Tensor], clip_norm: float) -> None:
-        """Clip one record's gradients, one [...] a parameter, jointly to C and add them."""
-        torch._foreach_copy_(list(self._parts.values()), [gradients[n] for n in self._parts])
-        norm = torch.linalg.vector_norm(self._record)
-        add_clipped_vector(self._total, self._record, clip_factors(norm[None], clip_norm)[0])
-
-
-def add_clipped_vector(total: Tensor, vector: Tensor, factor: Tensor) -> None:
-    """Add factor times vector to a total in place, as `sum_clipped` of one record would be added.
-
-    Args:
-        total: float64 [...].
-        vector: float64 [...] of the record.
-        factor: float64 [] from `clip_factors`; 0 leaves the vector out whatever it holds.
-    """
+def add_clipped_vector(total: Tensor, vector: Tensor, clip_norm: float) -> None:
+    """Clip one record's float64 [m] vector to C and add it to a total [m], in place."""
+    factor = clip_factors(torch.linalg.vector_norm(vector)[None], clip_norm)[0]
     total.addcmul_(_left_out(vector, factor), factor)
 
 
@@ -148,11 +115,10 @@ def add_clipped(
         sums: float64 [...] by parameter; those without gradients stay as they are.
         gradients: [n, ...] of at least one parameter.
         clip_norm: C, positive.
-        present: bool [n], the rows that are records, all by default; the others add exactly
-            nothing, whatever they hold.
+        present: bool [n], the rows that are records, by default all; the others add nothing.
     """
-    matrices = list(_matrices(gradients))
-    norms = torch.stack([_squared_norms(matrix.numbers_nm) for matrix in matrices]).sum(0).sqrt()
+    matrices = _matrices(gradients)
+    norms = torch.stack([matrix.squared_norms() for matrix in matrices]).sum(0).sqrt()
     factors = clip_factors(norms, clip_norm)
     if present is not None:
         factors = factors.masked_fill(~present, 0.0)
@@ -160,55 +126,38 @@ def add_clipped(
         matrix.add(sums, factors)
 
 
-def add_scaled(sums: Mapping[str, Tensor], name: str, gradients: Tensor, factors: Tensor) -> Tensor:
-    """Add one parameter's gradients [n, ...] times `clip_factors` to its sum, in place.
-
-    Returns:
-        The float64 [n] squared L2 norms of what was scaled.
-    """
-    matrix = _matrix(name, gradients)
-    matrix.add(sums, factors)
-    return _squared_norms(matrix.numbers_nm)
-
-
-def squared_norms(gradients: Tensor) -> Tensor:
-    """Return the float64 [n] squared L2 norms of gradients [n, ...]."""
-    return _squared_norms(_matrix("", gradients).numbers_nm)
-
-
-def _squared_norms(numbers_nm: Tensor) -> Tensor:
-    norms = [
-        torch.linalg.vector_norm(block_nm, dim=1, dtype=torch.float64)
-        for block_nm in numbers_nm.split(_rows(numbers_nm))
-    ]
-    return torch.cat(norms).square()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Where a parameter lies in a matrix.
-
-    Attributes:
-        name: of the parameter.
-        shape: of the parameter, its dimensions in the order of memory.
-        places: for each dimension of the parameter, where it is in `shape`.
-    """
-
+class _Columns(NamedTuple):
     name: str
-    shape: torch.Size
-    places: list[int]
+    shape: torch.Size  # of the parameter, its dimensions in the order of memory
+    places: list[int]  # for each dimension of the parameter, where it is in `shape`
 
 
-@dataclass(frozen=True)
-class _Matrix:
+class GradientMatrix(NamedTuple):
     """Gradients [n, m] of one or more parameters, whose columns follow one another."""
 
     columns: list[_Columns]
     numbers_nm: Tensor
 
+    @classmethod
+    def of(cls, name: str, gradients: Tensor) -> Self:
+        """Return one parameter's gradients [n, ...]: a view where there are no gaps in memory."""
+        order = sorted(range(gradients.ndim - 1), key=lambda i: -gradients.stride(i + 1))
+        ordered = gradients.permute(0, *(i + 1 for i in order))
+        columns = _Columns(name, ordered.shape[1:], [order.index(i) for i in range(len(order))])
+        return cls([columns], ordered.reshape(len(gradients), -1))
+
+    def squared_norms(self) -> Tensor:
+        """Return the records' squared L2 norms, float64 [n]."""
+        norms = [
+            torch.linalg.vector_norm(block_nm, dim=1, dtype=torch.float64)
+            for block_nm in self.numbers_nm.split(self._rows())
+        ]
+        return torch.cat(norms).square()
+
     def add(self, sums: Mapping[str, Tensor], factors: Tensor) -> None:
-        size = _rows(self.numbers_nm)
-        blocks = zip(self.numbers_nm.split(size), factors.split(size), strict=True)
+        """Add the gradients times `clip_factors` to their parameters' sums, in place."""
+        rows = self._rows()
+        blocks = zip(self.numbers_nm.split(rows), factors.split(rows), strict=True)
         total_m, *others = (sum_clipped(block_nm, weights) for block_nm, weights in blocks)
         for other_m in others:
             total_m += other_m
@@ -216,34 +165,21 @@ class _Matrix:
         for column, part_m in zip(self.columns, parts, strict=True):
             sums[column.name] += part_m.reshape(column.shape).permute(column.places)
 
-
-def _matrices(gradients: Mapping[str, Tensor]) -> Iterator[_Matrix]:
-    """Yield every large parameter's gradients by themselves and the small ones' together.
-
-    A call costs more than the work it does for a bias.
-    """
-    small: list[_Matrix] = []
-    for name, gradient in gradients.items():
-        matrix = _matrix(name, gradient)
-        if gradient.numel() >= _BLOCK:
-            yield matrix
-        else:
-            small.append(matrix)
-    if small:
-        columns = [column for matrix in small for column in matrix.columns]
-        yield _Matrix(columns, torch.cat([matrix.numbers_nm for matrix in small], dim=1))
+    def _rows(self) -> int:
+        """Return how many records make a block."""
+        if self.numbers_nm.device.type != "cpu":
+            return len(self.numbers_nm)
+        return max(1, _BLOCK // max(1, self.numbers_nm.shape[1]))
 
 
-def _matrix(name: str, gradients: Tensor) -> _Matrix:
-    """Return gradients [n, ...] as a matrix: a view where there are no gaps between them."""
-    order = sorted(range(gradients.ndim - 1), key=lambda i: -gradients.stride(i + 1))
-    ordered = gradients.permute(0, *(i + 1 for i in order))
-    columns = _Columns(name, ordered.shape[1:], [order.index(i) for i in range(len(order))])
-    return _Matrix([columns], ordered.reshape(len(gradients), -1))
-
-
-def _rows(numbers_nm: Tensor) -> int:
-    """Return how many records make a block."""
-    if numbers_nm.device.type != "cpu":
-        return len(numbers_nm)
-    return max(1, _BLOCK // max(1, numbers_nm.shape[1]))
+def _matrices(gradients: Mapping[str, Tensor]) -> list[GradientMatrix]:
+    """Return every large parameter's gradients by themselves and the small ones' together."""
+    matrices = [GradientMatrix.of(name, gradient) for name, gradient in gradients.items()]
+    large = [matrix for matrix in matrices if matrix.numbers_nm.numel() >= _BLOCK]
+    small = [matrix for matrix in matrices if matrix.numbers_nm.numel() < _BLOCK]
+    if not small:
+        return large
+    # A call costs more than the work it does for a bias.
+    columns = [column for matrix in small for column in matrix.columns]
+    numbers_nm = torch.cat([matrix.numbers_nm for matrix in small], dim=1)
+    return [*large, GradientMatrix(columns, numbers_nm)]

@@ -1,4 +1,4 @@
-"""Sums over the workers of one training run: the only thing they exchange."""
+"""What the workers of one training run exchange: sums, and a number of the first one's."""
 
 from typing import Protocol
 
@@ -7,14 +7,9 @@ from torch import Tensor
 
 
 class Collective(Protocol):
-    """The group of workers, seen from one of them.
+    """The group of workers, seen from one of them."""
 
-    Attributes:
-        rank: this worker's number in [0, size).
-        size: how many workers there are.
-    """
-
-    rank: int
+    rank: int  # of this worker, in [0, size)
     size: int
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -27,21 +22,16 @@ class Collective(Protocol):
 
 
 class SingleProcess:
-    """A group of one worker.
+    """A group of one worker."""
 
-    >>> SingleProcess().broadcast_from_rank0(7)
-    7
-    """
-
-    rank = 0
-    size = 1
+    rank, size = 0, 1
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors as they are."""
+        """Return the tensors unchanged."""
         return tensors
 
     def broadcast_from_rank0(self, value: int) -> int:
-        """Return the value as it is."""
+        """Return the value unchanged."""
         return value
 
 

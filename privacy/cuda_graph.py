@@ -1,8 +1,7 @@
 """CUDA graphs: work on a GPU that is captured once and replayed as one launch.
 
 A GPU starts hundreds of small kernels more slowly than it runs them; a graph starts all of them at
-once. A replay repeats the captured kernels at the captured addresses and runs no Python. Gradients
-and sampling capture their work here, and only here.
+once. A replay repeats the captured kernels at the captured addresses and runs no Python.
 """
 
 import warnings
@@ -40,21 +39,17 @@ def capture(work: Work, device: torch.device) -> Work:
     if device.type != "cuda":
         return work
     with torch.cuda.device(device):
-        _warm_up(work)
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        try:
+            with torch.cuda.stream(side):
+                # Libraries set themselves up in their first calls.
+                for _ in range(_WARM_UP):
+                    work()
+        finally:
+            # After an error, too: kernels that were started still write to memory that is now free.
+            current.wait_stream(side)
         return _captured(work)
-
-
-def _warm_up(work: Work) -> None:
-    """Run the work before it is captured: libraries set themselves up in their first calls."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    try:
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                work()
-    finally:
-        # After an error, too: kernels that were started still write to memory that is now free.
-        current.wait_stream(side)
 
 
 def _captured(work: Work) -> Work:
@@ -69,12 +64,8 @@ def _captured(work: Work) -> Work:
         if isinstance(error.__context__, torch.OutOfMemoryError):
             # Ending the capture failed because the memory had run out.
             raise error.__context__ from None
-        warnings.warn(
-            "the GPU launches kernel by kernel: capturing a CUDA graph failed with "
-            f"{type(error).__name__}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        failed = f"capturing a CUDA graph failed with {type(error).__name__}"
+        warnings.warn(f"the GPU launches kernel by kernel: {failed}", RuntimeWarning, stacklevel=3)
         return work
     finally:
         # torch leaves the capture's own stream current where ending the capture fails.

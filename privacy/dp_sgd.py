@@ -3,11 +3,10 @@
 g = (sum_i clip(grad l_i, C) + N(0, sigma^2 C^2 I)) / (q N)
 
 (Abadi et al. 2016; with the record's loss l_i averaged over K noised views before its clip,
-Dockhorn et al. 2023, algorithm 4.) The mechanism that the ledger accounts for and the code that
-runs live together here, so that an audit can run exactly what training runs.
+Dockhorn et al. 2023, algorithm 4.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,6 +31,8 @@ Gather = Callable[[np.ndarray], tuple[Tensor, ...]]
 class DPSGD:
     """The mechanism of every step of one training; all of it is public.
 
+    What the ledger accounts for is what runs and what an audit runs.
+
     Attributes:
         records: N, public under the zero-out relation.
         sampling_probability: q.
@@ -55,7 +56,7 @@ class DPSGD:
 
     @property
     def expected_batch(self) -> float:
-        """Return q N, the fixed public number that sums are divided by."""
+        """The fixed public number that sums are divided by: q N."""
         return self.sampling_probability * self.records
 
     def mechanism(self, steps: int) -> SubsampledGaussian:
@@ -83,36 +84,30 @@ class PrivateGradient:
 
         Args:
             dpsgd: the mechanism.
-            sampler: keyed by the run and the attempt; must sample with the mechanism's q.
+            sampler: keyed by the run and the attempt.
             noise: this attempt's own stream; only rank 0's is used.
-            engine: how clipped gradients are computed, as long as memory suffices.
+            engine: how to compute clipped gradients, as long as memory suffices.
             collective: the other workers.
             micro_batch: records in memory at a time.
 
         Raises:
-            InvalidRequest: if the sampler's q is not the one that is accounted for, or the
-                micro-batch is not at least 1.
+            InvalidRequest: the sampler's q is not the mechanism's, or the micro-batch is below 1.
         """
         # A negative one would silently leave every record out.
         positive_int("the micro-batch", micro_batch)
         if sampler.sampling_probability != dpsgd.sampling_probability:
-            raise InvalidRequest(
-                f"the sampler draws with q = {sampler.sampling_probability}, but what is "
-                f"accounted for is q = {dpsgd.sampling_probability}"
-            )
+            accounted = f"but what is accounted for is q = {dpsgd.sampling_probability}"
+            found = sampler.sampling_probability
+            raise InvalidRequest(f"the sampler draws with q = {found}, {accounted}")
         self.dpsgd = dpsgd
-        self._sampler = sampler
-        self._noise = noise
+        self._sampler, self._noise, self._collective = sampler, noise, collective
         self._backoff = OOMBackoff(engine, TwoPassEngine(), micro_batch)
-        self._collective = collective
         self._next_step = 0
 
     def __call__(
         self, step: int, model: nn.Module, loss: RecordLoss, record_ids: np.ndarray, gather: Gather
     ) -> dict[str, Tensor]:
-        """Return the noised mean gradient of `step`, the same on every worker.
-
-        The step must have been charged before. An empty batch is noised like any other.
+        """Return the noised mean gradient of `step`, which must have been charged before.
 
         Args:
             step: number of the step within this attempt, above those of all calls before.
@@ -122,56 +117,44 @@ class PrivateGradient:
             gather: positions [m] into `record_ids` -> those records' tensors, leading dimension m.
 
         Returns:
-            Trainable parameter name to gradient, in the parameter's dtype and on its device.
+            Gradients by trainable parameter, of its dtype and device, the same on every worker.
 
         Raises:
-            InvalidRequest: for a step that this attempt has had: its mask would be drawn again.
+            InvalidRequest: for a step that this attempt has had.
             torch.OutOfMemoryError: not even one record fits.
         """
-        if step < self._next_step:
-            raise InvalidRequest(
-                f"step {step} was taken before: a mask serves one step only, so go on from step "
-                f"{self._next_step} or begin a new attempt"
-            )
+        if step < self._next_step:  # its mask would be drawn again
+            advice = f"go on from step {self._next_step} or begin a new attempt"
+            raise InvalidRequest(f"step {step} was taken before, and its mask is spent: {advice}")
         self._next_step = step + 1
-        parameters = trainable(model)
+        parameters, dpsgd, first = trainable(model), self.dpsgd, self._collective.rank == 0
         # Noise is drawn beside the gradients, or a GPU would wait for it: a core takes a tenth of a
         # second for a million numbers.
         with ThreadPoolExecutor(max_workers=1) as beside:
-            drawn = beside.submit(self._draw, parameters)
+            if first:
+                scale = dpsgd.clip_norm, dpsgd.noise_multiplier
+                drawn = beside.submit(noise_like, parameters, *scale, self._noise)
             chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
             sums = self._sum_of_clipped(model, loss, chosen, gather)
             # Noise is added once, before the sum over workers, so that the whole sum never exists
             # without it.
-            if self._collective.rank == 0:
+            if first:
                 sums = add_noise(sums, drawn.result())
-        noised = self._collective.sum(sums)
-        return {
-            name: (total / self.dpsgd.expected_batch).to(parameters[name].dtype)
-            for name, total in noised.items()
-        }
-
-    def _draw(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw the step's noise, where it is this worker's to add."""
-        if self._collective.rank != 0:
-            return {}
-        dpsgd = self.dpsgd
-        return noise_like(parameters, dpsgd.clip_norm, dpsgd.noise_multiplier, self._noise)
+        noised, B = self._collective.sum(sums), dpsgd.expected_batch
+        return {name: (total / B).to(parameters[name].dtype) for name, total in noised.items()}
 
     def _sum_of_clipped(
         self, model: nn.Module, loss: RecordLoss, chosen: np.ndarray, gather: Gather
     ) -> dict[str, Tensor]:
-        """Sum over the chosen records, a micro-batch at a time; zeros if there is none."""
+        """Return the sum over the chosen records, a micro-batch at a time; zeros without any."""
         sums, done, backoff = zero_sums(trainable(model)), 0, self._backoff
         while done < len(chosen):
             size, part = backoff.micro_batch, None
             with backoff:
                 records = gather(chosen[done : done + size])
-                part = backoff.engine.sum_of_clipped(
-                    model, loss, records, self.dpsgd.clip_norm, size
-                )
-            # None where memory ran out: a leaner attempt follows.
-            if part is not None:
+                C = self.dpsgd.clip_norm
+                part = backoff.engine.sum_of_clipped(model, loss, records, C, size)
+            if part is not None:  # else memory ran out, and a leaner attempt follows
                 add_to(sums, part)
                 done += size
         return sums

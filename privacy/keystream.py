@@ -1,9 +1,8 @@
-"""Cryptographic streams: every random decision of a private run comes from one of these.
+"""Cryptographic streams, from which every random decision of a private run comes.
 
 AES-256 in counter mode under sub-keys that keyed BLAKE2b derives from a secret and a context.
-Two ways to read: `words_at` gives the word that belongs to an index (masks: a record's word does
-not depend on who asks for it), `KeyStream` gives the next words of a sequence (noise: no word is
-ever given twice).
+`words_at` returns the word of an index, the same for everyone (for masks); `KeyStream` returns the
+next words of a sequence, each once only (for noise).
 """
 
 import hashlib
@@ -22,16 +21,14 @@ _WORD_BYTES = 8
 
 
 def os_key() -> bytes:
-    """Return a fresh 32-byte key from the operating system's generator."""
+    """Return a fresh 32-byte key from the operating system."""
     return os.urandom(KEY_BYTES)
 
 
 def derive(key: bytes, domain: str, *context: int) -> bytes:
-    """Derive the 32-byte sub-key of (`domain`, `context`) from `key`.
+    """Derive the 32-byte sub-key of (`domain`, `context`) from `key` by keyed BLAKE2b (RFC 7693).
 
-    Keyed BLAKE2b (RFC 7693) over an encoding that no two (domain, context) share: the domain's
-    length, the domain, then every number in eight bytes. One sub-key reveals nothing about the key
-    or about another sub-key.
+    It reveals nothing about the key or about another sub-key.
 
     Raises:
         InvalidRequest: if the key is not 32 bytes or a number is not in [0, 2**64).
@@ -40,11 +37,11 @@ def derive(key: bytes, domain: str, *context: int) -> bytes:
     'e3882cf9'
     """
     label = domain.encode()
+    # The length makes the encoding one to one: no two (domain, context) share it.
     message = len(label).to_bytes(8, "big") + label
     for number in context:
         message += uint64("a number of a key's context", number).to_bytes(8, "big")
-    digest = hashlib.blake2b(message, digest_size=KEY_BYTES, key=key_bytes(key))
-    return digest.digest()
+    return hashlib.blake2b(message, digest_size=KEY_BYTES, key=key_bytes(key)).digest()
 
 
 def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
@@ -55,8 +52,7 @@ def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
         indices: int64 array of any shape, all at least 0.
 
     Returns:
-        uint64 array of the same shape. Equal indices have equal words, whatever else is in the
-        array: word(i) is the first half of AES-256(key, i).
+        uint64 array of the same shape: word(i) is the first half of AES-256(key, i).
     """
     blocks = np.zeros((indices.size, 2), dtype="<u8")
     blocks[:, 0] = indices.reshape(-1)
@@ -68,14 +64,13 @@ def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
 
 
 class KeyStream:
-    """A sequence of uniform uint64 words that never repeats and cannot be copied.
+    """The words of the AES-256-CTR stream of a key; it cannot be copied. Not thread-safe.
 
-    Its state may be neither pickled nor used by a forked child: either would give the same words
-    a second time, and noise drawn twice cancels out. Not for use by two threads at once.
+    Its state may be neither pickled nor used by a forked child: either would return the same words
+    a second time, and noise drawn twice cancels out.
     """
 
     def __init__(self, key: bytes) -> None:
-        """Start at the first word of the AES-256-CTR stream of `key`."""
         # The counter starts at zero: a key must never start two streams.
         self._encryptor = Cipher(AES(key_bytes(key)), CTR(bytes(_BLOCK_BYTES))).encryptor()
         self._process = os.getpid()
@@ -87,10 +82,7 @@ class KeyStream:
             RuntimeError: in another process than the one that made this stream.
         """
         if os.getpid() != self._process:
-            raise RuntimeError(
-                "a key stream was carried into a forked process, where it would repeat its "
-                "words; make a new one there"
-            )
+            raise RuntimeError("a forked key stream would repeat its words; make a new one there")
         stream = self._encryptor.update(bytes(count * _WORD_BYTES))
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
 

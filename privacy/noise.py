@@ -22,10 +22,8 @@ def normals(words: np.ndarray) -> np.ndarray:
 
     Box and Muller (1958) on 53-bit uniforms u in (0, 1], v in [0, 1):
     g = sqrt(-2 ln u) cos(2 pi v), h = sqrt(-2 ln u) sin(2 pi v). One output is
-    (g1 + g2 + g3 + g4) / 2, as Holohan and Braghin, "Secure Random Sampling in Differential
-    Privacy" (2021), section 4, propose: the set of floating-point numbers that a single
-    transform can reach has holes that give the signal beneath it away, and with four of them an
-    attacker would have to search 2**200 inputs. Both g and h are used, in two different outputs.
+    (g1 + g2 + g3 + g4) / 2 (Holohan and Braghin, "Secure Random Sampling in Differential
+    Privacy", 2021, section 4), another one the same of h.
 
     Args:
         words: uint64 [8, m], rows 0-3 for u and 4-7 for v.
@@ -37,34 +35,27 @@ def normals(words: np.ndarray) -> np.ndarray:
     u = ((words[:_GUARD] >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
     angle = (words[_GUARD:] >> np.uint64(11)) * (2.0**-53 * math.tau)
     radius = np.sqrt(-2.0 * np.log(u))
+    # The floating-point numbers that a single transform can reach have holes, which reveal the
+    # signal beneath; with four of them an attacker would have to search 2**200 inputs.
     g = (radius * np.cos(angle)).sum(axis=0)
     h = (radius * np.sin(angle)).sum(axis=0)
     return np.concatenate([g, h]) / math.sqrt(_GUARD)
 
 
 class SecureGaussian:
-    """A source of noise that protects privacy: keyed by the operating system, used once.
+    """A source of noise that protects privacy, keyed by the operating system.
 
-    Every instance has its own key, which is never shown or stored. An instance cannot be pickled,
-    copied deeply or used in a forked child, so noise that was drawn for one batch can never meet
-    another: after a restart a new instance draws new noise.
-
-    Attributes:
-        void: True if the noise follows from a seed and can be subtracted, which voids the privacy.
+    Every instance has its own key, which is never shown or stored. It cannot be pickled, copied
+    deeply or used in a forked child, so noise that was drawn for one batch can never meet another.
     """
 
     def __init__(self) -> None:
-        """Take a fresh key from the operating system."""
         self._stream = KeyStream(os_key())
         self._void = False
 
     @classmethod
     def seeded(cls, seed: int) -> Self:
-        """Return a reproducible source, void of privacy, for tests and declared rehearsals.
-
-        Raises:
-            InvalidRequest: if the seed is not a whole number in [0, 2**64).
-        """
+        """Return a reproducible source, void of privacy, from a seed in [0, 2**64)."""
         noise = cls()
         noise._stream = KeyStream(derive(bytes(KEY_BYTES), _SEEDED, uint64("a seed", seed)))
         noise._void = True
@@ -72,7 +63,7 @@ class SecureGaussian:
 
     @property
     def void(self) -> bool:
-        """Whether the noise can be reproduced and so protects nothing."""
+        """True if the noise follows from a seed: it can be subtracted and protects nothing."""
         return self._void
 
     def standard_normal(self, size: int) -> np.ndarray:
@@ -87,11 +78,7 @@ class SecureGaussian:
         return drawn
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> Tensor:
-        """Return a float64 CPU tensor of `shape`, independent draws from N(0, std**2).
-
-        Raises:
-            InvalidRequest: if the standard deviation is not a positive, finite number.
-        """
+        """Return a float64 CPU tensor of `shape`, independent draws from N(0, std**2)."""
         std = positive_number("the standard deviation of noise", std)
         draws = self.standard_normal(math.prod(shape))
         draws *= std  # by numpy: torch would start threads beside those of the step
@@ -101,19 +88,9 @@ class SecureGaussian:
 def noise_like(
     sums: Mapping[str, Tensor], clip_norm: float, noise_multiplier: float, noise: SecureGaussian
 ) -> dict[str, Tensor]:
-    """Draw N(0, sigma**2 C**2) for every coordinate of sums that together have sensitivity C.
+    """Draw N(0, sigma**2 C**2), float64 on the CPU, for every coordinate of sums of sensitivity C.
 
-    Args:
-        sums: name to tensor; only names and shapes are used, so they need not be known yet.
-        clip_norm: C, positive.
-        noise_multiplier: sigma, positive.
-        noise: source of the draws, in the order of the dictionary.
-
-    Returns:
-        float64 CPU tensors under the same names.
-
-    Raises:
-        InvalidRequest: if C or sigma is not positive and finite.
+    Only the names, shapes and order of `sums` are used.
     """
     C = positive_number("the clip norm", clip_norm)
     sigma = positive_number("the noise multiplier", noise_multiplier)
@@ -121,17 +98,10 @@ def noise_like(
 
 
 def add_noise(sums: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add to each sum its own draw of `noise_like`; a draw serves these sums only.
-
-    Call it once a step on one worker, before the sum over all workers, so that no worker holds the
-    whole sum without noise. Divide the whole by the expected batch size and round it to float32
-    once.
-
-    Returns:
-        New float64 tensors under the same names, on the sums' devices.
+    """Return each sum plus its own draw of `noise_like`; a draw serves these sums only.
 
     Raises:
-        InvalidRequest: if a sum is not float64.
+        InvalidRequest: if a sum is not float64: the result is rounded once, after its division.
     """
     for name, total in sums.items():
         if total.dtype != torch.float64:

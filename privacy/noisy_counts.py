@@ -13,24 +13,22 @@ from privacy.validation import open_probability, positive_int
 
 
 def discrete_laplace(scale: Fraction) -> int:
-    """Return k with P[k] = (1 - a) / (1 + a) a^|k|, where a = exp(-1 / scale).
+    """Return a fresh k with P[k] = (1 - a) / (1 + a) a^|k|, where a = exp(-1 / scale).
 
     Canonne, Kamath, Steinke 2020, "The discrete Gaussian for differential privacy", Algorithm 2,
-    with t / s = scale. Every call draws anew; nothing can be seeded.
+    with t / s = scale.
 
     Raises:
         InvalidRequest: if the scale is not a positive fraction.
     """
     if not isinstance(scale, Fraction) or scale <= 0:
-        raise InvalidRequest(
-            f"the scale of noise: expected a positive Fraction, found {type(scale).__name__}."
-        )
+        found = type(scale).__name__
+        raise InvalidRequest(f"the scale of noise: expected a positive Fraction, found {found}.")
     t, s = scale.numerator, scale.denominator
     while True:
-        u = secrets.randbelow(t)
+        u, v = secrets.randbelow(t), 0
         if not bernoulli_exp(Fraction(u, t)):
             continue
-        v = 0
         while bernoulli_exp(Fraction(1)):
             v += 1
         # u + t v is geometric with exp(-1 / t); by s it becomes geometric with exp(-s / t).
@@ -42,35 +40,29 @@ def discrete_laplace(scale: Fraction) -> int:
 
 
 def bernoulli_exp(gamma: Fraction) -> bool:
-    """Return True with probability exp(-gamma), exactly, for gamma in [0, 1].
-
-    Canonne, Kamath, Steinke 2020, Algorithm 1: draws Bernoulli(gamma / 1), Bernoulli(gamma / 2),
-    ... until one is false. That this happens at the k-th has probability gamma^(k-1) / (k-1)! -
-    gamma^k / k!, and odd k add up to the series of exp(-gamma).
+    """Return True with probability exp(-gamma), exactly (the same paper's Algorithm 1).
 
     Raises:
-        InvalidRequest: for a gamma outside [0, 1], where those are no probabilities.
+        InvalidRequest: for a gamma outside [0, 1].
     """
     if not 0 <= gamma <= 1:
         raise InvalidRequest("gamma: expected a fraction from 0 to 1, found one outside.")
+    # Draw Bernoulli(gamma / k) for k = 1, 2, ... until one is false: the k-th with probability
+    # gamma^(k-1) / (k-1)! - gamma^k / k!, and over odd k these add up to the series of exp(-gamma).
     k = 1
     while secrets.randbelow(gamma.denominator * k) < gamma.numerator:
         k += 1
     return k % 2 == 1
 
 
-_MOST_NOISE = 2**53
-
-
 @dataclass(frozen=True)
 class NoisyCount:
-    """A count as it may be released.
+    """A count that may be released.
 
     Attributes:
         value: the count plus noise, unbiased; it may be negative.
-        low: lower end of the interval for the count itself, at least 0.
-        high: its upper end.
-        confidence: the probability, over the noise, that the interval holds the count.
+        low, high: confidence interval of the count, at least 0.
+        confidence: probability, over the noise, that the interval covers the count.
     """
 
     value: int
@@ -81,16 +73,14 @@ class NoisyCount:
 
 @dataclass(frozen=True)
 class NoisyAccuracy:
-    """An accuracy as it may be released.
+    """An accuracy that may be released.
 
     Attributes:
-        value: the noisy share of correct answers, clipped to [0, 1].
-        low: lower end of the interval for the accuracy on these very records.
-        high: its upper end; the noise is all that is uncertain here.
-        population_low: lower end of the interval for the accuracy on new records from where
-            these came; both the noise and the choice of the records are uncertain.
-        population_high: its upper end.
-        confidence: the probability with which each of the two intervals holds its accuracy.
+        value: noisy share of correct predictions, clipped to [0, 1].
+        low, high: confidence interval of the accuracy on these records, over the noise.
+        population_low, population_high: confidence interval of the accuracy on the population that
+            the records were drawn from, over the noise and the draw.
+        confidence: probability that each of the two intervals covers its accuracy.
     """
 
     value: float
@@ -104,22 +94,20 @@ class NoisyAccuracy:
 def noisy_counts(
     counts: Sequence[int], sensitivity: int, mechanism: DiscreteLaplace, confidence: float = 0.95
 ) -> tuple[NoisyCount, ...]:
-    """Releases `counts` in one step of `mechanism`, which has to be charged before.
-
-    The sensitivity is that of all counts together, in L1 under add or remove of one record: 1 for
-    a count of records with some property, and 1 for a histogram, as a record is in one bin. The
-    correct answers of m classifiers on the same records are m calls and m steps.
+    """Return noised `counts`: one step of `mechanism`, which must have been charged before.
 
     Args:
         counts: the true counts, at least 0, any number of them.
-        sensitivity: s, a whole number of at least 1.
-        mechanism: gives the noise its scale, noise_multiplier * s; a step pays for one call.
-        confidence: in (0, 1), for each interval by itself.
+        sensitivity: s, a whole number of at least 1: of all counts together, in L1 under adding or
+            removing one record; 1 for a count of records with some property and for a histogram.
+            The correct predictions of m classifiers on the same records are m calls and m steps.
+        mechanism: sets the noise's scale, noise_multiplier * s.
+        confidence: in (0, 1), of each interval by itself.
 
     Raises:
-        InvalidRequest: for a bad value; the text holds no count.
+        InvalidRequest: for a bad value; the message holds no count.
     """
-    checked = [_checked(count) for count in counts]
+    checked = [_private_count(count) for count in counts]
     scale = _scale(mechanism, positive_int("sensitivity", sensitivity))
     reach = noise_quantile(scale, confidence)
     released = [count + discrete_laplace(scale) for count in checked]
@@ -132,81 +120,66 @@ def noisy_counts(
 def accuracy_interval(
     noisy_correct: int, total: int, mechanism: DiscreteLaplace, confidence: float = 0.95
 ) -> NoisyAccuracy:
-    """Return the accuracy that a released count of correct answers stands for.
-
-    Nothing private is used, so nothing is spent. The population's interval gives half of the
-    error to the noise and half to Clopper and Pearson's interval, taken at the ends of what the
-    noise leaves possible: by the union bound it fails no more often than stated.
+    """Return the accuracy for a released count of correct predictions; this costs no privacy.
 
     Args:
         noisy_correct: `value` of a NoisyCount that was released with sensitivity 1.
-        total: how many records were asked about, public, at least 1.
+        total: number of records that were classified, public, at least 1.
         mechanism: what the count was released with.
-        confidence: in (0, 1), for each of the two intervals.
+        confidence: in (0, 1), of each of the two intervals.
 
     Raises:
         InvalidRequest: for a bad value.
     """
+    from scipy.stats import binomtest  # slow to import
+
     total = positive_int("total", total)
-    error = 1.0 - open_probability("confidence", confidence)
-    scale = _scale(mechanism, 1)
+    scale, half_error = _scale(mechanism, 1), (1.0 - open_probability("confidence", confidence)) / 2
     reach = noise_quantile(scale, confidence)
-    wider = noise_quantile(scale, 1.0 - error / 2)
 
     def within(count: int) -> int:
         return min(max(count, 0), total)
 
-    from scipy.stats import binomtest
-
-    def binomial(count: int) -> tuple[float, float]:
-        test = binomtest(within(count), total)
-        low, high = test.proportion_ci(confidence_level=1.0 - error / 2, method="exact")
-        return float(low), float(high)
-
+    # The population's interval gives half of the error to the noise and half to Clopper and
+    # Pearson's interval at the ends of the noise's: the union bound.
+    wider = noise_quantile(scale, 1.0 - half_error)
+    lower, upper = (
+        binomtest(within(count), total).proportion_ci(1.0 - half_error, method="exact")
+        for count in (noisy_correct - wider, noisy_correct + wider)
+    )
     return NoisyAccuracy(
         value=within(noisy_correct) / total,
         low=within(noisy_correct - reach) / total,
         high=within(noisy_correct + reach) / total,
-        population_low=binomial(noisy_correct - wider)[0],
-        population_high=binomial(noisy_correct + wider)[1],
+        population_low=float(lower.low),
+        population_high=float(upper.high),
         confidence=confidence,
     )
 
 
 def noise_quantile(scale: Fraction | float, confidence: float) -> int:
-    """Return the least w with P[|noise| <= w] >= confidence for discrete Laplace noise.
-
-    P[|noise| > w] = 2 a^(w+1) / (1 + a) with a = exp(-1 / scale).
-
-    Raises:
-        InvalidRequest: for a confidence outside (0, 1).
-    """
+    """Return the least w with P[|noise| <= w] >= confidence for discrete Laplace noise."""
     error = 1.0 - open_probability("confidence", confidence)
-    # log(2 / ((1 + a) error)) is how many scales w + 1 has to reach.
+    # P[|noise| > w] = 2 a^(w+1) / (1 + a) with a = exp(-1 / scale): log(2 / ((1 + a) error)) is how
+    # many scales w + 1 has to reach.
     b = float(scale)
     scales = math.log(2 / error) - math.log1p(math.exp(-1 / b))
     return max(math.ceil(b * scales) - 1, 0)
 
 
 def _scale(mechanism: DiscreteLaplace, sensitivity: int) -> Fraction:
-    """Return the noise's scale: a product of exact factors, so it is what is accounted."""
+    """Return the noise's scale, an exact product, so that it is the one accounted for."""
     if not isinstance(mechanism, DiscreteLaplace):
-        raise InvalidRequest(
-            f"noisy counts: expected a DiscreteLaplace mechanism, found {type(mechanism).__name__}."
-        )
+        raise InvalidRequest("noisy counts: expected a DiscreteLaplace mechanism, found another.")
     scale = Fraction(mechanism.noise_multiplier) * sensitivity
-    if scale > _MOST_NOISE:
-        raise InvalidRequest(
-            "noisy counts: expected noise_multiplier * sensitivity of at most 2**53, found more, "
-            "which would drown any count. Give less noise."
-        )
+    if scale > 2**53:  # it would drown any count
+        expected = "noise_multiplier * sensitivity of at most 2**53"
+        raise InvalidRequest(f"noisy counts: expected {expected}, found more. Reduce the noise.")
     return scale
 
 
-def _checked(count: object) -> int:
+def _private_count(count: object) -> int:
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
-        raise InvalidRequest(
-            "counts: expected whole numbers of at least 0, found something else of type "
-            f"{type(count).__name__}."
-        )
+        found = type(count).__name__  # the value is private
+        raise InvalidRequest(f"counts: expected whole numbers of at least 0, found type {found}.")
     return int(count)

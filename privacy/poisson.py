@@ -7,7 +7,7 @@ import numpy as np
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
-from privacy.validation import key_bytes, uint64
+from privacy.validation import key_bytes, probability, uint64
 
 _DOMAIN = "umbra/poisson/1"
 
@@ -17,15 +17,13 @@ class PoissonSampler:
     """The masks of one attempt at one run.
 
     A record's decision is a function of (key, attempt, step, record id) alone, so any worker can
-    compute it for any part of the records and the union is always the same batch. Whoever knows
-    the key knows the batches and with it loses the amplification by sampling: keep it secret and
-    never use one for two runs.
+    compute it for any part of the records and the union is always the same batch. Against someone
+    who knows the key, sampling amplifies nothing: keep it secret and use it for one run only.
 
     Attributes:
         key: the run's 32-byte secret (not shown in the repr).
-        attempt: which attempt at the run this is; a retry has another number and other masks.
-        sampling_probability: q in (0, 1]. What is sampled with is floor(q 2**64) / 2**64, which
-            never exceeds q, so what is accounted for covers what is done.
+        attempt: number of this attempt at the run; a retry has another one and other masks.
+        sampling_probability: q in [2**-64, 1].
 
     >>> sampler = PoissonSampler(bytes(range(32)), attempt=1, sampling_probability=0.5)
     >>> ids = np.arange(1000)
@@ -41,10 +39,8 @@ class PoissonSampler:
     def __post_init__(self) -> None:
         key_bytes(self.key)
         uint64("the attempt", self.attempt)
-        q = self.sampling_probability
-        number = isinstance(q, int | float) and not isinstance(q, bool)
         # Below 2**-64 the rounded probability would be zero: a sampler that never samples.
-        if not number or not 2.0**-64 <= q <= 1.0:
+        if (q := probability("the sampling probability", self.sampling_probability)) < 2.0**-64:
             raise InvalidRequest(f"the sampling probability must be in [2**-64, 1], found {q!r}")
 
     def mask(self, step: int, record_ids: np.ndarray) -> np.ndarray:
@@ -58,18 +54,17 @@ class PoissonSampler:
             bool array [n]; an empty batch is an ordinary outcome.
 
         Raises:
-            InvalidRequest: if the step or the ids are not such numbers.
+            InvalidRequest: if the step or the ids are not as above.
         """
         step_key = derive(self.key, _DOMAIN, self.attempt, uint64("the step", step))
         if record_ids.dtype != np.int64 or record_ids.ndim != 1:
-            raise InvalidRequest(
-                "record ids must be a one-dimensional int64 array, found "
-                f"{record_ids.ndim} dimensions of {record_ids.dtype}"
-            )
+            found = f"{record_ids.ndim} dimensions of {record_ids.dtype}"
+            raise InvalidRequest(f"record ids must be int64 in one dimension, found {found}")
         if record_ids.size and record_ids.min() < 0:
             raise InvalidRequest("record ids must be at least 0")
         if self.sampling_probability == 1.0:
             # 2**64 is no uint64, and no word is below a threshold of 2**64 - 1 for certain.
             return np.ones(record_ids.shape, dtype=bool)
+        # Rounded down: the probability never exceeds the q that is accounted for.
         threshold = int(math.ldexp(self.sampling_probability, 64))
         return words_at(step_key, record_ids) < np.uint64(threshold)

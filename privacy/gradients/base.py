@@ -12,22 +12,21 @@ from privacy.validation import positive_int, positive_number
 
 ModelCall = Callable[..., Tensor]
 
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-
 
 class RecordLoss(Protocol):
-    """The loss of one record, already averaged over its K views.
+    """The loss of one record, averaged over its K views: its gradient is clipped once.
 
-    `model` may be called like the network and used in no other way. `record` holds one record's
-    tensors without a batch dimension, for example an image [C, H, W], its label [], noise levels
-    [K] and noise [K, C, H, W]. All views go into this one scalar, because its gradient is clipped
-    once: a loss for a view would give a record K times the sensitivity.
-
-    Some engines run the loss under `torch.func.vmap`: no `.item()` and no branch on values.
+    Some engines run it under `torch.func.vmap`: no `.item()` and no branch on values.
     """
 
     def __call__(self, model: ModelCall, /, *record: Any, **kwargs: Any) -> Tensor:
-        """Return the loss as a tensor of shape []."""
+        """Return the loss as a tensor of shape [].
+
+        Args:
+            model: may be called like the network and used in no other way.
+            record: one record's tensors without a batch dimension, for example an image [C, H, W],
+                its label [], noise levels [K] and noise [K, C, H, W].
+        """
         ...
 
 
@@ -68,45 +67,21 @@ class GradientEngine(Protocol):
 
 
 def refuse_record_mixing(model: nn.Module) -> None:
-    """Raise `InvalidRequest` if a layer lets one record see another or keeps what it saw.
-
-    With such a layer no gradient belongs to one record.
-    """
+    """Raise `InvalidRequest` if a layer lets one record see another or keeps what it saw."""
     for name, module in model.named_modules():
         # Batch normalisation uses the batch's statistics in training. Running averages, instance
         # normalisation's too, carry private values into the checkpoint past clipping and noise.
         tracks = getattr(module, "track_running_stats", None)
-        if tracks or (tracks is not None and not isinstance(module, _INSTANCE_NORMS)):
-            raise InvalidRequest(
-                f"layer {name or 'model'!r} is a {type(module).__name__}, which mixes records or "
-                "keeps their statistics; use GroupNorm"
-            )
-
-
-@contextmanager
-def buffers_unchanged(model: nn.Module) -> Iterator[None]:
-    """Raise `InvalidRequest` at the end of the block if a buffer of the model was written to.
-
-    A buffer that a forward pass writes to would carry records into the checkpoint without clipping
-    or noise. This finds custom layers, which `refuse_record_mixing` cannot know.
-    """
-    before = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
-    yield
-    for name, buffer in model.named_buffers():
-        held, version = before.get(name, (None, -1))
-        if held is not buffer or version != buffer._version:
-            raise InvalidRequest(
-                f"the model wrote to its buffer {name!r} while it saw records; the buffer would "
-                "leave without noise, so remove it or keep it constant"
-            )
+        instance_norm = isinstance(
+            module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+        )
+        if tracks or (tracks is not None and not instance_norm):
+            found = f"layer {name or 'model'!r} is a {type(module).__name__}"
+            raise InvalidRequest(f"{found}, which mixes records or keeps statistics; use GroupNorm")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters with `requires_grad` by name, a shared one once.
-
-    Raises:
-        InvalidRequest: if there is none.
-    """
+    """Return the parameters with `requires_grad` by name; raise InvalidRequest if none has it."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise InvalidRequest("the model has no parameter with requires_grad: nothing to train")
@@ -119,11 +94,7 @@ def checked(
 ) -> Iterator[dict[str, nn.Parameter]]:
     """Check the arguments of `GradientEngine.sum_of_clipped`, and the buffers after the block.
 
-    Yields:
-        The model's trainable parameters by name.
-
-    Raises:
-        InvalidRequest: see `GradientEngine.sum_of_clipped`.
+    Yields the model's trainable parameters by name.
     """
     refuse_record_mixing(model)
     positive_number("the clip norm", clip_norm)
@@ -132,15 +103,23 @@ def checked(
         raise InvalidRequest("records must be tensors with the same leading dimension")
     if len(records[0]) > micro_batch:
         raise InvalidRequest(f"expected at most {micro_batch} records at a time, found more")
-    with buffers_unchanged(model):
-        yield trainable(model)
+    before = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
+    yield trainable(model)
+    # A buffer that is written to would carry records into the checkpoint without clipping or noise.
+    # This finds custom layers, which `refuse_record_mixing` cannot know.
+    for name, buffer in model.named_buffers():
+        held, version = before.get(name, (None, -1))
+        if held is not buffer or version != buffer._version:
+            raise InvalidRequest(
+                f"the model wrote to its buffer {name!r} while it saw records; the buffer would "
+                "leave without noise, so remove it or keep it constant"
+            )
 
 
 def require_scalar(loss: Tensor) -> Tensor:
     """Return a record's loss if its shape is [], else raise `InvalidRequest`."""
+    # A loss for each view would give a record K times the sensitivity.
     if loss.shape != torch.Size([]):
-        raise InvalidRequest(
-            f"the loss of a record must be one scalar, found {loss.ndim} dimensions; take the mean "
-            "over the record's views"
-        )
+        found = f"{loss.ndim} dimensions; take the mean over the record's views"
+        raise InvalidRequest(f"the loss of a record must be one scalar, found {found}")
     return loss

@@ -8,8 +8,7 @@ it. Work is captured on zeros.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +18,15 @@ from privacy.cuda_graph import Capture, Work, capture
 from privacy.gradients.base import RecordLoss, checked
 from privacy.gradients.layerwise import gradients
 
-# A graph keeps its memory to itself, and a step needs some besides: it draws views, and adds,
-# noises and applies sums. In bytes of a micro-batch's records and of its sums.
+# A graph keeps its memory to itself, and a step needs some besides, to draw views and to add, noise
+# and apply sums: in units of a micro-batch's records and sums.
 _SPARE = 8
 
 
 class CapturedEngine:
     """Keeps the gradients of a micro-batch, and one graph with its memory, between calls.
 
-    The graph is captured anew where anything that it was made from has changed. A model and a loss
-    count as unchanged as long as they are the same objects, with parameters and buffers at the
-    same addresses, in the same mode of training. Each thread has a graph of its own, so trainings
-    that share an engine never meet each other's records.
+    The graph is captured anew where anything that it was made from has changed: see `_key`.
     """
 
     name = "captured"
@@ -52,45 +48,58 @@ class CapturedEngine:
         micro_batch: int,
     ) -> dict[str, Tensor]:
         """See `GradientEngine.sum_of_clipped`."""
+        kept = self._kept
         try:
             with checked(model, records, clip_norm, micro_batch) as parameters:
+                sums = zero_sums(parameters)
                 if not len(records[0]):
-                    return zero_sums(parameters)
-                kept, key = self._kept, _key(model, loss, records, clip_norm, micro_batch)
-                if kept.batch is None or kept.key != key:
-                    kept.clear()  # first: there may not be room for both
-                    kept.batch = FixedBatch.like(records, parameters, micro_batch)
-                    kept.work = _work(model, loss, clip_norm, kept.batch)
-                    kept.replay = self._captured(kept.work, kept.batch)
+                    return sums
+                key = _key(model, loss, records, clip_norm, micro_batch)
+                if kept.key != key:
+                    kept.__dict__.clear()  # first: there may not be room for both
+                    kept.batch = FixedBatch(records, parameters, micro_batch)
+                    self._capture_work(model, loss, clip_norm, kept.batch)
                     kept.key = key
-                batch = kept.batch
-                batch.fill(records)
+                kept.batch.fill(records)
                 kept.replay()
                 # Copied, for the next replay overwrites the batch's own.
-                sums = zero_sums(parameters)
-                add_to(sums, batch.sums)
+                add_to(sums, kept.batch.sums)
                 return sums
         except BaseException:
             # Refused work must not be replayed, and failed work must give its memory back.
-            self._kept.clear()
+            kept.__dict__.clear()
             raise
 
-    def _captured(self, work: Work, batch: "FixedBatch") -> Work:
-        held = *batch.records, *batch.sums.values()
-        spare_bytes = _SPARE * sum(tensor.nbytes for tensor in held)
+    def _capture_work(
+        self, model: nn.Module, loss: RecordLoss, clip_norm: float, batch: "FixedBatch"
+    ) -> None:
+        """Keep the work on a micro-batch, from `batch.records` to `batch.sums`, and its graph."""
+
+        def work() -> None:
+            torch._foreach_zero_(list(batch.sums.values()))
+            add_clipped(batch.sums, gradients(model, loss, batch.records), clip_norm, batch.present)
+
         device = batch.present.device
-        spare = torch.empty(spare_bytes, dtype=torch.uint8, device=device)
-        replay = self._capture(work, device)
+        held_bytes = sum(tensor.nbytes for tensor in (*batch.records, *batch.sums.values()))
+        spare = torch.empty(_SPARE * held_bytes, dtype=torch.uint8, device=device)
+        self._kept.work, self._kept.replay = work, self._capture(work, device)
         del spare
-        return replay
 
 
-@dataclass(frozen=True)
+class _Kept(threading.local):
+    """What a thread keeps between calls, so that trainings never meet each other's records.
+
+    The work holds model and loss, so that no other objects can take the identities in the key.
+    """
+
+    key: tuple[Any, ...] | None = None
+    batch: "FixedBatch"
+    work: Work
+    replay: Work
+
+
 class FixedBatch:
-    """A micro-batch at fixed addresses with a fixed number of rows; the repr shows nothing of it.
-
-    Rows that hold no record are zero, so that nothing computed from them depends on a record, and
-    `present` masks them besides: either guard suffices alone.
+    """A micro-batch at fixed addresses with a fixed number of rows.
 
     Attributes:
         records: tensors [rows, ...].
@@ -98,19 +107,17 @@ class FixedBatch:
         sums: float64 sum of clipped gradients by parameter.
     """
 
-    records: tuple[Tensor, ...] = field(repr=False)
-    present: Tensor = field(repr=False)
-    sums: dict[str, Tensor] = field(repr=False)
+    # Rows that hold no record are zero, so that nothing computed from them depends on a record, and
+    # `present` masks them besides: either guard suffices alone.
 
-    @classmethod
-    def like(cls, records: tuple[Tensor, ...], parameters: Mapping[str, Tensor], rows: int) -> Self:
-        """Return an empty one for such records and the sums of such parameters."""
-        device = next(iter(parameters.values())).device
-        return cls(
-            tuple(part.new_zeros((rows, *part.shape[1:])) for part in records),
-            torch.zeros(rows, dtype=torch.bool, device=device),
-            zero_sums(parameters),
-        )
+    def __init__(
+        self, records: tuple[Tensor, ...], parameters: Mapping[str, Tensor], rows: int
+    ) -> None:
+        """Begin with no record, but of the shape of `records`, and with sums of zero."""
+        self.records = tuple(part.new_zeros((rows, *part.shape[1:])) for part in records)
+        self.sums = zero_sums(parameters)
+        device = next(iter(self.sums.values())).device
+        self.present = torch.zeros(rows, dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def fill(self, records: tuple[Tensor, ...]) -> None:
@@ -123,48 +130,17 @@ class FixedBatch:
         self.present[n:].fill_(False)
 
 
-class _Kept(threading.local):
-    """What a thread keeps between calls.
-
-    The work holds model and loss, so that no other objects can take the identities in the key.
-    """
-
-    key: tuple[Any, ...] | None = None
-    batch: FixedBatch | None = None
-    work: Work | None = None
-    replay: Work
-
-    def clear(self) -> None:
-        self.__dict__.clear()
-
-
 def _key(
-    model: nn.Module,
-    loss: RecordLoss,
-    records: tuple[Tensor, ...],
-    clip_norm: float,
-    micro_batch: int,
+    model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], *public: float
 ) -> tuple[Any, ...]:
-    """Return everything that has to be the same for a graph to be replayed."""
+    """Return what has to be the same for a graph to be replayed: objects, modes, addresses."""
     named = *model.named_parameters(), *model.named_buffers()
     return (
-        (id(model), id(loss), clip_norm, micro_batch),
+        (id(model), id(loss), *public),
         tuple(module.training for module in model.modules()),
         tuple((part.shape[1:], part.dtype, part.device) for part in records),
-        tuple((name, *_place(tensor)) for name, tensor in named),
+        tuple(
+            (name, t.data_ptr(), t.shape, t.stride(), t.dtype, t.device, t.requires_grad)
+            for name, t in named
+        ),
     )
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    where = tensor.data_ptr(), tensor.shape, tensor.stride()
-    return *where, tensor.dtype, tensor.device, tensor.requires_grad
-
-
-def _work(model: nn.Module, loss: RecordLoss, clip_norm: float, batch: FixedBatch) -> Work:
-    """Return the work on a micro-batch: from `batch.records` to `batch.sums`."""
-
-    def work() -> None:
-        torch._foreach_zero_(list(batch.sums.values()))
-        add_clipped(batch.sums, gradients(model, loss, batch.records), clip_norm, batch.present)
-
-    return work

@@ -1,11 +1,12 @@
 """Layer by layer: per-record gradients of many records in one backward pass.
 
 Every trainable parameter enters as B views of itself, one for a record, so that autograd returns
-per-record gradients for them, whatever the layer. A layer with a rule runs once under the one
-weight that its views share, at nearly the price of an ordinary layer; `vmap` runs the others.
+per-record gradients, whatever the layer. A layer with a rule of `grad_samplers` runs once for all
+records, at nearly the price of an ordinary layer; `vmap` runs the others.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from privacy.clipping import add_clipped, add_scaled, clip_factors, squared_norms, zero_sums
+from privacy.clipping import GradientMatrix, add_clipped, clip_factors, zero_sums
 from privacy.errors import UmbraError
 from privacy.gradients.base import RecordLoss, checked, require_scalar, trainable
-from privacy.gradients.grad_samplers import RULES
-from privacy.gradients.grad_samplers.base import batched_apply, concatenated
+from privacy.gradients.grad_samplers import RULES, batched_apply, concatenated
 
 Take = Callable[[str, Tensor], None]
 
@@ -45,9 +45,9 @@ class LayerwiseEngine:
 
 
 class TwoPassEngine:
-    """Finds norms in one pass and forms gradients again, clipped, in a second one.
+    """Keeps one layer's gradients: one pass measures norms, a second one clips and adds.
 
-    Never keeps more than one layer's gradients; costs a second backward pass.
+    Raises UmbraError, and releases nothing, where a device adds in no fixed order.
     """
 
     # Ghost clipping (Li et al. 2022) would take the weighted sum of losses for its second pass,
@@ -64,71 +64,53 @@ class TwoPassEngine:
         clip_norm: float,
         micro_batch: int,
     ) -> dict[str, Tensor]:
-        """See `GradientEngine.sum_of_clipped`.
-
-        Raises:
-            UmbraError: the two passes disagree, as only a device does whose sums have no fixed
-                order; nothing was released.
-        """
+        """See `GradientEngine.sum_of_clipped`."""
         with checked(model, records, clip_norm, micro_batch) as parameters:
             sums = zero_sums(parameters)
-            if len(records[0]):
-                _add_in_two_passes(sums, model, loss, records, clip_norm)
+            if not len(records[0]):
+                return sums
+            squares = torch.zeros(2, len(records[0]), dtype=torch.float64, device=records[0].device)
+
+            def measure(name: str, of_layer: Tensor) -> None:
+                squares[0] += GradientMatrix.of(name, of_layer).squared_norms()
+
+            def add(name: str, of_layer: Tensor) -> None:
+                matrix = GradientMatrix.of(name, of_layer)
+                matrix.add(sums, factors)
+                squares[1] += matrix.squared_norms()
+
+            # A layer that draws (dropout) has to draw the same in both passes.
+            with torch.random.fork_rng(list({part.device for part in records if part.is_cuda})):
+                backward(model, loss, records, measure)
+            factors = clip_factors(squares[0].sqrt(), clip_norm)
+            backward(model, loss, records, add)
+        # A record whose norm is not finite adds nothing, whatever either pass found.
+        first, second = squares[:, factors > 0]
+        if not torch.equal(first, second):
+            raise UmbraError(
+                "two backward passes over the same records differ: this device adds in no fixed "
+                "order, and a clipped record could exceed its bound; use another gradient engine"
+            )
         return sums
 
 
-def _add_in_two_passes(
-    sums: dict[str, Tensor],
-    model: nn.Module,
-    loss: RecordLoss,
-    records: tuple[Tensor, ...],
-    clip_norm: float,
-) -> None:
-    first, second = torch.zeros((2, len(records[0])), dtype=torch.float64, device=records[0].device)
-
-    def measure(name: str, of_layer: Tensor) -> None:
-        first.add_(squared_norms(of_layer))
-
-    def add(name: str, of_layer: Tensor) -> None:
-        second.add_(add_scaled(sums, name, of_layer, factors))
-
-    # A layer that draws (dropout) has to draw the same in both passes.
-    with torch.random.fork_rng(list({part.device for part in records if part.is_cuda})):
-        backward(model, loss, records, measure)
-    factors = clip_factors(first.sqrt(), clip_norm)
-    backward(model, loss, records, add)
-    # A record whose norm is not finite adds nothing, whatever either pass found.
-    if not torch.equal(second[factors > 0], first[factors > 0]):
-        raise UmbraError(
-            "two backward passes over the same records gave different gradients, so this device "
-            "does not add in a fixed order and a clipped record could exceed its bound; use "
-            "another gradient engine"
-        )
-
-
 def gradients(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Return the records' gradients [B, ...] by parameter; see `backward`."""
+    """Return the records' gradients [B, ...] by parameter, without those that are all zero."""
     found: dict[str, Tensor] = {}
     backward(model, loss, records, found.__setitem__)
     return found
 
 
 def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], take: Take) -> None:
-    """Hand every parameter's per-record gradients to `take`.
-
-    `take(name, gradients [B, ...])` is called once for a parameter, as soon as its gradients are
-    complete, from the last layer to the first. They are not kept: what `take` does not hold is
-    freed, so that no more than one layer's need be in memory. A parameter that the loss does not
-    depend on is left out; its gradients are zero.
+    """Hand every parameter's per-record gradients to `take`, from the last layer to the first.
 
     Args:
         model: network; neither it nor its `.grad`s are changed.
         loss: loss of one record.
         records: tensors with the same leading dimension B, at least 1.
-        take: what to do with the gradients.
-
-    Raises:
-        InvalidRequest: the loss is not a scalar.
+        take: called with a parameter's name and gradients [B, ...], once and as soon as they are
+            complete; what it does not hold is freed. A parameter that the loss does not depend on
+            is left out: its gradients are zero.
     """
     B = len(records[0])
     views = {
@@ -136,7 +118,7 @@ def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], ta
         for name, p in trainable(model).items()
     }
     for name, view in views.items():
-        view.register_hook(_handing_over(name, take))
+        view.register_hook(partial(_take_gradients, take, name))
 
     def of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
         def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -152,13 +134,10 @@ def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], ta
             torch.autograd.grad(losses.sum(), list(views.values()), allow_unused=True)
 
 
-def _handing_over(name: str, take: Take) -> Callable[[Tensor], Tensor]:
-    def hand_over(of_layer: Tensor) -> Tensor:
-        take(name, of_layer.detach())
-        # autograd keeps this until its end, in place of the gradients; it takes no memory.
-        return of_layer.new_zeros(()).expand_as(of_layer)
-
-    return hand_over
+def _take_gradients(take: Take, name: str, of_layer: Tensor) -> Tensor:
+    take(name, of_layer.detach())
+    # autograd keeps this until its end, in place of the gradients; it takes no memory.
+    return of_layer.new_zeros(()).expand_as(of_layer)
 
 
 class _ByRule(TorchFunctionMode):
@@ -175,13 +154,13 @@ class _ByRule(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.cat and not {"axis", "out"} & set(kwargs or {}):
-            return concatenated(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.cat and not {"axis", "out"} & set(kwargs):
+            return concatenated(*args, **kwargs)
         rule = RULES.get(func)
-        bound = rule.bind(*args, **(kwargs or {})) if rule else None
-        if rule and bound and self._all_trained(bound[1:]):
-            return batched_apply(rule.operation, bound)
-        return func(*args, **(kwargs or {}))
-
-    def _all_trained(self, weights: tuple[Any, ...]) -> bool:
-        return all(id(w) in self._trained for w in weights if isinstance(w, Tensor))
+        bound = rule.bind(*args, **kwargs) if rule else None
+        if rule and bound:
+            weights = (arg for arg in bound[1:] if isinstance(arg, Tensor))
+            if all(id(weight) in self._trained for weight in weights):
+                return batched_apply(rule.operation, bound)
+        return func(*args, **kwargs)

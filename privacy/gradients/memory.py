@@ -1,27 +1,24 @@
 """How many records fit into memory at a time: estimated, and halved where it was too many."""
 
 import math
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from privacy.gradients.base import GradientEngine
 
-# Views times pixels from which a larger micro-batch is no faster (measured on 2 CPU cores; a GPU
-# wants as many as fit).
-_ENOUGH = {"cpu": 2**17}
-_FLOAT_BYTES = 4
+# Views times pixels from which a larger micro-batch is no faster on a CPU (measured on 2 cores); a
+# GPU wants as many as fit.
+_ENOUGH_ON_CPU = 2**17
 # A Poisson batch exceeds its expectation by this many standard deviations once in 1000 steps.
 _DEVIATIONS = 3
 
 
 class OOMBackoff:
-    """Engine and micro-batch to use next; each attempt that runs out of memory makes them leaner.
+    """A context around an attempt, which ends quietly where the attempt runs out of memory.
 
-    Used as a context around an attempt. An attempt that runs out of memory ends quietly, and
-    whoever made it repeats it with half the micro-batch, or with the leaner engine where one
-    record was too many. Nothing of a failed attempt may be used.
+    The caller then uses nothing of that attempt and repeats it with the new attributes: half the
+    micro-batch, or the leaner engine where one record was too many.
 
     Attributes:
         engine: how to compute clipped gradients.
@@ -37,9 +34,7 @@ class OOMBackoff:
     """
 
     def __init__(self, engine: GradientEngine, leaner: GradientEngine, micro_batch: int) -> None:
-        """Start with `engine` and `micro_batch` records; fall back to `leaner`."""
-        self.engine = engine
-        self.micro_batch = micro_batch
+        self.engine, self.micro_batch = engine, micro_batch
         self._leaner: GradientEngine | None = leaner
         self._failed = False
 
@@ -49,12 +44,7 @@ class OOMBackoff:
             torch.cuda.empty_cache()
             self._failed = False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         """Suppress an out-of-memory error if a leaner attempt is left."""
         if not isinstance(error, torch.OutOfMemoryError):
             return False
@@ -79,27 +69,20 @@ def micro_batch(
     """Return the records to hold at a time; it has no influence on what is computed.
 
     Args:
-        model: network, on any device ("meta" will do).
-        inputs: of one view, on the same device.
+        model, inputs: network and its inputs for one view, on any device ("meta" will do).
         views: K.
         pixels: height times width of an image.
-        device_type: `torch.device.type` that the training runs on.
+        device_type: `torch.device.type` of the training.
         limit: bytes that a micro-batch may take.
     """
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    record = views * activation_bytes(model, inputs) + _FLOAT_BYTES * parameters
-    enough = -(-_ENOUGH[device_type] // (views * pixels)) if device_type in _ENOUGH else limit
-    return max(1, min(enough, limit // record))
+    record_bytes = views * activation_bytes(model, inputs) + 4 * parameters  # a float32 gradient
+    enough = -(-_ENOUGH_ON_CPU // (views * pixels)) if device_type == "cpu" else limit
+    return max(1, min(enough, limit // record_bytes))
 
 
 def largest_batch(expected: float, records: int) -> int:
-    """Return a size that a Poisson batch rarely exceeds, from public numbers.
-
-    B + 3 sqrt(B), but no more than all records.
-
-    Args:
-        expected: B, the expected size of the batch.
-        records: that it is drawn from.
+    """Return a public size that a Poisson batch rarely exceeds, B + 3 sqrt(B), at most `records`.
 
     >>> largest_batch(64, 10_000)
     88
@@ -110,11 +93,10 @@ def largest_batch(expected: float, records: int) -> int:
 def balanced_microbatch(fitting: int, largest: int) -> int:
     """Return `largest` divided into the fewest equal parts of at most `fitting`, rounded up.
 
-    Where every micro-batch is filled up to its size, as on a GPU, few rows are empty then.
-
     >>> balanced_microbatch(60, 88)
     44
     """
+    # Few rows are empty then, where an engine fills every micro-batch up to its size.
     return -(-largest // -(-largest // fitting))
 
 

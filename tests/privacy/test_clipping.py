@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from privacy.clipping import (
-    FlatSum,
+    GradientMatrix,
     add_clipped,
     add_clipped_vector,
-    add_scaled,
     clip_factors,
-    squared_norms,
     sum_clipped,
     zeros_in_one_piece,
 )
@@ -77,7 +75,7 @@ def test_a_record_is_added_as_it_is_summed(array, C):
     vector, begun = torch.from_numpy(array), torch.arange(8.0, dtype=torch.float64)
     factors = clip_factors(torch.linalg.vector_norm(vector)[None], C)
     clipped, total = sum_clipped(vector[None], factors), begun.clone()
-    add_clipped_vector(total, vector, factors[0])
+    add_clipped_vector(total, vector, C)
     # One rounding of the product and one of the sum, or of both together, on either side.
     rounding = 2.0**-52 * (clipped.abs() + begun)
     assert ((total - (begun + clipped)).abs() <= rounding).all()
@@ -133,27 +131,11 @@ def test_sums_are_of_the_parameters_shape_whatever_the_order_in_memory(rows):
         expected = torch.tensordot(factors, g.double(), dims=1)
         assert torch.allclose(sums[name], expected, rtol=1e-9, atol=1e-9)
         one = {name: torch.zeros_like(expected)}
-        squares = add_scaled(one, name, ordered[name], factors)
+        matrix = GradientMatrix.of(name, ordered[name])
+        matrix.add(one, factors)
         assert torch.allclose(one[name], expected, rtol=1e-12, atol=1e-12)
-        assert torch.equal(squares, squared_norms(ordered[name]))
-
-
-@pytest.mark.parametrize("ordered", [0, 1, 2])
-def test_a_flat_sum_is_that_of_the_records_whatever_the_order_in_memory(ordered):
-    """Of nothing, of the parameters alone (gradients are reordered), and of both."""
-    plain = gradients(3)
-    order = [in_memory_order if i < ordered else (lambda tensor: tensor) for i in range(2)]
-    total = FlatSum({name: order[0](g)[0] for name, g in plain.items()})
-    expected = {n: torch.zeros(g.shape[1:]).double() for n, g in plain.items()}
-    C = 30.0
-    norms = torch.stack([g.double().reshape(N, -1).norm(dim=1) for g in plain.values()]).norm(dim=0)
-    assert norms.min() < C < norms.max()
-    add_clipped(expected, plain, C)
-    for i in range(N):
-        total.add({name: order[1](g)[i] for name, g in plain.items()}, C)
-    total.add({name: torch.full_like(g[0], torch.nan) for name, g in plain.items()}, C)
-    for name, one in total.sums.items():
-        assert torch.allclose(one, expected[name], rtol=1e-12, atol=1e-12)
+        squares = g.double().reshape(N, -1).square().sum(1)
+        assert torch.allclose(matrix.squared_norms(), squares, rtol=1e-12)
 
 
 # The second is so large that it is a matrix of its own.

@@ -15,7 +15,8 @@ from torch import nn
 
 import privacy.clipping
 import privacy.dp_sgd
-from privacy.clipping import add_clipped_vector
+import privacy.gradients.record
+from privacy.clipping import add_clipped_vector, clip_factors
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
@@ -313,11 +314,12 @@ def clip_without_a_layer(patch):
     """The first parameter is summed as it came."""
     shipped, first = add_clipped_vector, next(Model().parameters()).numel()
 
-    def wrong(total, vector, factor):
-        shipped(total, vector, factor)
+    def wrong(total, vector, clip_norm):
+        factor = clip_factors(vector.norm()[None], clip_norm)
+        shipped(total, vector, clip_norm)
         total[:first] += (1 - factor) * vector[:first]
 
-    patch.setattr(privacy.clipping, "add_clipped_vector", wrong)
+    patch.setattr(privacy.gradients.record, "add_clipped_vector", wrong)
 
 
 def not_finite_taints(patch):

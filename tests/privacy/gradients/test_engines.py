@@ -10,9 +10,8 @@ from torch import nn
 
 from privacy.clipping import add_to
 from privacy.errors import InvalidRequest
-from privacy.gradients import ENGINES, choose
+from privacy.gradients import ENGINES, choose, grad_samplers
 from privacy.gradients.base import refuse_record_mixing
-from privacy.gradients.grad_samplers import convolution
 
 N, K, CHANNELS, SIZE, CLASSES = 5, 3, 2, 8, 4
 C = 0.7
@@ -222,7 +221,7 @@ def test_float32_models_agree_up_to_float32(engine, name):
 @pytest.mark.parametrize("engine", ["layerwise", "captured", "two-pass"], indirect=True)
 def test_how_many_records_stand_side_by_side_has_no_influence(engine, monkeypatch, records):
     """In one grouped convolution; the last ones are fewer."""
-    monkeypatch.setattr(convolution, "_SIDE_BY_SIDE", 8 * SIZE**2 * records)
+    monkeypatch.setattr(grad_samplers, "_SIDE_BY_SIDE", 8 * SIZE**2 * records)
     for name in ("convolution", "normed", "up and down"):
         model = make_model(name)
         found = sum_of_clipped(engine, model, denoising_loss, make_records(), C, micro_batch=N)

@@ -142,14 +142,14 @@ def test_either_guard_alone_keeps_an_earlier_batch_out(way, monkeypatch, wrong, 
 
 def test_a_batch_holds_nothing_but_its_records():
     records = make_records(3)
-    batch = FixedBatch.like(records, dict(make_model("dense").named_parameters()), SIZE)
+    batch = FixedBatch(records, dict(make_model("dense").named_parameters()), SIZE)
     batch.fill(spoiled(SIZE, math.nan))
     batch.fill(records)
     assert batch.present.tolist() == [True, True, True, False]
     for held, given in zip(batch.records, records, strict=True):
         assert torch.equal(held[:3], given)
         assert not held[3:].any()
-    assert repr(batch) == "FixedBatch()"
+    assert "tensor" not in repr(batch)
 
 
 def test_results_are_the_callers_own(way):

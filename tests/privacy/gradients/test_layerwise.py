@@ -7,8 +7,7 @@ from torch import nn
 from privacy.errors import UmbraError
 from privacy.gradients import ENGINES, layerwise
 from privacy.gradients.base import trainable
-from privacy.gradients.grad_samplers import RULES
-from privacy.gradients.grad_samplers.base import batched_apply
+from privacy.gradients.grad_samplers import RULES, batched_apply
 from privacy.gradients.layerwise import TwoPassEngine, backward
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser

@@ -86,16 +86,7 @@ class NoGuardAgainstNaN(WrongEngine):
     """Records with a factor of zero are multiplied by it: 0 times NaN is NaN."""
 
     def sum_of_clipped(self, model, loss, records, clip_norm, micro_batch):
-        def wrong(vectors, factors):
-            return torch.tensordot(factors, vectors.to(torch.float64), dims=1)
-
-        def wrong_vector(total, vector, factor):
-            total += factor * vector
-
-        with (
-            mock.patch.object(clipping, "sum_clipped", wrong),
-            mock.patch.object(clipping, "add_clipped_vector", wrong_vector),
-        ):
+        with mock.patch.object(clipping, "_left_out", lambda numbers, factors: numbers):
             return super().sum_of_clipped(model, loss, records, clip_norm, micro_batch)
 
 
