@@ -68,15 +68,13 @@ class EMA:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load what `state_dict` returned; raise InvalidRequest where it is another model's."""
-        expected = {name: tuple(average.shape) for name, average in self._average.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
-        if wrong:
-            first = wrong[0]
+        expected = {(name, average.shape) for name, average in self._average.items()}
+        found = {(name, tensor.shape) for name, tensor in state.items()}
+        if found != expected:
+            names = ", ".join(sorted({name for name, _ in found ^ expected}))
             raise InvalidRequest(
-                f"averaged weights do not fit the model: {len(wrong)} parameters differ, the first "
-                f"is {first!r} (expected shape {expected.get(first)}, found {found.get(first)}); "
-                "load the weights of a run with the same network"
+                f"averaged weights do not fit the model, expected its own names and shapes; these "
+                f"differ: {names}; load the weights of a run with the same network"
             )
         for name, average in self._average.items():
             average.copy_(state[name])

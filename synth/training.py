@@ -4,7 +4,7 @@ Algorithm 4 of Dockhorn et al. 2023. The loop never runs a step that is not char
 writes, returns or reports anything that was computed from records without noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,41 +51,34 @@ class Training:
             positive_int(name, getattr(self, name))
 
 
+@dataclass(eq=False)
 class Trainer:
-    """One worker's part in one attempt; `run` ends when the reservation's steps are used up."""
+    """One worker's part in one attempt; `run` ends when the reservation's steps are used up.
 
-    def __init__(
-        self,
-        training: Training,
-        denoiser: Denoiser,
-        records: Records,
-        attempt: Attempt,
-        meter: Meter,
-        checkpoints: StoragePath,
-        collective: Collective | None = None,
-        on_progress: OnProgress = lambda phase, done, total: None,
-    ) -> None:
-        """Prepare, without touching a record; the arguments are those of `Method.fit`.
+    The fields are those of `Method.fit`. No record is touched before `run`.
 
-        `denoiser` has the same initial weights on every worker and is trained in place.
+    Raises:
+        InvalidRequest: the number of records is not the one that the mechanism states.
+    """
 
-        Raises:
-            InvalidRequest: the number of records is not the one that the mechanism states.
-        """
+    training: Training
+    denoiser: Denoiser  # with the same initial weights on every worker; trained in place
+    records: Records
+    attempt: Attempt
+    meter: Meter
+    checkpoints: StoragePath
+    collective: Collective = field(default_factory=SingleProcess)
+    on_progress: OnProgress = lambda phase, done, total: None
+
+    def __post_init__(self) -> None:
+        training, denoiser = self.training, self.denoiser
+        records, attempt = self.records, self.attempt
         if len(records) != training.dpsgd.records:
             raise InvalidRequest(
                 f"the mechanism is stated for {training.dpsgd.records} records, found "
                 f"{len(records)}; declare the number that the source holds"
             )
         settings, of = training.settings, denoiser.preconditioning
-        self._training = training
-        self._denoiser = denoiser
-        self._records = records
-        self._attempt = attempt
-        self._meter = meter
-        self._folder = checkpoints
-        self._collective = collective or SingleProcess()
-        self._on_progress = on_progress
         self._trainable = trainable(denoiser)
         self._ema = EMA(denoiser, settings.ema)
         self._optimizer = torch.optim.Adam(self._trainable.values(), lr=settings.learning_rate)
@@ -93,9 +86,19 @@ class Trainer:
         dropout, null = training.label_dropout, training.classes
         self._views = NoisedViews(of, settings.views, dropout, null, attempt.key, attempt.number)
         self._noise = attempt.noise()
-        self._private_gradient = self._make_private_gradient()
+        dpsgd, images = training.dpsgd, records.images
+        self._private_gradient = PrivateGradient(
+            dpsgd,
+            PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability),
+            self._noise,
+            choose(
+                images.shape[2:].numel(), settings.views, images.device.type, settings.precision
+            ),
+            self.collective,
+            training.micro_batch,
+        )
         # Every worker has all records and takes every size-th; which, changes nothing in the sums.
-        self._owned = np.arange(self._collective.rank, len(records), self._collective.size)
+        self._owned = np.arange(self.collective.rank, len(records), self.collective.size)
         self._step = self._saved = 0
         self._head = ""
 
@@ -112,7 +115,7 @@ class Trainer:
         while (block := self._charge_block()) > 0:
             for _ in range(block):
                 self._take_step()
-            if self._step - self._saved >= self._training.settings.checkpoint_every:
+            if self._step - self._saved >= self.training.settings.checkpoint_every:
                 self._save()
         if self._step > self._saved:
             self._save()
@@ -121,102 +124,93 @@ class Trainer:
                 "every reserved step was charged and lost in a crash, so there is no trained model "
                 "to release; submit a new run"
             )
-        return {**self._denoiser.state_dict(), **self._ema.state_dict()}
+        return {**self.denoiser.state_dict(), **self._ema.state_dict()}
 
     def _restore(self) -> bool:
         """Go on from the newest sound checkpoint; say whether there is one."""
-        found = newest(self._folder).checkpoint
+        found = newest(self.checkpoints).checkpoint
         step = -1 if found is None else found.step
-        if self._collective.broadcast_from_rank0(step) != step:
+        if self.collective.broadcast_from_rank0(step) != step:
             raise UmbraError(
                 "the workers found different checkpoints; put the run's folder on storage that "
                 "all of them share"
             )
         if found is None:
             return False
-        if found.attempt >= self._attempt.number:
+        if found.attempt >= self.attempt.number:
             raise InvalidRequest(
-                f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
+                f"attempt {self.attempt.number} cannot go on from a checkpoint of attempt "
                 f"{found.attempt}: masks must be fresh; begin a new attempt"
             )
-        load_trained(self._denoiser, found.model)
+        load_trained(self.denoiser, found.model)
         self._ema.load_state_dict(dict(found.ema))
         self._optimizer.load_state_dict(dict(found.optimizer))
         self._step = self._saved = found.step
         return True
 
     def _warm_up(self) -> None:
-        training, records = self._training, self._records
+        training, records = self.training, self.records
         warmup = training.settings.warmup
         if warmup is None:
             return
-        first = self._collective.rank == 0
-        if not self._collective.broadcast_from_rank0(self._meter.remaining(WARMUP) if first else 0):
+        first = self.collective.rank == 0
+        if not self.collective.broadcast_from_rank0(self.meter.remaining(WARMUP) if first else 0):
             # An attempt that died after the charge has forfeited the query.
             return
         means = torch.zeros(training.classes, *records.images.shape[1:])
         if first:
-            self._head = self._meter.charge(WARMUP, 1)
+            self._head = self.meter.charge(WARMUP, 1)
             means = release_class_means(records, training.classes, warmup, self._noise)
-        means = self._collective.sum({"means": means.to(records.images.device)})["means"].float()
-        report, total = self._on_progress, warmup.steps
+        means = self.collective.sum({"means": means.to(records.images.device)})["means"].float()
+        report, total = self.on_progress, warmup.steps
         train_on_means(
-            self._denoiser,
+            self.denoiser,
             means,
             warmup,
             training.label_dropout,
-            self._attempt.generator(),
+            self.attempt.generator(),
             lambda done: report(WARMUP, done, total),
         )
-        self._ema = EMA(self._denoiser, training.settings.ema)
+        self._ema = EMA(self.denoiser, training.settings.ema)
         self._save()
-
-    def _make_private_gradient(self) -> PrivateGradient:
-        training, images, attempt = self._training, self._records.images, self._attempt
-        dpsgd, settings, pixels = training.dpsgd, training.settings, images[0, 0].numel()
-        engine = choose(pixels, settings.views, images.device.type, settings.precision)
-        masks = PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability)
-        return PrivateGradient(
-            dpsgd, masks, self._noise, engine, self._collective, training.micro_batch
-        )
 
     def _charge_block(self) -> int:
         """Charge the next block and return its length; 0 when the reservation is used up."""
         block = 0
-        if self._collective.rank == 0:
-            block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
+        if self.collective.rank == 0:
+            block = min(self.meter.remaining(PRIVATE), self.training.settings.charge_block)
             if block > 0:
-                self._head = self._meter.charge(PRIVATE, block)
+                self._head = self.meter.charge(PRIVATE, block)
         # The others hear of the block when it is paid for and not before.
-        return self._collective.broadcast_from_rank0(block)
+        return self.collective.broadcast_from_rank0(block)
 
     def _take_step(self) -> None:
         """Take one charged step of DP-SGD."""
-        training, step = self._training, self._step
-        gather = self._views.for_step(step, self._records, self._owned)
-        gradient = self._private_gradient(step, self._denoiser, self._loss, self._owned, gather)
+        training, step = self.training, self._step
+        gather = self._views.for_step(step, self.records, self._owned)
+        gradient = self._private_gradient(step, self.denoiser, self._loss, self._owned, gather)
         for name, parameter in self._trainable.items():
             parameter.grad = gradient[name]
         for group in self._optimizer.param_groups:
             group["lr"] = cosine(training.settings.learning_rate, step, training.steps)
         self._optimizer.step()
-        self._ema.update(self._denoiser)
+        self._ema.update(self.denoiser)
         self._step += 1
-        self._on_progress(PRIVATE, self._step, training.steps)
+        self.on_progress(PRIVATE, self._step, training.steps)
 
     def _save(self) -> None:
         """Write a checkpoint; it holds nothing that noise or masks could be drawn from again."""
         self._saved = self._step
-        if self._collective.rank != 0:
+        if self.collective.rank != 0:
             return
         checkpoint = Checkpoint(
             self._step,
-            self._attempt.number,
+            self.attempt.number,
             PRIVATE if self._step else WARMUP,
-            trained_state(self._denoiser),
+            trained_state(self.denoiser),
             self._ema.state_dict(),
             self._optimizer.state_dict(),
             self._head,
         )
-        save(self._folder, checkpoint)
-        keep_last(self._folder, _KEPT)
+        save(self.checkpoints, checkpoint)
+        keep_last(self.checkpoints, _KEPT)

@@ -179,25 +179,23 @@ class UNet(nn.Module):
     `seed` gives the initial weights; torch's global generator is left as it was.
     """
 
-    def __init__(self, config: UNetConfig, seed: int | torch.Generator = 0) -> None:
+    def __init__(self, config: UNetConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(devices=[]):
-            self._build(config)
-        if not isinstance(seed, torch.Generator):
-            seed = torch.Generator().manual_seed(seed)
-        _initialise(self, seed)
-
-    def _build(self, config: UNetConfig) -> None:
         stored = [config.base]  # channels of each feature map the way down leaves for the way up
-        self.condition = ConditionEmbedding(config.base, config.classes)
-        self.stem = nn.Conv2d(config.channels, config.base, kernel_size=3, padding=1)
-        self.down = nn.ModuleList(_way_down(config, stored))
-        self.middle = nn.ModuleList(_middle(config, stored[-1]))
-        self.up = nn.ModuleList(_way_up(config, stored))
-        channels = config.base * config.multipliers[0]
-        self.norm_out = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, config.channels, kernel_size=3, padding=1)
+        with torch.random.fork_rng(devices=[]):
+            self.condition = ConditionEmbedding(config.base, config.classes)
+            self.stem = nn.Conv2d(config.channels, config.base, kernel_size=3, padding=1)
+            self.down = nn.ModuleList(_way_down(config, stored))
+            self.middle = nn.ModuleList(
+                ResidualBlock(stored[-1], stored[-1], 4 * config.base, attention=attention)
+                for attention in (True, False)
+            )
+            self.up = nn.ModuleList(_way_up(config, stored))
+            channels = config.base * config.multipliers[0]
+            self.norm_out = group_norm(channels)
+            self.conv_out = nn.Conv2d(channels, config.channels, kernel_size=3, padding=1)
+        _initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate F at x [B, C, H, W], c_noise [B] and label [B] in 0..classes."""
@@ -230,11 +228,6 @@ def _way_down(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:
             yield ResidualBlock(channels, out, embedding, attention=attention)
             channels = out
             stored.append(channels)
-
-
-def _middle(config: UNetConfig, channels: int) -> Iterator[ResidualBlock]:
-    for attention in (True, False):
-        yield ResidualBlock(channels, channels, 4 * config.base, attention=attention)
 
 
 def _way_up(config: UNetConfig, stored: list[int]) -> Iterator[ResidualBlock]:

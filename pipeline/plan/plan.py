@@ -15,7 +15,7 @@ from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
 from privacy.ledger.records import Component
 from privacy.mechanisms import DiscreteLaplace
 from synth.methods import method_class
-from synth.methods.base import Method, PrivacyTarget, PublicFacts, WorkerResources
+from synth.methods.base import Method, PublicFacts, WorkerResources
 
 ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
 
@@ -116,8 +116,8 @@ def training_components(spec: Spec) -> tuple[Component, ...]:
         InvalidRequest: no noise meets the request.
     """
     privacy = spec.privacy
-    target = PrivacyTarget(privacy.epsilon, privacy.delta, privacy.calibration)
-    return build_method(spec).components(target)
+    method = build_method(spec)
+    return method.components(privacy.epsilon, privacy.delta, privacy.calibration)
 
 
 def holdout_components(spec: Spec) -> tuple[Component, ...]:

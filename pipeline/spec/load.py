@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_args
 
@@ -275,10 +277,7 @@ def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]
 
 def _unused_keys(path: FieldPath, document: Document, model: type[BaseModel]) -> list[str]:
     """Return unknown keys written at `path`: perhaps a misspelt required one."""
-    written = document.value
-    for part in path:
-        written = written[part]
-    known = _known_keys(path, model)
+    written, known = reduce(getitem, path, document.value), _known_keys(path, model)
     return [key for key in written if key not in known] if known else []
 
 

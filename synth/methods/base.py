@@ -35,15 +35,6 @@ class PublicFacts:
 
 
 @dataclass(frozen=True)
-class PrivacyTarget:
-    """The (ε, δ) that is asked for and the accountant under which it has to hold."""
-
-    epsilon: float
-    delta: float
-    calibration: Literal["rdp", "prv"] = "rdp"
-
-
-@dataclass(frozen=True)
 class WorkerResources:
     """What a worker has; no result depends on it."""
 
@@ -88,8 +79,10 @@ class Method(ABC):
     ) -> None: ...
 
     @abstractmethod
-    def components(self, target: PrivacyTarget) -> tuple[Component, ...]:
-        """Return what `fit` charges, in order, so that all together meet the target.
+    def components(
+        self, epsilon: float, delta: float, calibration: Literal["rdp", "prv"]
+    ) -> tuple[Component, ...]:
+        """Return what `fit` charges, in order; all together meet (ε, δ) under that accountant.
 
         Raises:
             InvalidRequest: no noise meets it.

@@ -5,7 +5,7 @@ network is trained for free (`synth.warmup`).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
@@ -13,15 +13,7 @@ from privacy.accounting.calibrate import noise_multiplier
 from privacy.errors import InvalidRequest
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian, SubsampledGaussian
-from synth.methods.base import (
-    Extent,
-    Method,
-    OnProgress,
-    PrivacyTarget,
-    PublicFacts,
-    WorkerResources,
-    Workload,
-)
+from synth.methods.base import Extent, Method, OnProgress, PublicFacts, WorkerResources, Workload
 from synth.settings import ModelSettings, NetworkSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -68,22 +60,25 @@ class Diffusion(Method):
         self._model = model
         self.train = train
 
-    def components(self, target: PrivacyTarget) -> tuple[Component, ...]:
+    def components(
+        self, epsilon: float, delta: float, calibration: Literal["rdp", "prv"]
+    ) -> tuple[Component, ...]:
         """Calibrate σ of DP-SGD to what the warm-up leaves; see `Method.components`."""
         fixed: tuple[Component, ...] = ()
         if self.train.warmup is not None:
             release = Gaussian(self.train.warmup.noise_multiplier)
-            _require_room(release, target)
+            spent = accountant(calibration).epsilon([release], delta)
+            if spent >= epsilon:
+                raise InvalidRequest(
+                    f"the warm-up alone spends ε = {round_up(spent)} at δ = {delta:g} "
+                    f"({calibration}), expected less than privacy.epsilon = {epsilon:g}. Raise "
+                    f"train.warmup.noise_multiplier (now {release.noise_multiplier:g}) or leave "
+                    "the warm-up out."
+                )
             fixed = (Component(WARMUP, release),)
         q, T = self.train.schedule(self._records)
-        sigma = noise_multiplier(
-            target.epsilon,
-            target.delta,
-            q,
-            T,
-            fixed=[component.mechanism for component in fixed],
-            accountant=target.calibration,
-        )
+        others = [component.mechanism for component in fixed]
+        sigma = noise_multiplier(epsilon, delta, q, T, fixed=others, accountant=calibration)
         return (*fixed, Component(PRIVATE, SubsampledGaussian(q, sigma, T)))
 
     def extent(self, components: Sequence[Component]) -> Extent:
@@ -122,14 +117,16 @@ class Diffusion(Method):
         on_progress: OnProgress = lambda component, done, total: None,
     ) -> "dict[str, Tensor]":
         """Train to the end of the reservation and return the averaged weights; see `Method.fit`."""
+        from privacy.collective import SingleProcess
         from synth.training import Trainer
 
-        denoiser = self.denoiser(self._facts, self._model)
+        denoiser, workers = self.denoiser(self._facts, self._model), collective or SingleProcess()
         training = self.training(components, denoiser)
         denoiser = denoiser.to(records.images.device)
-        return Trainer(
-            training, denoiser, records, attempt, meter, checkpoints, collective, on_progress
-        ).run()
+        trainer = Trainer(
+            training, denoiser, records, attempt, meter, checkpoints, workers, on_progress
+        )
+        return trainer.run()
 
     @staticmethod
     def denoiser(facts: PublicFacts, model: ModelSettings) -> "Denoiser":
@@ -203,15 +200,3 @@ def _dp_sgd(components: Sequence[Component]) -> SubsampledGaussian:
     mechanism = next(c.mechanism for c in components if c.name == PRIVATE)
     assert isinstance(mechanism, SubsampledGaussian)  # noqa: S101
     return mechanism
-
-
-def _require_room(release: Gaussian, target: PrivacyTarget) -> None:
-    """Raise InvalidRequest if the warm-up leaves nothing to DP-SGD."""
-    spent = accountant(target.calibration).epsilon([release], target.delta)
-    if spent >= target.epsilon:
-        raise InvalidRequest(
-            f"the warm-up alone spends ε = {round_up(spent)} at δ = {target.delta:g} "
-            f"({target.calibration}), expected less than privacy.epsilon = {target.epsilon:g}. "
-            f"Raise train.warmup.noise_multiplier (now {release.noise_multiplier:g}) or leave the "
-            "warm-up out."
-        )

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
 from privacy.noise import SecureGaussian
@@ -160,7 +161,7 @@ def trainer(folder, meter, attempt=1, seed=None, collective=None, on_progress=ig
         Attempt(attempt, KEY, seed),
         meter,
         folder,
-        collective,
+        collective or SingleProcess(),
         on_progress,
     )
 
@@ -335,12 +336,12 @@ def charged_after_the_block(patch):
     owed = []
 
     def wrong(self):
-        if owed and self._collective.rank == 0:
-            self._meter.charge(PRIVATE, owed.pop())
-        block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
-        if block and self._collective.rank == 0:
+        if owed and self.collective.rank == 0:
+            self.meter.charge(PRIVATE, owed.pop())
+        block = min(self.meter.remaining(PRIVATE), self.training.settings.charge_block)
+        if block and self.collective.rank == 0:
             owed.append(block)
-        return self._collective.broadcast_from_rank0(block)
+        return self.collective.broadcast_from_rank0(block)
 
     patch.setattr(Trainer, "_charge_block", wrong)
 
@@ -352,10 +353,10 @@ def one_step_more_than_charged(patch):
 
 def others_do_not_wait_for_the_charge(patch):
     def wrong(self):
-        block = min(self._meter.remaining(PRIVATE), self._training.settings.charge_block)
-        block = self._collective.broadcast_from_rank0(block)
-        if block and self._collective.rank == 0:
-            self._meter.charge(PRIVATE, block)
+        block = min(self.meter.remaining(PRIVATE), self.training.settings.charge_block)
+        block = self.collective.broadcast_from_rank0(block)
+        if block and self.collective.rank == 0:
+            self.meter.charge(PRIVATE, block)
         return block
 
     patch.setattr(Trainer, "_charge_block", wrong)
@@ -365,9 +366,9 @@ def query_not_charged(patch):
     shipped = Trainer._warm_up
 
     def wrong(self):
-        meter, self._meter = self._meter, Meter(query=1)
+        meter, self.meter = self.meter, Meter(query=1)
         shipped(self)
-        self._meter = meter
+        self.meter = meter
 
     patch.setattr(Trainer, "_warm_up", wrong)
 
@@ -391,7 +392,7 @@ def attempts_not_charged(patch):
     def wrong(self):
         if self._attempt.number == 1:
             return shipped(self)
-        return self._training.steps - self._step
+        return self.training.steps - self._step
 
     patch.setattr(Trainer, "_charge_block", wrong)
 

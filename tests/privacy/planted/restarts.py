@@ -149,7 +149,7 @@ class RetriesForFree(Trainer):
     def _charge_block(self):
         if self._attempt.number == 1:
             return super()._charge_block()
-        return self._training.steps - self._step
+        return self.training.steps - self._step
 
 
 class RestoredNoise(Attempt):
