@@ -71,12 +71,12 @@ class Trainer:
     on_progress: OnProgress = lambda phase, done, total: None
 
     def __post_init__(self) -> None:
-        training, denoiser = self.training, self.denoiser
-        records, attempt = self.records, self.attempt
-        if len(records) != training.dpsgd.records:
+        training, denoiser, attempt = self.training, self.denoiser, self.attempt
+        records, images, dpsgd = self.records, self.records.images, self.training.dpsgd
+        if len(records) != dpsgd.records:
             raise InvalidRequest(
-                f"the mechanism is stated for {training.dpsgd.records} records, found "
-                f"{len(records)}; declare the number that the source holds"
+                f"the mechanism is stated for {dpsgd.records} records, found {len(records)}; "
+                "declare the number that the source holds"
             )
         settings, of = training.settings, denoiser.preconditioning
         self._trainable = trainable(denoiser)
@@ -86,16 +86,11 @@ class Trainer:
         dropout, null = training.label_dropout, training.classes
         self._views = NoisedViews(of, settings.views, dropout, null, attempt.key, attempt.number)
         self._noise = attempt.noise()
-        dpsgd, images = training.dpsgd, records.images
+        masks = PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability)
+        pixels, device_type = images.shape[2:].numel(), images.device.type
+        engine = choose(pixels, settings.views, device_type, settings.precision)
         self._private_gradient = PrivateGradient(
-            dpsgd,
-            PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability),
-            self._noise,
-            choose(
-                images.shape[2:].numel(), settings.views, images.device.type, settings.precision
-            ),
-            self.collective,
-            training.micro_batch,
+            dpsgd, masks, self._noise, engine, self.collective, training.micro_batch
         )
         # Every worker has all records and takes every size-th; which, changes nothing in the sums.
         self._owned = np.arange(self.collective.rank, len(records), self.collective.size)

@@ -34,8 +34,8 @@ def plan(spec: Path, as_json: bool) -> None:
 
     Says whether the budget of its data set admits it. Opens no data and changes nothing.
     """
+    from pipeline.plan.plan import budget_quotes
     from pipeline.plan.plan import plan as make_plan
-    from pipeline.plan.quote import budget_quotes
     from pipeline.spec import load_spec
 
     made = make_plan(load_spec(spec))

@@ -1,4 +1,4 @@
-"""Plan a run: what it would charge and cost.
+"""Plan a run: what it would charge and cost, and whether its budget has room for it.
 
 `plan` reads nothing but the spec: no data, no budget, no UMBRA_HOME. The run executes the same
 Plan, so what is shown is what is reserved, charged and trained.
@@ -8,10 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.home import Home
 from pipeline.plan.cost import Cost, estimate
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.spec import Spec
 from privacy.accounting.base import round_up
 from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
+from privacy.budget import Budget, Quote
+from privacy.errors import BudgetRefused, NoLedger
+from privacy.ledger import Ledger
 from privacy.ledger.records import Component
 from privacy.mechanisms import DiscreteLaplace
 from synth.methods import method_class
@@ -130,6 +135,24 @@ def holdout_components(spec: Spec) -> tuple[Component, ...]:
     counts = (Component(CLASS_COUNTS, DiscreteLaplace(scale)),)
     accuracy = Component(ACCURACY, DiscreteLaplace(scale, len(evaluate.classifiers)))
     return (accuracy, *(counts if evaluate.release_class_counts else ()))
+
+
+def budget_quotes(plan: Plan, home: Home) -> dict[str, Quote]:
+    """Return the quote of every part of the data set that the plan draws on; changes nothing.
+
+    Empty where the data set has no budget yet, or there is no ledger at all.
+
+    Raises:
+        LedgerUnavailable: there is a ledger and it cannot be reached.
+        IntegrityBroken: it is damaged.
+    """
+    asked = {TRAIN: plan.components, HOLDOUT: plan.holdout_components}
+    try:
+        budget = Budget(Ledger.open(home.ledger_url))
+        name = plan.spec.data.name
+        return {part: budget.quote(name, paid, part) for part, paid in asked.items() if paid}
+    except (NoLedger, BudgetRefused):
+        return {}
 
 
 def _notes(spec: Spec, epsilon: EpsilonBounds) -> Iterator[str]:

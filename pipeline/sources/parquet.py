@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.sources.base import SourceOptions, check_spec, checked, decode_image
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
+
+if TYPE_CHECKING:
+    # Specs name this source, and are read where half a second counts: imported when it loads.
+    import pyarrow as pa
 
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
@@ -61,7 +62,10 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _read(file: Path, classes: Sequence[str]) -> pa.Table:
+def _read(file: Path, classes: Sequence[str]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         schema = pq.read_schema(file)
         _check_columns(schema, file)
@@ -76,11 +80,13 @@ def _read(file: Path, classes: Sequence[str]) -> pa.Table:
     return table
 
 
-def _check_columns(schema: pa.Schema, file: Path) -> None:
+def _check_columns(schema: "pa.Schema", file: Path) -> None:
+    from pyarrow.types import is_integer, is_struct
+
     found = {field.name: field.type for field in schema}
     image, label = found.get("image"), found.get("label")
-    sound = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not sound or label is None or not pa.types.is_integer(label):
+    sound = image is not None and is_struct(image) and image.get_field_index("bytes") >= 0
+    if not sound or label is None or not is_integer(label):
         columns = ", ".join(f"{name}: {kind}" for name, kind in found.items())
         raise DataError(
             f"{file}: columns image: struct<bytes: binary, path: string> and label: int64 were "
@@ -88,7 +94,7 @@ def _check_columns(schema: pa.Schema, file: Path) -> None:
         )
 
 
-def _check_names(schema: pa.Schema, classes: Sequence[str], file: Path) -> None:
+def _check_names(schema: "pa.Schema", classes: Sequence[str], file: Path) -> None:
     """Refuse a file whose labels mean other classes than the spec's."""
     try:
         metadata: Any = json.loads((schema.metadata or {})[b"huggingface"])
@@ -102,8 +108,10 @@ def _check_names(schema: pa.Schema, classes: Sequence[str], file: Path) -> None:
         )
 
 
-def _encoded(table: pa.Table, file: Path) -> Iterator[bytes]:
-    for value in pc.struct_field(table["image"], "bytes"):
+def _encoded(table: "pa.Table", file: Path) -> Iterator[bytes]:
+    from pyarrow.compute import struct_field
+
+    for value in struct_field(table["image"], "bytes"):
         if not value.is_valid:
             raise DataError(f"{file}: an image inside the file in every row was expected")
         yield value.as_py()

@@ -390,7 +390,7 @@ def attempts_not_charged(patch):
     shipped = Trainer._charge_block
 
     def wrong(self):
-        if self._attempt.number == 1:
+        if self.attempt.number == 1:
             return shipped(self)
         return self.training.steps - self._step
 

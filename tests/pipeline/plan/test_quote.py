@@ -1,6 +1,5 @@
 from pipeline.home import Home
-from pipeline.plan.plan import plan
-from pipeline.plan.quote import budget_quotes
+from pipeline.plan.plan import budget_quotes, plan
 
 
 def test_a_quote_for_every_part_that_pays(house, blots_spec):

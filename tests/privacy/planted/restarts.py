@@ -147,7 +147,7 @@ class RetriesForFree(Trainer):
     """A second start believes that what is not in a checkpoint was never taken."""
 
     def _charge_block(self):
-        if self._attempt.number == 1:
+        if self.attempt.number == 1:
             return super()._charge_block()
         return self.training.steps - self._step
 
