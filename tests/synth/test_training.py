@@ -462,9 +462,9 @@ class TestRun:
         mine = trainer(
             tmp_path,
             Meter(),
-            on_progress=lambda *_: weights.append(copy.deepcopy(mine._denoiser.state_dict())),
+            on_progress=lambda *_: weights.append(copy.deepcopy(mine.denoiser.state_dict())),
         )
-        average = {name: p.detach().clone() for name, p in mine._denoiser.named_parameters()}
+        average = {name: p.detach().clone() for name, p in mine.denoiser.named_parameters()}
         found = mine.run()
         for step in weights:
             average = {name: 0.6 * average[name] + 0.4 * step[name] for name in average}
@@ -512,7 +512,7 @@ class TestRun:
 
     def test_a_record_that_is_not_finite_does_not_stop_it(self, tmp_path):
         mine = trainer(tmp_path, Meter(query=1), warmup=QUERY)
-        mine._records.images[[2, 7]] = torch.tensor([math.nan, math.inf])[:, None, None, None]
+        mine.records.images[[2, 7]] = torch.tensor([math.nan, math.inf])[:, None, None, None]
         assert all(bool(p.isfinite().all()) for p in mine.run().values())
 
     def test_learns(self, tmp_path):
@@ -694,7 +694,7 @@ class TestResume:
         average = mine.run()
         resumed = trainer(tmp_path, Meter(steps=0), attempt=2)
         assert same(resumed.run(), average)
-        assert same(resumed._denoiser.state_dict(), mine._denoiser.state_dict())
+        assert same(resumed.denoiser.state_dict(), mine.denoiser.state_dict())
         moments, expected = (t._optimizer.state_dict()["state"] for t in (resumed, mine))
         assert all(same(moments[p], expected[p]) for p in expected)
 
