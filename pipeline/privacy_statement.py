@@ -21,21 +21,19 @@ def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Me
 
 
 def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
-    """Return the statement for everything made under a reservation (`synth.export.statement`).
-
-    Every number is computed from raw rows now, none is read back.
-    """
+    """Return the statement for everything made under a reservation, computed from raw rows."""
     reservation = budget.reservation(reservation_id)
     delta = budget.odometer(reservation.dataset).delta
     mechanisms = charged_mechanisms(budget, reservation)
     bounds = epsilon_bounds(mechanisms.values(), delta).stated() if mechanisms else {}
-    k = reservation.records_per_unit
+    k, unit = reservation.records_per_unit, f"one {reservation.unit}"
     further = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
     return {
         "run": reservation.run_id,
         "dataset": reservation.dataset,
         "records": reservation.records,
-        "unit": _unit(reservation),
+        # An owner of several records has a guarantee of their own below.
+        "unit": unit if k == 1 else f"one record ({unit} has up to {k})",
         "records_per_unit": k,
         "neighbouring_relation": RELATION,
         "delta": delta,
@@ -54,20 +52,9 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
 def guarantees(
     mechanisms: Iterable[Mechanism], delta: float, records_per_unit: int
 ) -> list[Guarantee]:
-    """Return the guarantees of the mechanisms beyond add/remove of one record.
-
-    Replacement of a record and, where a unit has several, add/remove of as many.
-    """
+    """Return the guarantees for replacing a record and, where a unit has several, adding them."""
     charged = list(mechanisms)
     if not charged:
         return []
     several = [group(charged, delta, records_per_unit)] if records_per_unit > 1 else []
     return [replace_one(charged, delta), *several]
-
-
-def _unit(reservation: Reservation) -> str:
-    """Return the unit that ε and δ refer to; an owner of several records has its own guarantee."""
-    k = reservation.records_per_unit
-    if k == 1:
-        return f"one {reservation.unit}"
-    return f"one record (one {reservation.unit} has up to {k})"

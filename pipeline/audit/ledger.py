@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.home import Home
 from pipeline.privacy_statement import privacy_statement
-from pipeline.runs.ancestry import recorded_heads
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import recorded_heads
 from privacy.audit import LedgerAudit, audit_ledger
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -58,12 +58,10 @@ def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
 def _same_guarantees(stated: Any, due: list[dict[str, Any]]) -> bool:
     if not isinstance(stated, list) or len(stated) != len(due):
         return False
-    exact = ("relation", "records", "delta")
     return all(
         isinstance(one, dict)
-        and one.keys() == other.keys()
-        and all(one[name] == other[name] for name in exact)
-        and isinstance(one["epsilon"], int | float)
+        and isinstance(one.get("epsilon"), int | float)
+        and one == other | {"epsilon": one["epsilon"]}
         and _agree(one["epsilon"], other["epsilon"])
         for one, other in zip(stated, due, strict=True)
     )
@@ -82,9 +80,9 @@ class Audit:
     Attributes:
         subject: what was audited, as text.
         ledger: chain, rules and every ε again.
-        files: one sentence for every file or hash that is not what it should be.
-        signed_by: the public key, in hex, that new rows are signed with; None where they are not
-            signed, or the newest row is damaged.
+        files: a sentence for every file or hash that is not what it should be.
+        signed_by: the public key, in hex, that signs new rows; None where none does, or the newest
+            row is damaged.
     """
 
     subject: str
@@ -96,6 +94,17 @@ class Audit:
     def ok(self) -> bool:
         """Whether nothing is broken."""
         return self.ledger.ok and not self.files
+
+    @classmethod
+    def of(
+        cls, subject: str, checked: LedgerAudit, files: Iterable[str], ledger: Ledger
+    ) -> "Audit":
+        """Return the audit with the key by which the ledger is signed."""
+        try:
+            key = ledger.public_key
+        except IntegrityBroken:
+            key = None  # the ledger's own audit has found it
+        return cls(subject, checked, tuple(files), key)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain JSON values."""
@@ -113,10 +122,9 @@ def audit(home: Home, subject: str | None = None, public_key: str | None = None)
 
     Args:
         home: where the ledger is.
-        subject: a run id or a run's folder, a folder made by `umbra export`, or None for the
-            ledger with the heads that all runs recorded.
-        public_key: the Ed25519 key that the rows must be signed by, as known from elsewhere: in
-            hex, or a file that holds it.
+        subject: a run's id or folder, a folder made by `umbra export`, or None for the ledger with
+            the heads that all runs recorded.
+        public_key: the Ed25519 key that must have signed the rows, in hex or a file that holds it.
 
     Raises:
         InvalidRequest: there is no such run or folder, it belongs to another ledger, or the public
@@ -129,15 +137,13 @@ def audit(home: Home, subject: str | None = None, public_key: str | None = None)
     if subject is None:
         heads, damaged = _heads_of(home.runs())
         checked = audit_ledger(ledger, heads, public_key=key)
-        return Audit("the ledger", checked, tuple(damaged), _signed_by(ledger))
+        return Audit.of("the ledger", checked, damaged, ledger)
     run = find_run(home, subject)
-    if run is not None:
-        return audit_run(ledger, run, key)
-    return _audit_export(ledger, Path(subject), key)
+    return audit_run(ledger, run, key) if run else _audit_export(ledger, Path(subject), key)
 
 
 def find_run(home: Home, subject: str) -> RunDirectory | None:
-    """Return the run that a word names by its id or its folder; None for any other folder.
+    """Return the run that has this id or folder; None for any other folder.
 
     Raises:
         InvalidRequest: there is no such run and no such folder.
@@ -175,7 +181,7 @@ def audit_run(ledger: Ledger, run: RunDirectory, public_key: str | None = None) 
         checked, missing = _narrowed(ledger, heads, public_key, run_id=run.run_id)
         files += missing
     files += _foreign(ledger, run)
-    return Audit(f"run {run.run_id}", checked, tuple(files), _signed_by(ledger))
+    return Audit.of(f"run {run.run_id}", checked, files, ledger)
 
 
 def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit:
@@ -187,13 +193,11 @@ def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit
         )
     subject, files = f"export {folder.resolve().name}", verify_export(folder)
     try:
-        said = read_statement(folder)
-        digest = manifest_sha256(folder)
+        said, digest = read_statement(folder), manifest_sha256(folder)
         head = _head(said["head_hash"])
     except IntegrityBroken as error:
-        files = list(dict.fromkeys((*files, str(error))))
         checked = audit_ledger(ledger, public_key=public_key)
-        return Audit(subject, checked, tuple(files), _signed_by(ledger))
+        return Audit.of(subject, checked, dict.fromkeys((*files, str(error))), ledger)
     if said["ledger_id"] != ledger.ledger_id:
         raise InvalidRequest(
             f"{folder} was exported under ledger {said['ledger_id']}, this is {ledger.ledger_id}: "
@@ -205,7 +209,7 @@ def _audit_export(ledger: Ledger, folder: Path, public_key: str | None) -> Audit
         if not any(digest in reservation.exports for reservation in checked.reservations):
             files.append("the ledger records no export of this manifest under the reservation")
         files += verify_privacy_statement(said, ledger)
-    return Audit(subject, checked, tuple(files), _signed_by(ledger))
+    return Audit.of(subject, checked, files, ledger)
 
 
 def _narrowed(
@@ -229,9 +233,7 @@ def _foreign(ledger: Ledger, run: RunDirectory) -> list[str]:
     except IntegrityBroken as error:
         findings.append(str(error))
     state = run.state()
-    for identity in (state.reservation_id, state.holdout_reservation_id):
-        if identity is None:
-            continue
+    for identity in filter(None, (state.reservation_id, state.holdout_reservation_id)):
         rows = list(ledger.rows(kind=Kind.RESERVE, reservation=identity))
         if not rows:
             findings.append(f"the ledger holds no reservation {identity}, which the run names")
@@ -264,13 +266,6 @@ def _heads_of(runs: Iterable[RunDirectory]) -> tuple[list[Head], list[str]]:
         except IntegrityBroken as error:
             damaged.append(str(error))
     return heads, damaged
-
-
-def _signed_by(ledger: Ledger) -> str | None:
-    try:
-        return ledger.public_key
-    except IntegrityBroken:
-        return None  # the verification has found it
 
 
 def _public_key(text: str) -> str:

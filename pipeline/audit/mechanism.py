@@ -9,11 +9,12 @@ from pipeline.audit.run import TrainingRecipe
 from pipeline.home import Home
 from pipeline.plan.plan import build_method, training_components
 from pipeline.progress import Progress
-from pipeline.spec import Spec, load_spec
+from pipeline.spec import load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 from privacy.ledger.records import Component
+from synth.methods.base import Method
 from synth.methods.diffusion import Diffusion
 
 _DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
@@ -28,7 +29,7 @@ def audit_step(
 
     Args:
         home: where runs and their ledger are.
-        subject: a spec, whose plan gives q, σ, C and K; a run, whose reservation does; or None.
+        subject: a spec or a run, whose plan gives q, σ, C and K, or None for a default.
         progress: shown to a person.
         trials: how often the step is run with the canary, and as often without it.
 
@@ -42,22 +43,20 @@ def audit_step(
         dpsgd, settings["views"] = _DEFAULT, _DEFAULT_VIEWS
     elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
         spec = load_spec(Path(subject))
-        dpsgd, shown = _step(spec, training_components(spec))
+        dpsgd, shown = _step(build_method(spec), training_components(spec))
         settings |= shown | {"delta": spec.privacy.delta}
-    else:
-        run = find_run(home, subject)
-        if run is None:
-            raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
+    elif run := find_run(home, subject):
         recipe = TrainingRecipe.of(home, run)
-        dpsgd, shown = _step(recipe.spec, recipe.reservation.plan)
+        dpsgd, shown = _step(recipe.method, recipe.reservation.plan)
         settings |= shown | {"delta": recipe.delta}
+    else:
+        raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
     with progress.stage("run the step on toy data"):
         return audit_mechanism(dpsgd, **settings)
 
 
-def _step(spec: Spec, components: Sequence[Component]) -> tuple[DPSGD, dict[str, Any]]:
+def _step(method: Method, components: Sequence[Component]) -> tuple[DPSGD, dict[str, Any]]:
     """Return the step that is charged, its views, and its path with training's gradient engine."""
-    method = build_method(spec)
     if not isinstance(method, Diffusion):
         raise InvalidRequest(
             f"the mechanism audit runs a step of DP-SGD, but the method is {method.name}; "

@@ -15,9 +15,10 @@ import numpy as np
 from eval.features import extractor
 from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.progress import Progress
-from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity
+from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
+from pipeline.spec.sections import Data
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.records import LabelledRecords
 from synth.data.manifest import verify
@@ -29,13 +30,7 @@ FILE = "release-audit.json"
 
 @dataclass(frozen=True)
 class ReleaseAudit:
-    """Where the findings are.
-
-    Attributes:
-        run_id: the run.
-        written: the file with the findings, internal.
-        public: the findings, where they may be shown; None where they are private.
-    """
+    """The internal file with the findings; `public` holds them where they may be shown."""
 
     run_id: str
     written: Path
@@ -56,8 +51,7 @@ def require_release(run: RunDirectory) -> Spec:
 
     Raises:
         InvalidRequest: the run has no images, or no holdout to compare with.
-        IntegrityBroken: the spec, the state, the images or the run's internal notes of what it was
-            trained on are damaged.
+        IntegrityBroken: its spec, state, images or recorded data set identity are damaged.
     """
     state, spec = run.state(), run.spec()
     if not state.is_done("synthesize"):
@@ -78,7 +72,7 @@ def require_release(run: RunDirectory) -> Spec:
 
 
 def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
-    """Compare a run's images with its training set and its holdout, and write down what is found.
+    """Compare a run's images with its training set and its holdout, and record what is found.
 
     No distance passes or fails: see `eval.memorisation`.
 
@@ -88,7 +82,7 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
             what the run was reserved for.
     """
     spec = require_release(run)
-    train, holdout = _private(run, spec)
+    train, holdout = _private(run, spec.data)
     synthetic = LabelledRecords.concatenate(read_shards(run.release))
     findings: dict[str, Any] = {"caveat": CAVEAT, "run": run.run_id, "spaces": {}}
     sets = (synthetic.values, train.values, holdout.values)
@@ -96,28 +90,20 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
         findings["spaces"][name] = _compare(name, [space(images) for images in sets], progress)
     path = run.internal / FILE
     write_json(path, findings)
-    return ReleaseAudit(run.run_id, path, findings if _is_public(spec) else None)
+    public = spec.data.public and spec.data.holdout is not None and spec.data.holdout.public
+    return ReleaseAudit(run.run_id, path, findings if public else None)
 
 
-def _private(run: RunDirectory, spec: Spec) -> tuple[LabelledRecords, LabelledRecords]:
-    """Open the training set and the holdout, and hold them against what was reserved for."""
-    data = spec.data
-    assert data.holdout is not None  # noqa: S101 - require_release
-    sizes = (data.size, data.channels, data.classes)
-    train = DatasetIdentity.of(run, data.name, TRAIN).verify(data.source.load(*sizes))
-    holdout = data.holdout.source.load(*sizes)
-    if run.state().holdout_reservation_id is not None:
-        holdout = DatasetIdentity.of(run, data.name, HOLDOUT).verify(holdout)
-    return train, holdout
-
-
-def _is_public(spec: Spec) -> bool:
-    holdout = spec.data.holdout
-    return spec.data.public and holdout is not None and holdout.public
+def _private(run: RunDirectory, data: Data) -> tuple[LabelledRecords, LabelledRecords]:
+    """Load the training set and the holdout, and verify that they are what was reserved for."""
+    paid = run.state().holdout_reservation_id is not None
+    kept_out = DatasetIdentity.of(run, data.name, HOLDOUT) if paid else None
+    train = load_partition(data, TRAIN, DatasetIdentity.of(run, data.name, TRAIN))
+    return train, load_partition(data, HOLDOUT, kept_out)
 
 
 def _spaces(spec: Spec) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """In what images are compared: pixels, and the features that the spec is evaluated in."""
+    """Return where images are compared: in pixels and in the features of the spec's evaluation."""
     spaces: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pixels": lambda images: images}
     if spec.evaluate is not None:
         path = None if spec.evaluate.features == "builtin" else spec.evaluate.features

@@ -1,17 +1,17 @@
-"""`umbra audit run`: the run's recipe is trained once more with canaries in it.
+"""`umbra audit run`: train the run's recipe once more with canaries in it, and guess them.
 
 One-run audit of Steinke, Nasr and Jagielski 2023: each of m canaries is in or out by a fair coin;
 of the r that the trained weights seem surest about, count how many are guessed right. A training
 that is (ε, δ)-private bounds how many that can be, so the count gives a lower bound on its ε.
 
-It costs no privacy. The private images are not opened: the run's own released images take their
-place, and whatever is computed from those and from fresh randomness is post-processing. What is
-audited is therefore the training that is shipped, at the run's settings, on this machine; that the
-run itself was made by it only the ledger shows.
+It costs no privacy: the run's released images stand in for the private ones, and what is computed
+from those and fresh randomness is post-processing. So it audits the training that is shipped, at
+the run's settings, on this machine; that the run was made by it only the ledger shows.
 """
 
 import math
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.home import Home
 from pipeline.models import build_denoiser
 from pipeline.plan.plan import build_method
-from pipeline.progress import Progress, Stage
+from pipeline.progress import Progress
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.accounting.bounds import epsilon_bounds
@@ -49,11 +49,9 @@ _DRAWS = 64
 
 
 def make_canaries(count: int, channels: int, size: int, classes: int) -> Records:
-    """Return images of independent black and white pixels with random labels, always the same.
-
-    Nothing can be said of such an image but by having seen it, and its gradient is as large as
-    any's: what is learnt of it is memorised.
-    """
+    """Return images of independent black and white pixels with random labels, always the same."""
+    # Nothing can be said of such an image but by having seen it, and its gradient is as large as
+    # any's: what is learnt of it is memorised.
     generator = torch.Generator().manual_seed(_SEED)
     pixels = torch.randint(2, (count, channels, size, size), generator=generator)
     labels = torch.randint(classes, (count,), generator=generator)
@@ -61,19 +59,13 @@ def make_canaries(count: int, channels: int, size: int, classes: int) -> Records
 
 
 def planted(released: Records, canaries: Records, included: np.ndarray, count: int) -> Records:
-    """Return `count` records: released ones, repeated or cut to fit, and then the canaries.
+    """Return N = `count` records: released ones, repeated or cut to fit, and then m canaries.
 
-    A canary that is left out leaves a record of NaN in its place, which every step counts as
-    zero. That is the neighbouring relation of the ledger, a record without effect: the number of
-    records and all other records are the same whether a canary is in or out.
-
-    Args:
-        released: at least one record.
-        canaries: m records of the same shape, m at most `count`.
-        included: bool [m].
-        count: N.
+    Canaries have the shape of the released; `included`, bool [m], says which are in.
     """
     rows = torch.arange(count - len(canaries)) % len(released)
+    # Every step counts a record of NaN as zero. That is the neighbouring relation of the ledger:
+    # N and all other records are the same whether a canary is in or out.
     kept = torch.from_numpy(included)[:, None, None, None]
     images = torch.where(kept, canaries.images, torch.nan)
     return Records(
@@ -88,10 +80,7 @@ def losses(
 ) -> np.ndarray:
     """Return the denoising loss of every canary, float64 [m], over the same draws at every call.
 
-    Args:
-        denoiser: on any device.
-        canaries: m records on the same device.
-        on_progress: called after every canary.
+    Denoiser and canaries are on one device; `on_progress` is called after every canary.
     """
     loss = DenoisingLoss(denoiser.preconditioning)
     generator = torch.Generator().manual_seed(_SEED)
@@ -104,14 +93,9 @@ def losses(
 
 
 def guess(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return 1 ("in") for the highest scores, -1 ("out") for the lowest, 0 for the others.
+    """Return 1 ("in") for the highest scores, -1 ("out") for the lowest, 0 for the others, int [m].
 
-    Args:
-        scores: float [m].
-        count: r, how many guesses to make, at most m; half on either side.
-
-    Returns:
-        int [m] with r entries that are not 0.
+    Of the m scores r = `count` are guessed, half on either side.
     """
     order = np.argsort(scores, kind="stable")
     guesses = np.zeros(len(scores), dtype=np.int64)
@@ -122,14 +106,7 @@ def guess(scores: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How a run was trained.
-
-    Attributes:
-        spec: the run's spec.
-        reservation: what was admitted for it.
-        method: how it was fitted, with the run's settings.
-        delta: δ of its data set's budget.
-    """
+    """How a run was trained, what was admitted for it, and δ of its data set's budget."""
 
     spec: Spec
     reservation: Reservation
@@ -178,8 +155,7 @@ class RunAudit:
         delta: δ of the data set's budget.
         confidence: of the lower bound: 1 − β.
         epsilon_lower: the training's ε at δ is at least this, at that confidence.
-        detectable: the largest lower bound that this audit could have given, v = r. A claim above
-            it cannot be refuted by it.
+        detectable: the lower bound at v = r: a claim above it cannot be refuted by this audit.
         claimed: upper bounds on ε of the steps that were trained, by accountant, rounded up.
         void: whether the run was seeded. The audit's own noise never is.
     """
@@ -219,13 +195,13 @@ def audit_training(
 ) -> RunAudit:
     """Train the run's recipe on its released images with canaries, and guess which were included.
 
-    It takes as long as the run's own training took on one worker, with fresh noise from the
+    It takes as long as the run's own training took on one worker. The noise is fresh from the
     operating system whatever seed the spec has.
 
     Args:
         home: where the ledger is.
         run: a run that has made its images.
-        progress: shown to a person; counts only.
+        progress: shows counts only.
         canaries: m, by default 1000 or half of N.
         guesses: r, by default a fifth of m, at least 20.
 
@@ -242,16 +218,15 @@ def audit_training(
         )
     recipe = TrainingRecipe.of(home, run)
     m, r = _sizes(recipe.reservation.records, canaries, guesses)
-    included = _coins(m)
-    meter = _Meter(recipe.reservation)
+    included, meter = _coins(m), _Meter(recipe.reservation)
     scores = _scores(recipe, run, included, meter, progress)
     if not np.isfinite(scores).all():
         raise UmbraError(
             "the training with canaries diverged, so nothing can be told of them. The recipe's "
             "learning rate is too high for its noise."
         )
-    guessed = guess(scores, r)
-    right = int(np.sum(guessed == np.where(included, 1, -1)))
+    right = int(np.sum(guess(scores, r) == np.where(included, 1, -1)))
+    bounds = epsilon_bounds(meter.spent(), recipe.delta).stated()
     return RunAudit(
         run_id=run.run_id,
         canaries=m,
@@ -261,13 +236,13 @@ def audit_training(
         confidence=1 - BETA,
         epsilon_lower=one_run.epsilon_lower_bound(m, r, right, recipe.delta, BETA),
         detectable=one_run.detectable(m, r, recipe.delta, BETA),
-        claimed=_claimed(meter.spent(), recipe.delta),
+        claimed={name: bounds[name] for name in ("rdp", "pld") if name in bounds},
         void=recipe.reservation.void,
     )
 
 
 def _sizes(records: int, canaries: int | None, guesses: int | None) -> tuple[int, int]:
-    """m and r, given or by default, and possible."""
+    """Return m and r, given or by default, or refuse those that do not fit N."""
     m = min(_CANARIES, math.ceil(records / 2)) if canaries is None else canaries
     if not 1 <= m <= records:
         raise InvalidRequest(
@@ -289,7 +264,7 @@ class _Meter:
 
     def __init__(self, reservation: Reservation) -> None:
         self._plan = {part.name: part.mechanism for part in reservation.plan}
-        self._counted = dict.fromkeys(self._plan, 0)
+        self._counted: Counter[str] = Counter()
 
     def charge(self, component: str, steps: int) -> str:
         if steps > self.remaining(component):
@@ -301,10 +276,9 @@ class _Meter:
         return self._plan[component].steps - self._counted[component]
 
     def spent(self) -> list[Mechanism]:
-        """The mechanisms with the steps that were taken."""
-        return [
-            self._plan[name].with_steps(steps) for name, steps in self._counted.items() if steps
-        ]
+        """Return the mechanisms with the steps that were taken."""
+        taken = [(part, self._counted[name]) for name, part in self._plan.items()]
+        return [mechanism.with_steps(steps) for mechanism, steps in taken if steps]
 
 
 def _scores(
@@ -314,56 +288,32 @@ def _scores(
     meter: _Meter,
     progress: Progress,
 ) -> np.ndarray:
-    """By how much the training lowered the loss of every canary, float64 [m]."""
+    """Return by how much the training lowered the loss of every canary, float64 [m]."""
     data, m = recipe.spec.data, len(included)
-    device = _device(recipe.spec)
+    wanted = recipe.spec.resources.gpus_per_worker > 0
+    device = torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+    images = LabelledRecords.concatenate(read_shards(run.release))
+    released = Records.of(images, torch.device("cpu"))
     canaries = make_canaries(m, data.channels, data.size, len(data.classes))
-    records = _on(device, planted(_released(run), canaries, included, recipe.reservation.records))
+    records = _on(device, planted(released, canaries, included, recipe.reservation.records))
     canaries = _on(device, canaries)
     denoiser = build_denoiser(recipe.spec).to(device)
     with progress.stage("score canaries", m) as stage:
         before = losses(denoiser, canaries, stage.advance)
     total = recipe.method.extent(recipe.reservation.plan).steps
     with progress.stage("train with canaries", total) as stage, TemporaryDirectory() as folder:
-        weights = _train(recipe, records, meter, Path(folder), stage)
+        weights = recipe.method.fit(
+            records,
+            recipe.reservation.plan,
+            Attempt.start(1, os_key(), None, SingleProcess()),
+            meter,
+            Path(folder),
+            on_progress=lambda phase, done, total: stage.advance(),
+        )
     denoiser.load_state_dict(weights)
     with progress.stage("score canaries again", m) as stage:
         return before - losses(denoiser, canaries, stage.advance)
 
 
-def _train(
-    recipe: TrainingRecipe,
-    records: Records,
-    meter: _Meter,
-    checkpoints: Path,
-    stage: Stage,
-) -> Mapping[str, torch.Tensor]:
-    attempt = Attempt.start(1, os_key(), None, SingleProcess())
-    return recipe.method.fit(
-        records,
-        recipe.reservation.plan,
-        attempt,
-        meter,
-        checkpoints,
-        on_progress=lambda phase, done, total: stage.advance(),
-    )
-
-
-def _released(run: RunDirectory) -> Records:
-    """The run's images, in the order of their shards."""
-    images = LabelledRecords.concatenate(read_shards(run.release))
-    return Records.of(images, torch.device("cpu"))
-
-
 def _on(device: torch.device, records: Records) -> Records:
     return Records(records.images.to(device), records.labels.to(device))
-
-
-def _device(spec: Spec) -> torch.device:
-    wanted = spec.resources.gpus_per_worker > 0
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
-
-
-def _claimed(spent: list[Mechanism], delta: float) -> dict[str, float]:
-    bounds = epsilon_bounds(spent, delta).stated()
-    return {name: bounds[name] for name in ("rdp", "pld") if name in bounds}

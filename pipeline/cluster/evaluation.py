@@ -14,8 +14,7 @@ from eval.prdc import precision_recall
 from eval.utility import train_and_test
 from pipeline.cluster.calls import get_result, sanitize_errors, wait
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
-from pipeline.runs.dataset_identity import DatasetIdentity
-from pipeline.sources.base import SourceOptions
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
 from pipeline.spec import Spec
 from pipeline.spec.sections import Evaluate
 from privacy.records import LabelledRecords
@@ -83,8 +82,8 @@ def _classify(
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     evaluate = _wanted(spec)
-    train = _synthetic(release) if kind == SYNTHETIC else _load(spec, spec.data.source)
-    test = _holdout(spec, holdout)
+    train = _synthetic(release) if kind == SYNTHETIC else load_partition(spec.data, TRAIN)
+    test = load_partition(spec.data, HOLDOUT, holdout)
     result = train_and_test(
         name,
         train.values,
@@ -106,7 +105,8 @@ def _compare_features(
     wanted = _wanted(spec)
     path = None if wanted.features == "builtin" else wanted.features
     extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    real, synthetic = _holdout(spec, holdout).values, _synthetic(release).values
+    real = load_partition(spec.data, HOLDOUT, holdout).values
+    synthetic = _synthetic(release).values
     distance = frechet(
         extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
     )
@@ -116,19 +116,9 @@ def _compare_features(
     return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
 
 
-def _load(spec: Spec, source: SourceOptions) -> LabelledRecords:
-    return source.load(spec.data.size, spec.data.channels, spec.data.classes)
-
-
 def _wanted(spec: Spec) -> Evaluate:
     assert spec.evaluate is not None  # noqa: S101 - the stage asked first
     return spec.evaluate
-
-
-def _holdout(spec: Spec, reserved: DatasetIdentity | None) -> LabelledRecords:
-    assert spec.data.holdout is not None  # noqa: S101 - a spec with `evaluate` has one
-    loaded = _load(spec, spec.data.holdout.source)
-    return loaded if reserved is None else reserved.verify(loaded)
 
 
 def _synthetic(release: StoragePath) -> LabelledRecords:

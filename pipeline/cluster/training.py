@@ -20,7 +20,7 @@ from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import WorkerFailed, sanitize_errors
 from pipeline.cluster.connection import per_worker
 from pipeline.plan.plan import build_method
-from pipeline.runs.dataset_identity import DatasetIdentity
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partition
 from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess
 from privacy.ledger.records import Component
@@ -166,6 +166,4 @@ def load_records(job: TrainingJob, device: torch.device) -> Records:
     Raises:
         DataError: they changed since the run was submitted.
     """
-    data = job.spec.data
-    loaded = job.content.verify(data.source.load(data.size, data.channels, data.classes))
-    return Records.of(loaded, device)
+    return Records.of(load_partition(job.spec.data, TRAIN, job.content), device)

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.audit import Audit
 from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_metrics, released
 from pipeline.privacy_statement import charged_mechanisms, guarantees
+from pipeline.runs.dataset_identity import HOLDOUT, load_partition
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RunState
 from pipeline.spec import Spec
@@ -194,7 +195,7 @@ def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
     synthetic = LabelledRecords.concatenate(read_shards(run.release))
     data, reference = spec.data, None
     if data.holdout is not None and data.holdout.public:
-        reference = data.holdout.source.load(data.size, data.channels, data.classes)
+        reference = load_partition(data, HOLDOUT)
     return tuple(
         ClassSamples(
             name,

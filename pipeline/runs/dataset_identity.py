@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.runs.directory import RunDirectory
+from pipeline.spec.sections import Data
 from privacy.budget.identity import fingerprint
 from privacy.errors import DataError
 from privacy.keys import load_or_create_key
@@ -15,40 +16,45 @@ TRAIN, HOLDOUT = "train", "holdout"
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """A fingerprint under the run's own key, so that workers need not be trusted with the home's.
+    """A data set's name and its fingerprint under the run's own key."""
 
-    Attributes:
-        dataset: the declared name, for errors.
-        key: the run's secret.
-        fingerprint: of the records.
-    """
-
+    # Not the home's key, so that workers need not be trusted with it.
     dataset: str
     key: bytes = field(repr=False)
     fingerprint: str = field(repr=False)
 
     @classmethod
     def keep(cls, run: RunDirectory, partition: str, records: LabelledRecords) -> None:
-        """Record the identity of what is about to be reserved for in the run's internal folder."""
+        """Record the identity of what will be reserved for in the run's internal folder."""
         key = load_or_create_key(run.internal / RUN_KEY)
         content = fingerprint(records, key)
         write_bytes(run.internal / f"{partition}-content", content.encode())
 
     @classmethod
     def of(cls, run: RunDirectory, dataset: str, partition: str) -> "DatasetIdentity":
-        """Read back what `keep` wrote down."""
+        """Read what `keep` recorded."""
         content = (run.internal / f"{partition}-content").read_text()
         return cls(dataset, load_or_create_key(run.internal / RUN_KEY), content)
 
     def verify(self, loaded: LabelledRecords) -> LabelledRecords:
-        """Return the records if they are those that the budget was reserved for.
-
-        Raises:
-            DataError: they are not.
-        """
+        """Return the records, or raise DataError if they are not those reserved for."""
         if fingerprint(loaded, self.key) != self.fingerprint:
             raise DataError(
                 f"the data set {self.dataset!r} is not the one that the budget was reserved for: "
                 "it changed since this run was submitted. Restore it, or submit a new run."
             )
         return loaded
+
+
+def load_partition(
+    data: Data, partition: str, reserved: DatasetIdentity | None = None
+) -> LabelledRecords:
+    """Load the training set or the holdout that a spec names.
+
+    Raises:
+        DataError: it cannot be loaded or is not what the spec says or the budget was reserved for.
+    """
+    part = data if partition == TRAIN else data.holdout
+    assert part is not None  # noqa: S101 - who asks for a holdout has seen that there is one
+    records = part.source.load(data.size, data.channels, data.classes)
+    return records if reserved is None else reserved.verify(records)

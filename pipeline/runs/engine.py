@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 from pipeline.home import Home
 from pipeline.plan.plan import Plan, holdout_components, plan, training_components
 from pipeline.progress import Progress
-from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
 from pipeline.runs.control import CANCELLED
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import INGEST, give_back, ingest
-from pipeline.runs.ledger_access import LedgerAccess
+from pipeline.runs.ledger_access import LedgerAccess, record_head, verify_ledger_ancestry
 from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
 from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec

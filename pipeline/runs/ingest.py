@@ -7,9 +7,9 @@ once and leave nothing behind.
 from time import monotonic
 
 from pipeline.plan.plan import Plan
-from pipeline.runs.ancestry import record_head
-from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import record_head
 from pipeline.spec import Spec
 from privacy.budget import Budget, Reservation, Settlement
 from privacy.budget.identity import content_of, shared_records
@@ -32,7 +32,7 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     """
     started = monotonic()
     data = spec.data
-    loaded = data.source.load(data.size, data.channels, data.classes)
+    loaded = load_partition(data, TRAIN)
     if len(loaded) != data.records:
         raise DataError(
             f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
@@ -83,7 +83,7 @@ def _paying_holdout(spec: Spec, train: LabelledRecords, key: bytes) -> LabelledR
     data, evaluate = spec.data, spec.evaluate
     if data.holdout is None or evaluate is None or evaluate.release is None:
         return None
-    holdout = data.holdout.source.load(data.size, data.channels, data.classes)
+    holdout = load_partition(data, HOLDOUT)
     if shared_records(train, holdout, key):
         raise DataError(
             "data.holdout shares images with the training set, so the two cannot be charged "

@@ -1,4 +1,4 @@
-"""Access to a home's ledger: its place, keys and author; signing; rows described for people."""
+"""A home's ledger: access and signing, heads that runs recorded outside it, rows in words."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.home import Home
+from pipeline.runs.directory import RunDirectory
 from privacy.budget import Budget
-from privacy.errors import InvalidRequest, NoLedger
+from privacy.durable import append_line
+from privacy.errors import IntegrityBroken, InvalidRequest, NoLedger, UmbraError
 from privacy.keys import load_or_create_key
-from privacy.ledger import Kind, Ledger, Row
+from privacy.ledger import Head, Kind, Ledger, Row
+
+_HEADS = "ledger-heads"
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class LedgerAccess:
         key: the home's key, by which data sets are recognised.
         author: recorded with every row.
         signing_key: Ed25519 seed, where this home signs its rows.
-        witness: file outside the database with the newest head that this home has seen; None
-            where the machine that appends does not see the home.
+        witness: file outside the database with the newest head that this home has seen; None for a
+            process that does not see the home.
     """
 
     url: str = field(repr=False)
@@ -39,8 +43,7 @@ class LedgerAccess:
 
         Raises:
             InvalidRequest: the key is missing and a ledger was made with it.
-            LedgerUnavailable: a key is missing and the ledger that may need it cannot be read,
-                or a key file cannot be read.
+            LedgerUnavailable: a key file cannot be read, or is missing and the ledger cannot be.
         """
         if not home.key_path.exists():
             _refuse_lost_key(home)
@@ -55,15 +58,12 @@ class LedgerAccess:
 
     @property
     def is_file(self) -> bool:
-        """Whether the ledger is a file of this machine, and no server that others reach, too."""
+        """Whether the ledger is a file of this machine and not a server."""
         return self.url.startswith("sqlite:")
 
     def anywhere(self) -> "LedgerAccess":
-        """Return the access for a process that may run on another machine of a cluster.
-
-        The witness is a file of this machine. A ledger that is a file is on this machine too, so
-        only then may the process write both.
-        """
+        """Return the access for a process that may run on another machine of a cluster."""
+        # The witness is a file of this machine; where the ledger is one, too, so is the process.
         return self if self.is_file else replace(self, witness=None)
 
     def digest(self) -> str:
@@ -88,9 +88,8 @@ def open_budget(home: Home) -> Budget:
 
     Raises:
         LedgerUnavailable: it cannot be reached or written.
-        InvalidRequest: the key is not the ledger's, or the ledger is signed and the signing key is
-            not here.
-        IntegrityBroken: the ledger is not the one that this home last saw, or an older copy of it.
+        InvalidRequest: the key is not the ledger's, or its signing key is not here.
+        IntegrityBroken: the ledger is another than this home last saw, or an older copy of it.
     """
     return Budget(LedgerAccess.of(home).open())
 
@@ -107,13 +106,7 @@ def _refuse_lost_key(home: Home) -> None:
 
 
 def start_signing(home: Home) -> tuple[str, Path]:
-    """Make a new Ed25519 key for the home and let every later row be signed by it.
-
-    The new secret is on disk under another name before the ledger requires it, and takes its place
-    after: a crash in between leaves it there, and the repeated command goes on with it.
-
-    Returns:
-        The public key in hex, and the file of the secret.
+    """Sign every later row by a new Ed25519 key; return the public key in hex and the key's file.
 
     Raises:
         InvalidRequest: the ledger is signed by a key that is not here: only that one can hand over.
@@ -123,10 +116,61 @@ def start_signing(home: Home) -> tuple[str, Path]:
     """
     Ledger.open(home.ledger_url).close()  # a misspelt home must not get a ledger of its own
     ledger = LedgerAccess.of(home).open()
+    # The secret is on disk under another name before the ledger requires it, and takes its place
+    # after: a command that is repeated after a crash in between continues with it.
     fresh = home.signing_key_path.with_suffix(".next")
     public_key = ledger.start_signing(load_or_create_key(fresh))
     fresh.replace(home.signing_key_path)
     return public_key, home.signing_key_path
+
+
+def record_head(run: RunDirectory, head: Head) -> None:
+    """Append a head durably to the run's folder; raise UmbraError where it cannot be written."""
+    path = run.internal / _HEADS
+    try:
+        append_line(path, str(head))
+    except OSError as error:
+        raise UmbraError(f"cannot write {path}: {error.strerror}") from error
+
+
+def recorded_heads(run: RunDirectory) -> list[Head]:
+    """Return every head that the run recorded, its newest checkpoint's included.
+
+    Raises:
+        IntegrityBroken: the record of the heads is damaged.
+    """
+    from synth.checkpoint import newest  # loads torch
+
+    path = run.internal / _HEADS
+    try:
+        lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
+        heads = [Head.parse(line) for line in lines]
+    except (OSError, UnicodeDecodeError, InvalidRequest) as error:
+        raise IntegrityBroken(
+            f"{path} is damaged: lines SEQ:HASH were expected, as the ledger's heads are written"
+        ) from error
+    found = newest(run.checkpoints).checkpoint
+    return [*heads, Head.parse(found.ledger_head)] if found and found.ledger_head else heads
+
+
+def verify_ledger_ancestry(run: RunDirectory, ledger: Ledger) -> None:
+    """Refuse to continue where the ledger no longer holds a row that this run has seen.
+
+    Raises:
+        IntegrityBroken: a row is gone or was replaced, or the record is damaged.
+        LedgerUnavailable: the ledger cannot be reached.
+    """
+    # An older copy in the ledger's place lacks the charges since, so their budget would be spent
+    # a second time.
+    with ledger.reading() as view:
+        for head in recorded_heads(run):
+            row = view.row(head.seq)
+            if row is None or row.hash != head.hash:
+                raise IntegrityBroken(
+                    f"the ledger at {ledger.where} no longer holds row {head.seq} as run "
+                    f"{run.run_id} saw it: it was rolled back or replaced. Put the newest copy "
+                    "back, then run `umbra audit`."
+                )
 
 
 _Body = Mapping[str, Any]

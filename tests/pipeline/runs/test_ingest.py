@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.plan.plan import plan
-from pipeline.runs.ancestry import recorded_heads
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import give_back, ingest
+from pipeline.runs.ledger_access import recorded_heads
 from privacy.budget.identity import fingerprint
 from privacy.errors import BudgetRefused, DataError, UmbraError
 

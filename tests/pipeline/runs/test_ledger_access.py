@@ -5,8 +5,13 @@ import shutil
 import pytest
 
 from pipeline.home import Home
-from pipeline.runs.ancestry import record_head, verify_ledger_ancestry
-from pipeline.runs.ledger_access import LedgerAccess, open_budget, start_signing
+from pipeline.runs.ledger_access import (
+    LedgerAccess,
+    open_budget,
+    record_head,
+    start_signing,
+    verify_ledger_ancestry,
+)
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Ledger
 
