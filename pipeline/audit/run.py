@@ -119,8 +119,7 @@ class TrainingRecipe:
 
         Raises:
             InvalidRequest: the run never reserved a budget.
-            IntegrityBroken: the spec, the state or the ledger is damaged, or the ledger does not
-                know the run's reservation.
+            IntegrityBroken: the spec, the state or the ledger is damaged or lacks the reservation.
             LedgerUnavailable: the ledger cannot be read.
         """
         spec, reservation_id = run.spec(), run.state().reservation_id

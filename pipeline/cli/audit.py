@@ -13,7 +13,7 @@ from privacy.errors import IntegrityBroken, InvalidRequest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.audit import Audit
+    from pipeline.audit.ledger import Audit
     from pipeline.audit.release import ReleaseAudit
     from pipeline.runs.directory import RunDirectory
 
@@ -60,7 +60,7 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
 
     Every ε is computed from the raw rows by code that admitted nothing.
     """
-    from pipeline.audit import audit as perform
+    from pipeline.audit.ledger import audit as perform
 
     home = Home.locate()
     run = _empirical_run(home, subject) if empirical else None

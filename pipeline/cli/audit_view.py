@@ -9,7 +9,7 @@ from pipeline.cli.output import pairs, printable, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.audit import Audit
+    from pipeline.audit.ledger import Audit
     from pipeline.audit.release import ReleaseAudit
     from pipeline.audit.run import RunAudit
     from privacy.audit import LedgerAudit

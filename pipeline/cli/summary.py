@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import metrics
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from pipeline.cli.output import pairs, table
 from pipeline.home import Home, without_password
 from pipeline.privacy_statement import privacy_statement

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from pipeline.progress import duration
 from pipeline.report import figures
 from pipeline.report.view import ReportView, report_view

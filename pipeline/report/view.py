@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.audit import Audit
+from pipeline.audit.ledger import Audit
 from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_metrics, released
 from pipeline.privacy_statement import charged_mechanisms, guarantees
 from pipeline.runs.dataset_identity import HOLDOUT, load_partition

@@ -86,16 +86,13 @@ class LedgerAccess:
 def open_budget(home: Home) -> Budget:
     """Return the budgets of the home's ledger, creating key and ledger where there are none.
 
-    Raises:
-        LedgerUnavailable: it cannot be reached or written.
-        InvalidRequest: the key is not the ledger's, or its signing key is not here.
-        IntegrityBroken: the ledger is another than this home last saw, or an older copy of it.
+    Raises as `LedgerAccess.of` and `Ledger.open`.
     """
     return Budget(LedgerAccess.of(home).open())
 
 
 def _refuse_lost_key(home: Home) -> None:
-    """Refuse to make a key for an old ledger: it would only block the right one."""
+    # A new key for an old ledger would only block the right one.
     with suppress(NoLedger):
         ledger = Ledger.open(home.ledger_url)
         raise InvalidRequest(
@@ -108,11 +105,7 @@ def _refuse_lost_key(home: Home) -> None:
 def start_signing(home: Home) -> tuple[str, Path]:
     """Sign every later row by a new Ed25519 key; return the public key in hex and the key's file.
 
-    Raises:
-        InvalidRequest: the ledger is signed by a key that is not here: only that one can hand over.
-        NoLedger: there is none yet.
-        LedgerUnavailable: the ledger or the key file cannot be written.
-        IntegrityBroken: the ledger was rolled back or altered.
+    Raises as `Ledger.start_signing`, and NoLedger where there is none yet.
     """
     Ledger.open(home.ledger_url).close()  # a misspelt home must not get a ledger of its own
     ledger = LedgerAccess.of(home).open()

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from pipeline.audit import audit
+from pipeline.audit.ledger import audit
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Head, Ledger
 from synth.checkpoint import Checkpoint, save

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from privacy.ledger import Ledger
 from tests.pipeline.faults.checks import (
     charged_steps,

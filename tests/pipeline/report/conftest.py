@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from pipeline.home import Home
 from pipeline.report.view import ReportView, report_view
 from pipeline.runs.ledger_access import open_budget

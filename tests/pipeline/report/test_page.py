@@ -245,7 +245,7 @@ def test_results_of_other_classes_are_refused(view: ReportView) -> None:
 
 def test_metrics_are_read_through_the_gate(house, blots_spec) -> None:
     """A metrics.json in release/ is not shown where the spec says that the holdout is private."""
-    from pipeline.audit import audit_run
+    from pipeline.audit.ledger import audit_run
     from pipeline.report.view import report_view
 
     run = house.finish(house.reserve(blots_spec(("    public: true", "    public: false"))))

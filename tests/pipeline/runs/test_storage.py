@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.engine import submit
 from pipeline.runs.export import export_run

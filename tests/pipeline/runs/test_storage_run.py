@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.audit import audit_run
+from pipeline.audit.ledger import audit_run
 from pipeline.cluster.sampling import ShardSampler
 from pipeline.home import Home
 from pipeline.runs.export import export_run
