@@ -58,8 +58,8 @@ def require_in_force(signer: Signer | None, in_force: str | None, where: str) ->
         return
     if in_force is None:
         raise InvalidRequest(
-            f"There is a signing key (public half {own}), but the ledger at {where} is unsigned or "
-            "was replaced. Run `umbra audit`, then begin signing or move the key away."
+            f"The ledger at {where} is not signed, or was replaced, yet there is a signing key "
+            f"(public half {own}). Run `umbra audit`, then begin signing or move the key away."
         )
     raise InvalidRequest(
         f"The ledger at {where} is signed by the key {in_force}, found {own or 'none'}. Put that "

@@ -43,8 +43,8 @@ class Witness:
             ) from error
         if seen != ledger_id:
             raise IntegrityBroken(
-                f"This installation used the ledger {seen} ({self.path}), found {ledger_id}, under "
-                "which every budget is whole again. Put the ledger back or move that file away."
+                f"This installation used the ledger {seen} ({self.path}), found {ledger_id}: every "
+                "budget would be whole again. Put the ledger back or move that file away."
             )
         return parsed
 
