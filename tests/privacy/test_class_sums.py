@@ -52,7 +52,7 @@ def noiseless(images, labels):
     return query(images, labels) - noise
 
 
-def test_sums_against_a_naive_rewrite(data, monkeypatch):
+def test_sums_equal_a_naive_implementation(data, monkeypatch):
     monkeypatch.setattr(class_sums, "_CHUNK", 7)
     assert torch.allclose(noiseless(*data), naive_sums(*data), rtol=1e-9, atol=1e-12)
     norms = data[0].flatten(1).norm(dim=1)
@@ -98,7 +98,7 @@ def test_noise_is_on_every_coordinate_of_every_class():
             assert stats.kstest(wrong, "norm").pvalue < 1e-9
 
 
-def test_no_records_are_noise_alone():
+def test_the_release_of_no_records_is_noise_alone():
     released = query(torch.zeros(0, *SHAPE[1:]), torch.zeros(0, dtype=torch.int64))
     assert torch.equal(released, SecureGaussian.seeded(SEED).gaussian(SHAPE, SIGMA * C))
 
@@ -115,7 +115,7 @@ def test_means_divide_by_the_public_number(data):
 
 
 @pytest.mark.parametrize("expected", [0, -1.0, math.nan, math.inf])
-def test_means_refuse_impossible_numbers(expected):
+def test_invalid_expected_numbers_are_refused(expected):
     with pytest.raises(InvalidRequest, match="expected number"):
         class_means(torch.zeros(SHAPE), expected)
 
@@ -150,7 +150,7 @@ def test_impossible_parameters_are_refused(data, value):
 
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True])
-def test_impossible_class_counts_are_refused(data, classes):
+def test_invalid_class_counts_are_refused(data, classes):
     with pytest.raises(InvalidRequest, match="number of classes"):
         noisy_class_sums(
             *data, classes, clip_norm=C, noise_multiplier=SIGMA, noise=SecureGaussian()

@@ -77,7 +77,7 @@ def gloo(tmp_path_factory):
     return answers
 
 
-def test_alone_gives_back_what_it_gets():
+def test_a_single_process_returns_its_own_tensors():
     tensors = {"a": torch.ones(2)}
     assert (SingleProcess().rank, SingleProcess().size) == (0, 1)
     assert SingleProcess().sum(tensors)["a"] is tensors["a"]
@@ -85,7 +85,7 @@ def test_alone_gives_back_what_it_gets():
 
 
 class TestProcessGroup:
-    def test_knows_itself(self, gloo):
+    def test_has_rank_and_size(self, gloo):
         assert [(answer["rank"], answer["size"]) for answer in gloo] == [(0, 2), (1, 2)]
 
     def test_sums_by_name_and_in_float64(self, gloo):
@@ -94,10 +94,10 @@ class TestProcessGroup:
             assert answer["b"] == [(1e-9 + 0) + (1e-9 + 1)]
             assert answer["dtype"] == "torch.float64"
 
-    def test_leaves_the_workers_own_part_as_it_was(self, gloo):
+    def test_does_not_change_the_workers_own_tensors(self, gloo):
         assert [answer["own"] for answer in gloo] == [[[1.0, 1.0]] * 2, [[2.0, 2.0]] * 2]
 
-    def test_whole_numbers_of_the_first_are_exact(self, gloo):
+    def test_broadcasts_whole_numbers_of_rank_0_exactly(self, gloo):
         assert all(answer["first"] == [2**62, 0] for answer in gloo)
 
     def test_private_gradient_is_that_of_one_worker(self, gloo):

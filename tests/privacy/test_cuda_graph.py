@@ -75,7 +75,7 @@ class Device:
 WARM_UP = ["aside waits for own", *["work on aside"] * 3, "own waits for aside"]
 
 
-def test_a_cpu_does_the_work_itself():
+def test_a_cpu_runs_the_work_itself():
     def work():
         pass
 
@@ -83,7 +83,7 @@ def test_a_cpu_does_the_work_itself():
     assert capture(work, torch.device("meta")) is work
 
 
-def test_a_gpu_warms_up_aside_captures_and_replays(monkeypatch):
+def test_a_gpu_warms_up_on_a_side_stream_captures_and_replays(monkeypatch):
     device = Device(monkeypatch)
     replay = capture(device.work, GPU)
     assert device.log == ["on cuda:1", *WARM_UP, "work on capture", "off cuda:1"]
@@ -123,7 +123,7 @@ def test_running_out_of_memory_in_a_capture_raises_that_error(monkeypatch, at_en
     assert device.current == "own"
 
 
-def test_where_no_capture_is_to_be_had_the_work_is_done_and_a_warning_given(monkeypatch):
+def test_work_that_cannot_be_captured_runs_with_a_warning(monkeypatch):
     device = Device(monkeypatch, Refused("numbers of a record: 0.25"))
     with pytest.warns(RuntimeWarning, match="kernel by kernel.*Refused$"):
         replay = capture(device.work, GPU)

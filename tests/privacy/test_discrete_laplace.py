@@ -30,7 +30,7 @@ class Below:
 
 
 @pytest.mark.parametrize("gamma", [Fraction(1, 7), Fraction(1, 2), Fraction(22, 23), Fraction(1)])
-def test_the_coin_is_exp_of_minus_gamma_to_forty_digits(monkeypatch, gamma):
+def test_bernoulli_exp_has_probability_exp_minus_gamma_to_forty_digits(monkeypatch, gamma):
     """Walks every path of Algorithm 1 of up to 40 draws in exact fractions."""
     true = false = Fraction(0)
     for length in range(40):
@@ -49,7 +49,7 @@ def test_the_coin_is_exp_of_minus_gamma_to_forty_digits(monkeypatch, gamma):
     assert 0 <= 1 - true - false < Fraction(1, 10**40)
 
 
-def test_the_edges_of_the_coin():
+def test_bernoulli_exp_at_the_ends_of_its_range():
     assert all(bernoulli_exp(Fraction(0)) for _ in range(100))
     for bad in (Fraction(-1, 10**9), Fraction(10**9 + 1, 10**9)):
         with pytest.raises(InvalidRequest, match="gamma"):
@@ -92,7 +92,7 @@ def test_signs_are_even_and_zero_is_not_doubled(sample):
     assert abs((draws == 0).mean() - p) < 5 * math.sqrt(p * (1 - p) / len(draws))
 
 
-def test_tails_are_there(sample):
+def test_tails_are_not_truncated(sample):
     scale, draws = sample
     w = math.ceil(5 * scale)
     a = math.exp(-1 / scale)

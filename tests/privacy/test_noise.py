@@ -37,19 +37,19 @@ def test_draws_are_standard_normal():
 
 
 @pytest.mark.parametrize("factor", [2 / 3, 3 / 2, 0.97, 1.03])
-def test_another_standard_deviation_is_noticed(factor):
+def test_the_check_detects_another_standard_deviation(factor):
     drawn = SecureGaussian.seeded(2).gaussian((SIZE,), factor * 5.0).numpy() / 5.0
     assert normal_p_value(drawn) < 1e-3
 
 
-def test_the_standard_deviation_is_what_was_asked_for():
+def test_draws_have_the_requested_standard_deviation():
     drawn = SecureGaussian.seeded(3).gaussian((SIZE // 50, 50), 82.5)
     assert drawn.shape == (SIZE // 50, 50)
     assert drawn.dtype == torch.float64
     assert normal_p_value(drawn.flatten().numpy() / 82.5) > 1e-3
 
 
-def test_normals_against_a_naive_rewrite_in_high_precision():
+def test_normals_equal_a_naive_implementation_in_high_precision():
     words = np.random.default_rng(0).integers(0, 2**64, (8, 3), dtype=np.uint64)
     words[:, 2] = 2**64 - 1
     with mpmath.workdps(40):
@@ -68,7 +68,7 @@ def test_normals_against_a_naive_rewrite_in_high_precision():
     assert np.allclose(normals(words), g + h, rtol=1e-12, atol=1e-14)
 
 
-def test_every_one_of_the_four_counts():
+def test_each_of_the_four_normals_contributes():
     words = np.random.default_rng(1).integers(0, 2**64, (8, 1), dtype=np.uint64)
     for row in range(8):
         changed = words.copy()
@@ -87,7 +87,7 @@ def test_tails_reach_far_beyond_six_sigma():
     assert np.allclose(reached, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_no_words_give_an_infinity():
+def test_no_words_map_to_infinity():
     for u in (0, 2**64 - 1, 1 << 11, (1 << 11) - 1):
         words = np.full((8, 1), u, np.uint64)
         assert np.isfinite(normals(words)).all()
@@ -119,7 +119,7 @@ def test_instances_are_independent():
     assert not one.void
 
 
-def test_global_seeds_have_no_influence():
+def test_global_seeds_do_not_change_the_draws():
     def drawn():
         torch.manual_seed(0)
         np.random.seed(0)
@@ -188,13 +188,13 @@ def test_privatize_adds_sigma_times_the_clip_norm_once(sums):
         assert normal_p_value(drawn * math.sqrt(2)) < 1e-9  # as it were if drawn twice
 
 
-def test_privatize_draws_other_noise_for_every_coordinate(sums):
+def test_privatize_draws_independent_noise_for_every_coordinate(sums):
     noisy = privatize(sums, 1.0, 1.0, SecureGaussian.seeded(10))
     drawn = torch.cat([(noisy[name] - sums[name]).flatten() for name in ("bias", "scalar")])
     assert len(torch.unique(drawn)) == len(drawn)
 
 
-def test_privatize_draws_other_noise_every_time(sums):
+def test_privatize_draws_fresh_noise_every_time(sums):
     noise = SecureGaussian.seeded(11)
     first, second = (privatize(sums, 1.0, 1.0, noise)["bias"] for _ in range(2))
     assert abs(stats.pearsonr(first, second).statistic) < 0.05

@@ -24,14 +24,14 @@ def tail(scale: float, w: int) -> mpmath.mpf:
 
 
 @given(st.floats(0.05, 200.0), st.sampled_from([0.5, 0.9, 0.95, 0.975, 0.999]))
-def test_the_quantile_is_the_least_that_holds(scale, confidence):
+def test_the_quantile_is_the_least_with_the_confidence(scale, confidence):
     w = noise_quantile(scale, confidence)
     error = 1 - mpmath.mpf(confidence)
     assert tail(scale, w) <= error * (1 + mpmath.mpf(10) ** -12)
     assert w == 0 or tail(scale, w - 1) > error
 
 
-def test_next_to_no_noise_reaches_nowhere():
+def test_the_quantile_of_negligible_noise_is_zero():
     assert noise_quantile(1e-300, 0.999) == 0
 
 
@@ -50,7 +50,7 @@ def rate(holds: list[bool], confidence: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("noise", "sensitivity"), [(2.0, 1), (5.0, 3)])
-def test_counts_lie_in_their_intervals_as_often_as_stated(noise, sensitivity):
+def test_intervals_cover_the_counts_with_the_stated_confidence(noise, sensitivity):
     mechanism = DiscreteLaplace(noise)
     released = noisy_counts([40] * TRIALS, sensitivity, mechanism, 0.9)
     found, least = rate([c.low <= 40 <= c.high for c in released], 0.9)
@@ -60,7 +60,7 @@ def test_counts_lie_in_their_intervals_as_often_as_stated(noise, sensitivity):
     assert np.mean([abs(c.value - 40) <= narrow for c in released]) < least
 
 
-def test_the_noise_is_the_exact_scale_that_is_accounted(monkeypatch):
+def test_the_noise_has_the_exact_scale_that_is_accounted_for(monkeypatch):
     scales = []
     monkeypatch.setattr(module, "discrete_laplace", lambda scale: scales.append(scale) or -3)
     released = noisy_counts([7, np.int64(1)], 3, DiscreteLaplace(0.1), 0.95)
@@ -70,13 +70,13 @@ def test_the_noise_is_the_exact_scale_that_is_accounted(monkeypatch):
     assert [type(c.value) for c in released] == [int, int]
 
 
-def test_every_count_has_its_own_noise():
+def test_every_count_has_independent_noise():
     released = noisy_counts([1000] * 50, 1, DiscreteLaplace(100.0))
     assert len({c.value for c in released}) > 20
 
 
 @pytest.mark.parametrize(("accuracy", "total", "noise"), [(0.93, 300, 4.0), (0.5, 40, 3.0)])
-def test_accuracies_lie_in_their_intervals_as_often_as_stated(accuracy, total, noise):
+def test_intervals_cover_the_accuracies_with_the_stated_confidence(accuracy, total, noise):
     rng = np.random.default_rng(1)
     confidence = 0.9
     true = rng.binomial(total, accuracy, TRIALS)
@@ -102,7 +102,7 @@ def test_accuracies_lie_in_their_intervals_as_often_as_stated(accuracy, total, n
     assert np.mean(np.abs(np.array(alone) - accuracy) <= width) < least
 
 
-def test_intervals_are_clipped_nested_and_as_stated():
+def test_intervals_are_clipped_and_nested():
     found = accuracy_interval(1, 20, DiscreteLaplace(1.0), 0.95)
     w, wider = noise_quantile(1.0, 0.95), noise_quantile(1.0, 0.975)
     assert (found.value, found.low, found.high) == (0.05, 0.0, (1 + w) / 20)
@@ -117,7 +117,7 @@ def test_intervals_are_clipped_nested_and_as_stated():
 
 
 @given(st.integers(-500, 1500), st.integers(1, 1000), st.floats(0.1, 50), st.floats(0.5, 0.999))
-def test_every_number_is_a_share_and_in_order(noisy, total, noise, confidence):
+def test_every_number_is_in_the_unit_interval_and_in_order(noisy, total, noise, confidence):
     found = accuracy_interval(noisy, total, DiscreteLaplace(noise), confidence)
     assert all(0 <= number <= 1 for number in dataclasses.astuple(found))
     assert found.population_low <= found.low <= found.value <= found.high <= found.population_high
@@ -127,7 +127,7 @@ MECHANISM = DiscreteLaplace(1.0)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.0, True, "7", None, math.nan])
-def test_bad_counts_are_refused_without_being_shown(bad):
+def test_invalid_counts_are_refused_without_being_shown(bad):
     with pytest.raises(InvalidRequest, match="counts") as refused:
         noisy_counts([12345, bad], 1, MECHANISM)
     assert "12345" not in str(refused.value)
@@ -135,7 +135,7 @@ def test_bad_counts_are_refused_without_being_shown(bad):
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, True, None])
-def test_bad_sensitivities_and_totals_are_refused(bad):
+def test_invalid_sensitivities_and_totals_are_refused(bad):
     with pytest.raises(InvalidRequest, match="sensitivity"):
         noisy_counts([1], bad, MECHANISM)
     with pytest.raises(InvalidRequest, match="total"):
@@ -143,7 +143,7 @@ def test_bad_sensitivities_and_totals_are_refused(bad):
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, 1.5, -0.1, math.nan, True, "0.9"])
-def test_bad_confidences_are_refused(bad):
+def test_invalid_confidences_are_refused(bad):
     with pytest.raises(InvalidRequest, match="confidence"):
         noisy_counts([1], 1, MECHANISM, bad)
     with pytest.raises(InvalidRequest, match="confidence"):
@@ -151,7 +151,7 @@ def test_bad_confidences_are_refused(bad):
 
 
 @pytest.mark.parametrize("bad", [Gaussian(1.0), None, DiscreteLaplace(1e300)])
-def test_other_mechanisms_and_drowning_noise_are_refused(bad):
+def test_other_mechanisms_and_excessive_noise_are_refused(bad):
     with pytest.raises(InvalidRequest, match="noisy counts"):
         noisy_counts([1], 1, bad)
     with pytest.raises(InvalidRequest, match="noisy counts"):

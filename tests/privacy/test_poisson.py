@@ -49,12 +49,12 @@ def test_masks_are_independent_coins(q):
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.2])
-def test_another_probability_is_noticed(factor):
+def test_the_check_detects_another_probability(factor):
     p = p_values(masks_of(factor * Q), Q)
     assert max(p["total"], p["batch sizes"], p["records"], p["steps"]) < 1e-6
 
 
-def test_batches_of_one_size_are_noticed():
+def test_the_check_detects_batches_of_one_size():
     rng = np.random.default_rng(0)
     shuffled = np.array([rng.permutation(N) < N * Q for _ in range(T)])
     p = p_values(shuffled, Q)
@@ -62,7 +62,7 @@ def test_batches_of_one_size_are_noticed():
     assert p["batch sizes"] < 1e-12
 
 
-def test_shuffled_epochs_are_noticed():
+def test_the_check_detects_shuffled_epochs():
     rng = np.random.default_rng(0)
     epochs = int(T * Q)
     order = np.concatenate([rng.permutation(N).reshape(-1, int(N * Q)) for _ in range(epochs)])
@@ -71,7 +71,7 @@ def test_shuffled_epochs_are_noticed():
     assert p_values(shuffled, Q)["records"] < 1e-12
 
 
-def test_a_mask_used_twice_is_noticed():
+def test_the_check_detects_a_mask_used_twice():
     assert p_values(np.repeat(masks_of(Q, T // 2), 2, axis=0), Q)["steps"] < 1e-12
 
 
@@ -121,7 +121,7 @@ def test_extreme_probabilities_have_a_threshold(q):
     assert PoissonSampler(KEY, 0, q).mask(0, IDS).dtype == bool
 
 
-def test_no_records_give_an_empty_mask():
+def test_the_mask_of_no_records_is_empty():
     assert PoissonSampler(KEY, 0, 0.5).mask(0, np.zeros(0, np.int64)).shape == (0,)
 
 

@@ -219,7 +219,9 @@ def test_float32_models_agree_up_to_float32(engine, name):
 
 @pytest.mark.parametrize("records", [1, 2, N])
 @pytest.mark.parametrize("engine", ["layerwise", "captured", "two-pass"], indirect=True)
-def test_how_many_records_stand_side_by_side_has_no_influence(engine, monkeypatch, records):
+def test_the_number_of_records_in_a_grouped_convolution_does_not_change_the_sums(
+    engine, monkeypatch, records
+):
     """In one grouped convolution; the last ones are fewer."""
     monkeypatch.setattr(grad_samplers, "_SIDE_BY_SIDE", 8 * SIZE**2 * records)
     for name in ("convolution", "normed", "up and down"):
@@ -229,7 +231,7 @@ def test_how_many_records_stand_side_by_side_has_no_influence(engine, monkeypatc
 
 
 @pytest.mark.parametrize("micro_batch", [1, N, 100])
-def test_the_micro_batch_has_no_influence(engine, micro_batch):
+def test_the_micro_batch_does_not_change_the_sums(engine, micro_batch):
     model, records = make_model("convolution"), make_records()
     found = sum_of_clipped(engine, model, denoising_loss, records, C, micro_batch)
     assert_close(found, naive(model, records, C)[0], rel=1e-9)
@@ -327,7 +329,7 @@ def test_finite_losses_with_gradients_that_are_not_finite_add_zero(engine):
     assert found["a"].tolist() == [0.0, 0.0]
 
 
-def test_an_empty_batch_gives_zeros_of_the_right_shapes(engine):
+def test_an_empty_batch_returns_zeros_of_the_parameters_shapes(engine):
     model = make_model("labelled", torch.float32)
     found = engine.sum_of_clipped(model, denoising_loss, make_records(0, torch.float32), C, 4)
     assert {n: t.shape for n, t in found.items()} == {
@@ -336,14 +338,14 @@ def test_an_empty_batch_gives_zeros_of_the_right_shapes(engine):
     assert all(t.dtype == torch.float64 and not t.any() for t in found.values())
 
 
-def test_only_parameters_that_train_have_sums(engine):
+def test_only_trainable_parameters_have_sums(engine):
     model = make_model("tied")
     found = sum_of_clipped(engine, model, denoising_loss, make_records(), C, 4)
     assert set(found) == {"first.weight", "first.bias", "unused"}
     assert not found["unused"].any()
 
 
-def test_the_model_is_left_as_it_was(engine):
+def test_the_model_is_unchanged(engine):
     model = make_model("labelled").eval()
     before = copy.deepcopy(model.state_dict())
     model.mix.weight.grad = torch.ones_like(model.mix.weight)

@@ -84,7 +84,7 @@ class Watched(nn.Module):
         return self.leave(h)
 
 
-def test_layers_hand_feature_maps_on_with_channels_last():
+def test_layers_pass_feature_maps_on_with_channels_last():
     """Transposed copies would be right too, only slower, and nothing else would tell."""
     model = Watched()
     records = (torch.randn(3, 2, 1, 6, 6),)

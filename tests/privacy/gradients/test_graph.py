@@ -152,7 +152,7 @@ def test_a_batch_holds_nothing_but_its_records():
     assert "tensor" not in repr(batch)
 
 
-def test_results_are_the_callers_own(way):
+def test_the_caller_owns_the_sums(way):
     model, engine, records = make_model("normed"), CapturedEngine(way), make_records(SIZE)
     first = sums_of(engine, model, records)
     kept = copy.deepcopy(first)
@@ -166,7 +166,7 @@ def test_results_are_the_callers_own(way):
     assert not owned[0] & owned[1] and not owned[1] & owned[2] and not owned[0] & owned[2]
 
 
-def test_what_is_left_of_the_last_call_has_no_influence(way):
+def test_stale_values_of_the_last_call_do_not_change_the_sums(way):
     model, records, batches = make_model("normed"), make_records(3), []
 
     def spied(work, device):
@@ -358,7 +358,7 @@ def backed_off(backoff, model, records):
 
 
 @pytest.mark.parametrize("works", [False, True], ids=["in its first work", "in its capture"])
-def test_without_room_half_is_captured_and_nothing_of_the_whole_is_kept(works):
+def test_out_of_memory_halves_the_micro_batch_and_frees_the_failed_one(works):
     room, model, records = Room(2, works), make_model("normed"), make_records(9)
     backoff = OOMBackoff(CapturedEngine(room), TwoPassEngine(), micro_batch=16)
     expected = naive(model, records, C)[0]
@@ -368,7 +368,7 @@ def test_without_room_half_is_captured_and_nothing_of_the_whole_is_kept(works):
     assert room.held == [0] * 4
 
 
-def test_without_room_for_one_the_leaner_engine_has_all_of_it():
+def test_out_of_memory_for_one_record_falls_back_to_the_leaner_engine():
     room, model, records = Room(0), make_model("normed"), make_records(3)
     backoff = OOMBackoff(CapturedEngine(room), TwoPassEngine(), micro_batch=2)
     assert_close(backed_off(backoff, model, records), naive(model, records, C)[0], rel=1e-9)
@@ -387,7 +387,7 @@ def test_the_old_graph_is_freed_before_the_new_one_is_captured():
     assert not any(seen() is not None for seen in room._seen)
 
 
-def test_memory_is_left_for_the_rest_of_a_step(monkeypatch):
+def test_a_capture_leaves_memory_for_the_rest_of_a_step(monkeypatch):
     """A graph keeps all memory that was used while it was captured."""
     spare, alive = [], []
     empty = torch.empty
@@ -472,7 +472,7 @@ def test_threads_do_not_share_a_batch():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("error:the GPU launches kernel by kernel:RuntimeWarning")
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_gpus_graph_gives_what_its_kernels_give(name):
+def test_a_gpu_graph_computes_what_its_kernels_compute(name):
     log = Log(capture)
     model, engine = make_model(name).cuda(), CapturedEngine(log)
     loss = log.loss

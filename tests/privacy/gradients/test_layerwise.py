@@ -72,7 +72,7 @@ def test_gradients_that_nobody_holds_are_free_before_the_next(denoiser, records)
     assert max(most) > everything / 2  # the measure itself can tell
 
 
-def test_each_parameter_is_handed_over_once_with_a_gradient_for_every_record(denoiser, records):
+def test_each_parameter_is_taken_once_with_a_gradient_for_every_record(denoiser, records):
     seen = []
     layerwise.backward(
         denoiser, DenoisingLoss(EDM()), records, lambda name, g: seen.append((name, g.shape))
@@ -95,7 +95,7 @@ def test_a_second_pass_that_differs_is_refused(denoiser, records, monkeypatch):
     assert len(passes) == 2
 
 
-def test_a_rule_has_no_use_without_records():
+def test_a_rule_outside_of_vmap_is_refused():
     with pytest.raises(RuntimeError, match="outside of vmap"):
         batched_apply(RULES[nn.functional.linear].operation, (torch.ones(1),))
 

@@ -43,7 +43,7 @@ def test_the_leaner_engine_takes_over_where_one_record_is_too_many():
     assert attempts(backoff, room) == [("two-pass", 1)]
 
 
-def test_a_record_that_does_not_fit_by_itself_raises():
+def test_a_single_record_that_does_not_fit_raises():
     with pytest.raises(torch.OutOfMemoryError):
         attempts(backoff_of(4), {"record": 0, "two-pass": 0})
 
@@ -55,7 +55,7 @@ def test_other_errors_pass_through_the_backoff():
     assert (backoff.engine.name, backoff.micro_batch) == ("record", 4)
 
 
-def test_bytes_are_those_of_the_activations_and_not_of_the_weights():
+def test_activation_bytes_leave_out_the_weights():
     model = nn.Sequential(nn.Linear(100, 50), nn.Tanh(), nn.Linear(50, 1))
     x = torch.zeros(3, 100, device="meta", requires_grad=True)
     # Of each row: the input, and the output of tanh.
@@ -79,14 +79,14 @@ def test_the_micro_batch_follows_from_public_sizes():
     ("expected", "records", "largest"),
     [(64, 10**4, 88), (64, 70, 70), (60_000, 60_000, 60_000), (0.5, 9, 3), (1, 1, 1), (1e-9, 5, 1)],
 )
-def test_the_largest_batch_is_three_deviations_above_and_never_all_and_more(
+def test_the_largest_batch_is_three_deviations_above_and_at_most_all_records(
     expected, records, largest
 ):
     assert largest_batch(expected, records) == largest
 
 
 @pytest.mark.parametrize("expected", [16, 64, 500, 4096])
-def test_hardly_a_batch_is_larger_than_the_largest(expected):
+def test_few_batches_exceed_the_largest(expected):
     exceeded = stats.binom.sf(largest_batch(expected, 10**6), 10**6, expected / 10**6)
     assert 1e-4 < exceeded < 3e-3
 
