@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from pipeline.audit.release import ReleaseAudit
     from pipeline.runs.directory import RunDirectory
 
-_HELP = ("-h", "--help")
-_OPENS = "opening the private images of {}: the findings stay in the run's internal folder"
-
 
 class _Verbs(click.Group):
     """A group whose verb may be left out: without one, the arguments are those of `ledger`."""
@@ -29,7 +26,7 @@ class _Verbs(click.Group):
         if words and words[0] in self.commands:
             args.remove(words[0])
             args = [words[0], *args]
-        elif args[:1] not in ([name] for name in _HELP):
+        elif args[:1] not in (["-h"], ["--help"]):
             args = ["ledger", *args]
         return super().parse_args(context, args)
 
@@ -176,7 +173,8 @@ def _release(run: "RunDirectory", progress: Progress) -> "ReleaseAudit":
     from pipeline.audit.release import audit_release, require_release
 
     require_release(run)
-    click.echo(_OPENS.format(run.run_id), err=True)
+    warning = f"opening the private images of {run.run_id}: the findings stay in its internal/"
+    click.echo(warning, err=True)
     return audit_release(run, progress)
 
 

@@ -170,11 +170,9 @@ def show_release(console: "Console", found: "ReleaseAudit") -> None:
 def _release_facts(space: dict[str, Any]) -> dict[str, object]:
     copies = space["copies"]
     facts: dict[str, object] = {}
-    if copies["exact_train"] is not None:
-        facts["exact copies"] = (
-            f"{copies['exact_train']} of training images, {copies['exact_holdout']} of the "
-            f"holdout, among {copies['synthetic_count']}"
-        )
+    if (exact := copies["exact_train"]) is not None:
+        images, held = copies["synthetic_count"], copies["exact_holdout"]
+        facts["exact copies"] = f"{exact} of training images, {held} of the holdout, among {images}"
     facts["nearer to training"] = f"{100 * copies['closer_to_train']:.1f} % (50 % by chance)"
     for name, attack in space["membership"].items():
         low, high = attack["interval"]

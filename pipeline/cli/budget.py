@@ -43,10 +43,8 @@ def show(as_json: bool) -> None:
     from privacy.ledger import Ledger
 
     home = Home.locate()
-    if _is_new(home):
-        _emit([], as_json)
-        return
-    _emit(list(Budget(Ledger.open(home.ledger_url)).show()), as_json)
+    new = _is_new(home)
+    _emit([] if new else list(Budget(Ledger.open(home.ledger_url)).show()), as_json)
 
 
 @budget.command()
@@ -134,15 +132,12 @@ def head(as_json: bool) -> None:
     from privacy.ledger import Ledger
 
     opened = Ledger.open(Home.locate().ledger_url)
-    facts = {
-        "ledger": opened.ledger_id,
-        "head": str(opened.head()),
-        "public_key": opened.public_key,
-    }
+    known = {"ledger": opened.ledger_id, "head": str(opened.head())}
+    facts = {**known, "public_key": opened.public_key}
 
     def show(console: "Console") -> None:
-        signed = {**facts, "public_key": opened.public_key or "none: the rows are not signed"}
-        console.print(pairs(opened.where, {k.replace("_", " "): v for k, v in signed.items()}))
+        signed = {"public key": opened.public_key or "none: the rows are not signed"}
+        console.print(pairs(opened.where, known | signed))
 
     emit(facts, as_json, show)
 

@@ -106,25 +106,22 @@ def _fail_unexpectedly(error: Exception, as_json: bool) -> int:
     # The error's text may hold private values: it is printed only to a developer who asks for it.
     if os.environ.get(_TRACEBACK) == "1":
         traceback.print_exc()
+    message = (
+        f"unexpected {type(error).__name__}: this is a fault of Umbra. Set {_TRACEBACK}=1 "
+        "to see where (the text may hold private values: do not share it)"
+    )
     if isinstance(error, FileNotFoundError) and not error.filename:
         # Raised by `tempfile` while a library was imported: a full disk has no folder to write to.
-        return _fail(
+        message = (
             "there is no folder for temporary files: free or repair the disk, or set TMPDIR to a "
-            "folder that can be written to, then repeat the command",
-            1,
-            as_json,
+            "folder that can be written to, then repeat the command"
         )
-    if isinstance(error, OSError) and error.errno:
+    elif isinstance(error, OSError) and error.errno:
         # The system's own words and a path: a full disk or a missing right is no fault of Umbra.
         where = f"{error.filename}: " if error.filename else ""
         advice = _DISK_ADVICE if error.errno in _DISK_ERRORS else ""
-        return _fail(f"{where}{os.strerror(error.errno)}{advice}", 1, as_json)
-    return _fail(
-        f"unexpected {type(error).__name__}: this is a fault of Umbra. Set {_TRACEBACK}=1 "
-        "to see where (the text may hold private values: do not share it)",
-        1,
-        as_json,
-    )
+        message = f"{where}{os.strerror(error.errno)}{advice}"
+    return _fail(message, 1, as_json)
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -98,12 +98,7 @@ def resume(
 
 
 def _require_usable_cluster(address: str | None, detach: bool) -> None:
-    """Refuse a cluster that cannot be used before a budget is reserved for a run on it.
-
-    Raises:
-        InvalidRequest: a Jobs API was named without --detach.
-        UmbraError: nothing answers there, it admits anybody, or it refuses this process.
-    """
+    """Refuse a cluster that cannot be used before a budget is reserved for a run on it."""
     from pipeline.cluster.authentication import is_jobs_api, require_token
 
     if is_jobs_api(address) and not detach:
@@ -171,11 +166,7 @@ def _start_in_background(
 
 
 def _start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
-    """Execute `run` in a process that outlives this terminal; return when the run has started.
-
-    Raises:
-        UmbraError: the process ended before it started the run.
-    """
+    """Execute `run` in a process that outlives this terminal; return when the run has started."""
     command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
     if address:
         command += ["--address", address]

@@ -62,9 +62,8 @@ def submit_job(
 def cancel(run: RunDirectory) -> bool:
     """Stop whatever works on a run, or is to; return whether there was anything to stop.
 
-    A process on another machine is asked through the run's folder and stops some seconds later; a
-    Ray job through its cluster. What was charged stays charged, what was only reserved stays
-    reserved: the run can be resumed, or given up.
+    A process on another machine is asked through the run's folder and stops some seconds later.
+    What was only reserved stays reserved: the run can be resumed, or given up.
 
     Raises:
         UmbraError: the process is another user's, or the job's cluster cannot be reached.
@@ -113,10 +112,9 @@ def _stop_job(run: RunDirectory, job: RayJob) -> bool:
 
 
 def give_up(run: RunDirectory, home: Home) -> Settlement:
-    """Settle a run that will not be resumed: what was never charged goes back to the budget.
+    """Settle a run that will not be resumed, and return the settlement of its training.
 
-    Return the settlement of the training; what was reserved for measures on the holdout is given
-    back with it.
+    What was never charged goes back to the budget, also to that of the holdout.
 
     Raises:
         InvalidRequest: another process works on the run, or it is done, or never reserved.

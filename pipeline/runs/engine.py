@@ -47,7 +47,6 @@ def submit(
         BudgetRefused: the data set has no budget, or not enough of it is left.
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
-    components = {TRAIN: training_components(spec), HOLDOUT: holdout_components(spec)}
     home.ensure()
     access = LedgerAccess.of(home)
     budget = Budget(access.open())
@@ -59,6 +58,7 @@ def submit(
             "one."
         )
     # Refuse what the budget refuses before torch is imported and the data are read.
+    components = {TRAIN: training_components(spec), HOLDOUT: holdout_components(spec)}
     for part, charged in components.items():
         if charged:
             budget.require_admissible(spec.data.name, charged, part)
@@ -162,10 +162,7 @@ def _current_job(run: RunDirectory) -> RayJob | None:
 def _environment(
     run: RunDirectory, spec: Spec, address: str | None, open_mlflow: "Callable[[], TrackedRun]"
 ) -> "Iterator[Callable[[], TrackedRun]]":
-    """Start what the stages need around them: heartbeat, disk watch, MLflow and the cluster.
-
-    Yield what waits for the run in MLflow and returns it.
-    """
+    """Start heartbeat, disk watch, MLflow and the cluster; yield what waits for MLflow's run."""
     from pipeline.cluster.authentication import require_token
     from pipeline.cluster.calls import abort_when, disk_write_error
     from pipeline.cluster.connection import cluster, report_waiting, require_room
@@ -190,8 +187,7 @@ def _opened_in_background(
 ) -> "Iterator[Callable[[], TrackedRun]]":
     """Open the run in MLflow while the cluster starts, as both take seconds.
 
-    Yield what waits for it and returns it, or raises its error. If the block fails, the run in
-    MLflow ends as failed or killed.
+    Yield what waits for it. If the block fails, the run in MLflow ends as failed or killed.
     """
     opening: Future[TrackedRun] = Future()
 

@@ -67,12 +67,9 @@ _DIED = "it was killed or lost its machine before it could say why; what was cha
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run's status and the reason for it.
+    """A run's status and the reason for it."""
 
-    Beside the states of `RunState`: "queued" waits for a cluster, "interrupted" died at work, and
-    "silent" cannot be reached, so whether it still runs is unknown.
-    """
-
+    # "queued" waits for a cluster, "interrupted" died at work; whether "silent" runs is unknown.
     status: StatusName
     reason: str = ""
 

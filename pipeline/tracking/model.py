@@ -23,11 +23,8 @@ def save_sampling_model(
 ) -> None:
     """Write an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
 
-    Args:
-        folder: must not exist yet.
-        weights: safetensors of the denoiser's averaged state dict (`network.…`).
-        spec: has image size, classes, network and sampler; its data source is left out.
-        mlflow_model: MLflow's record to fill, where there is one.
+    Of the spec, only what sampling needs is written: not the data source. `weights` are the
+    safetensors of the averaged denoiser; `mlflow_model` is MLflow's record to fill, if any.
     """
     with tempfile.TemporaryDirectory() as scratch, local_copy(weights) as copy:
         sampling = Path(scratch) / "sampling.json"
@@ -50,10 +47,7 @@ def save_sampling_model(
 
 
 def log_sampling_model(run: TrackedRun, weights: StoragePath, spec: Spec) -> str:
-    """Log the sampling model as an output of `run`.
-
-    Returns:
-        Its URI, `models:/<id>`, for `mlflow.pyfunc.load_model`.
+    """Log the sampling model as an output of `run`; return its URI, `models:/<id>`.
 
     Raises:
         InvalidRequest: the weights lie outside the run's `release/` folder.

@@ -143,11 +143,7 @@ class Tracker:
         return TrackedRun(self, run.info.run_id, release)
 
     def reopen(self, mlflow_run_id: str, release: StoragePath) -> "TrackedRun":
-        """Return the parent run of that MLflow id, set running again.
-
-        Raises:
-            TrackingUnavailable: MLflow has no such run.
-        """
+        """Return the parent run of that MLflow id, set running again."""
         query = (
             f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{mlflow_run_id}' "
             f"and attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
@@ -183,11 +179,8 @@ class StageRun:
         self._release = release
 
     def metrics(self, release: Release, step: int = 0) -> None:
-        """Write released numbers.
-
-        Raises:
-            InvalidRequest: `release` is not a `Release`: nothing has checked a plain dictionary.
-        """
+        """Write released numbers; raises InvalidRequest for anything but a `Release`."""
+        # Nothing has checked the names in a plain dictionary.
         if not isinstance(release, Release):
             raise InvalidRequest(
                 f"the tracker takes a Release, found {type(release).__name__}: make one with "
@@ -199,11 +192,7 @@ class StageRun:
             self.client.log_batch(self.id, metrics=batch)
 
     def artifact(self, path: StoragePath, folder: str | None = None) -> None:
-        """Copy a file or folder of the run's `release/` folder to MLflow.
-
-        Raises:
-            InvalidRequest: the path (links followed) lies outside `release/`, or is missing.
-        """
+        """Copy a file or folder of the run's `release/` to MLflow; see `require_released`."""
         self.require_released(path)
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         with local_copy(path) as copy, readable_errors(self.uri):
@@ -236,10 +225,7 @@ class TrackedRun(StageRun):
     """The parent run; made by `Tracker.start` or `Tracker.reopen`."""
 
     def params(self, spec: Spec) -> None:
-        """Write the spec, flattened to `section.field`; a spec is public by definition.
-
-        A resumed run writes it again, which changes nothing.
-        """
+        """Write the spec, flattened to `section.field`; a spec is public by definition."""
         if not isinstance(spec, Spec):
             raise InvalidRequest(
                 f"parameters come from a spec and nowhere else, found {type(spec).__name__}"

@@ -94,7 +94,7 @@ def same_versions():
 
 
 class TestOpen:
-    def test_the_runs_and_where_they_stand(self, umbra):
+    def test_the_runs_and_their_status(self, umbra):
         assert set(RUNS) == {"finished", "void", "failed", "resumable"}
         assert_holds(json.loads(umbra("runs", "--json")), FACTS["runs"])
         standing = {row["run_id"]: row["status"] for row in FACTS["runs"]}

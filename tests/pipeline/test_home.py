@@ -35,7 +35,7 @@ def test_a_tracking_server_keeps_its_artifacts_itself(tmp_path):
 
 
 @pytest.mark.parametrize("env", [{}, {"UMBRA_HOME": ""}])
-def test_without_a_word_it_is_in_the_users_home(env, monkeypatch):
+def test_by_default_it_is_in_the_users_home(env, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert Home.locate(env).path == Path("/somewhere/.umbra")
 
@@ -47,7 +47,7 @@ def test_relative_and_tilde(monkeypatch, tmp_path):
     assert Home.locate({"UMBRA_HOME": "u"}).path == tmp_path / "u"
 
 
-def test_servers_may_take_the_place_of_files():
+def test_servers_may_replace_files():
     env = {
         "UMBRA_HOME": "/u",
         "UMBRA_LEDGER_URL": "postgresql://me:secret@host/db",
@@ -66,7 +66,7 @@ def test_looking_creates_nothing(home):
     assert not home.path.exists()
 
 
-def test_it_is_made_for_its_owner_alone(home):
+def test_only_its_owner_may_open_it(home):
     assert home.ensure() is home
     home.ensure()
     assert stat.S_IMODE(home.path.stat().st_mode) == 0o700
@@ -103,7 +103,7 @@ def test_runs_are_listed_by_time(home, spec):
     ]
 
 
-def test_ids_are_unique_and_say_name_and_time(home, spec, monkeypatch):
+def test_ids_are_unique_and_hold_name_and_time(home, spec, monkeypatch):
     # The random end collides once; a run is never written over another.
     ends = iter(["0001", "aaaaaa", "0002", "aaaaaa", "bbbbbb"])
     monkeypatch.setattr("secrets.token_hex", lambda size=None: next(ends))

@@ -142,7 +142,7 @@ class TestRelease:
         off = np.corrcoef(columns, rowvar=False)[np.triu_indices(3, 1)]
         assert np.all(np.abs(off) < 5 / np.sqrt(len(drawn)))
 
-    def test_intervals_hold_the_truth_as_often_as_they_say(self, by_scale):
+    def test_intervals_have_their_stated_coverage(self, by_scale):
         drawn = [each.classifiers["logreg"] for each in by_scale[10.0]]
         count = len(drawn)
         held = sum(d.low <= 0.75 <= d.high for d in drawn)
@@ -162,7 +162,7 @@ class TestRelease:
         shown = Release.paid(paid.flat()).values
         assert {"dp.epsilon", "dp.mlp.accuracy_low", "dp.class.1.count"} <= set(shown)
 
-    def test_a_damaged_file_is_told(self, finished):
+    def test_a_damaged_file_is_reported(self, finished):
         _, run = finished
         assert paid_metrics(run) is None
         (run.release / DP_METRICS).write_text('{"records": 3}')

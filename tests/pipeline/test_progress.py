@@ -64,7 +64,7 @@ def test_time_left_is_by_proportion() -> None:
     assert stream.getvalue().splitlines()[1] == "sample: 4/10 (40 %), 1 min 30 s left"
 
 
-def test_a_first_step_after_a_long_start_foretells_nothing() -> None:
+def test_the_first_per_cent_gives_no_estimate() -> None:
     clock, stream = Clock(), io.StringIO()
     with LineProgress(stream, every=5, clock=clock).stage("train", 500) as stage:
         for done in (1, 5):
@@ -74,7 +74,7 @@ def test_a_first_step_after_a_long_start_foretells_nothing() -> None:
     assert lines[1:3] == ["train: 1/500 (0 %)", "train: 5/500 (1 %), 19 min 48 s left"]
 
 
-def test_unknown_total_tells_what_is_done() -> None:
+def test_without_a_total_the_count_is_shown() -> None:
     clock, stream = Clock(), io.StringIO()
     with LineProgress(stream, every=5, clock=clock).stage("ingest") as stage:
         clock.now += 6
@@ -91,7 +91,7 @@ def test_polled_counts_never_go_back() -> None:
     assert stream.getvalue().count("4/10") == 3
 
 
-def test_failed_stage_says_stopped_and_not_why() -> None:
+def test_failed_stage_is_stopped_without_its_reason() -> None:
     stream = io.StringIO()
     with pytest.raises(ValueError), LineProgress(stream).stage("train", 3):
         raise ValueError("loss 0.731")

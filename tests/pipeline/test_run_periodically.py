@@ -26,7 +26,7 @@ def test_the_end_waits_for_a_look_under_way():
     assert ended.is_set()
 
 
-def test_a_short_block_is_not_looked_at():
+def test_a_short_block_ends_before_the_first_call():
     looked = threading.Event()
     with run_periodically(looked.set, 60):
         pass

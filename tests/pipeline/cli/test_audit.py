@@ -28,7 +28,7 @@ def test_the_ledger_a_run_and_an_export_pass(umbra, exported):
     assert "blots" in result.out and "8.5" in result.out
 
 
-def test_broken_is_told_in_sentences(umbra, exported, tamper):
+def test_findings_are_printed_as_sentences(umbra, exported, tamper):
     house, run, folder = exported
     tamper(house, "UPDATE umbra_ledger SET body = replace(body, '\"steps\":4', '\"steps\":1')")
     for subject in ([], [run.run_id], [folder]):
@@ -63,7 +63,7 @@ def test_a_tampered_shard(umbra, exported, where):
     assert f"BROKEN: changed: data/{shard.name}" in result.out
 
 
-def test_a_changed_promise(umbra, exported):
+def test_a_changed_privacy_statement(umbra, exported):
     _, _, folder = exported
     path = folder / "privacy.json"
     path.write_text(path.read_text().replace('"records": 40', '"records": 4000'))
@@ -97,7 +97,7 @@ def test_no_ledger(umbra, tmp_path):
     assert not (tmp_path / "home").exists()
 
 
-def test_a_file_name_from_a_stranger(umbra, exported):
+def test_a_hostile_file_name(umbra, exported):
     _, _, folder = exported
     (folder / "\x1b[2Jx").touch()
     result = umbra("audit", folder)

@@ -129,7 +129,7 @@ def test_another_number_of_records(refused, write_spec):
         ("batch: 20", "batch: 41", "at most the number of records (40)"),
     ],
 )
-def test_a_spec_that_says_something_wrong(refused, write_spec, old, new, told):
+def test_a_wrong_value_in_a_spec(refused, write_spec, old, new, told):
     spec = write_spec((old, new))
     text = spec.read_text()
     line = text[: text.index(new.partition(",")[0])].count("\n") + 1

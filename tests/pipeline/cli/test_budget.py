@@ -64,7 +64,7 @@ def test_what_runs_reserve_and_spend(umbra, house, blots_spec):
         ("1", "1"),
     ],
 )
-def test_numbers_that_make_no_sense(umbra, house, epsilon, delta):
+def test_invalid_numbers(umbra, house, epsilon, delta):
     before = house.kinds()
     result = umbra("budget", "declare", "new", "--epsilon", epsilon, "--delta", delta)
     assert (result.code, result.out) == (2, "")
@@ -87,7 +87,7 @@ def test_a_budget_does_not_change(umbra, house):
     assert house.kinds().count("declare") == 1
 
 
-def test_history_tells_who_did_what_and_when(umbra, finished):
+def test_history_shows_who_did_what_and_when(umbra, finished):
     house, run = finished
     rows = umbra("budget", "history", "blots", "--json").json
     assert [row["kind"] for row in rows] == [

@@ -45,7 +45,7 @@ def test_a_process_that_died_ends_it(umbra, logged):
     assert umbra("logs", logged.run_id, "--follow").code == 0
 
 
-def test_it_follows_to_the_last_word(umbra, logged, monkeypatch):
+def test_it_follows_to_the_last_line(umbra, logged, monkeypatch):
     """Lines that come in pieces stay whole; what comes right before the end is not lost."""
     logged.update(status="running", process=ProcessIdentity.current())
     pieces = iter(["train: dö".encode()[:-1], "ö".encode()[-1:] + b"ne\nsynth", b"esize: begun\n"])

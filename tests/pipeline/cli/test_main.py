@@ -41,7 +41,7 @@ def test_help(umbra, command, flag):
     assert result.err == ""
 
 
-def test_every_command_speaks_json(umbra):
+def test_every_command_has_a_json_option(umbra):
     for command in COMMANDS:
         if len(command) == 2 or command[0] not in GROUPS:
             assert "--json" in umbra(*command, "--help").out
@@ -53,7 +53,7 @@ def test_version(umbra):
 
 
 @pytest.mark.parametrize("group", [(), *((name,) for name in GROUPS)])
-def test_no_command_is_answered_by_help(umbra, group):
+def test_a_group_without_a_command_prints_its_help(umbra, group):
     result = umbra(*group)
     assert result.code == 2
     assert result.out == ""
@@ -101,7 +101,7 @@ def test_errors_for_users(umbra, monkeypatch, error, code):
     assert as_json.err == plain.err
 
 
-def test_an_unforeseen_error_keeps_its_text(umbra, monkeypatch):
+def test_the_text_of_an_unexpected_error_is_not_printed(umbra, monkeypatch):
     def fail(self):
         raise ValueError("pixel 17 of patient 4 is 255")
 
@@ -114,7 +114,7 @@ def test_an_unforeseen_error_keeps_its_text(umbra, monkeypatch):
     assert result.json["exit_code"] == 1
 
 
-def test_a_developer_may_see_where(monkeypatch, capsys):
+def test_a_developer_can_ask_for_the_traceback(monkeypatch, capsys):
     def fail(self):
         raise ValueError("here")
 
@@ -126,7 +126,7 @@ def test_a_developer_may_see_where(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("wanted", "shown"), [(None, False), ("1", True)])
-def test_a_library_writes_no_trace_of_its_own_unless_asked(monkeypatch, capsys, wanted, shown):
+def test_libraries_print_no_traceback_unless_asked_to(monkeypatch, capsys, wanted, shown):
     """A thread that dies, and a log file that cannot be written."""
 
     def fail():
@@ -158,7 +158,7 @@ def test_a_library_writes_no_trace_of_its_own_unless_asked(monkeypatch, capsys, 
     assert logging.raiseExceptions
 
 
-def test_the_systems_refusals_are_told_in_its_words(umbra, monkeypatch):
+def test_an_error_of_the_system_is_printed_in_its_words(umbra, monkeypatch):
     def full(self):
         raise OSError(28, "private text", "/some/file")
 
@@ -193,7 +193,7 @@ def test_no_library_is_loaded_where_its_errors_are_not_caught():
     assert found == "set()\n"
 
 
-def test_a_stranger_cannot_steer_the_terminal(umbra):
+def test_control_characters_do_not_reach_the_terminal(umbra):
     result = umbra("status", "\x1b[2J\x07run")
     assert result.code == 2
     assert "\x1b" not in result.err and "\x07" not in result.err
@@ -213,7 +213,7 @@ def closed_pipe():
     return writer
 
 
-def test_a_process_whose_reader_has_gone_ends_quietly(house, closed_pipe):
+def test_a_process_with_a_closed_pipe_ends_quietly(house, closed_pipe):
     process = command("budget", "show", stdout=closed_pipe)
     os.close(closed_pipe)
     _, err = process.communicate(timeout=60)
@@ -258,7 +258,7 @@ def test_a_terminal_without_greek(house):
     assert "blots" in out and "8.5" in out
 
 
-def test_json_keeps_its_letters(umbra, house):
+def test_json_is_not_escaped_to_ascii(umbra, house):
     declare = ["budget", "declare", "blots", "--epsilon", "99", "--delta", "1e-3", "--json"]
     result = umbra(*declare)
     assert "ε=8.5" in result.out and "ε=8.5" in result.json["error"]

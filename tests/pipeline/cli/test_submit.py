@@ -65,7 +65,7 @@ def test_json_alone(umbra, house, worked, write_spec):
     assert result.json["privacy"]["audit"] == "passed"
 
 
-def test_a_private_reference_is_not_told(umbra, house, worked, write_spec):
+def test_figures_against_a_private_reference_are_not_printed(umbra, house, worked, write_spec):
     result = umbra("submit", write_spec(("    public: true", "    public: false")))
     assert result.code == 0
     assert "the reference is private" in result.out
@@ -125,7 +125,7 @@ def test_detached(umbra, house, write_spec, in_place_of_python):
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "two", "1.5", ""])
-def test_workers_that_make_no_sense(umbra, house, no_ray, write_spec, workers):
+def test_invalid_workers(umbra, house, no_ray, write_spec, workers):
     before = house.kinds()
     result = umbra("submit", write_spec(), "--workers", workers)
     assert result.code == 2 and "a number from 1 or 'auto'" in result.err

@@ -33,13 +33,13 @@ def test_a_finished_run(finished):
     assert "0.96875" not in text
 
 
-def test_where_all_is_public_the_ceiling_stands_beside(house, blots_spec):
+def test_the_ceiling_is_shown_where_all_images_are_public(house, blots_spec):
     public = ("  classes: [round, square]", "  classes: [round, square]\n  public: true")
     summary, _ = told(house, house.finish(house.reserve(blots_spec(public))))
     assert summary.classifiers[0] == ("logreg", 0.8125, 0.96875)
 
 
-def test_a_private_holdout_is_not_told(house, blots_spec):
+def test_figures_against_a_private_holdout_are_withheld(house, blots_spec):
     run = house.finish(house.reserve(blots_spec(("    public: true", "    public: false"))))
     summary, text = told(house, run)
     assert summary.classifiers == () and summary.scores == ()
@@ -55,7 +55,7 @@ def test_no_evaluation(finished):
     assert told(house, run)[0].withheld == "no evaluation was asked for"
 
 
-def test_a_void_run_says_so(house, blots_spec):
+def test_a_void_run_is_marked(house, blots_spec):
     run = house.finish(house.reserve(blots_spec(("  delta: 1e-3", "  delta: 1e-3\n  seed: 3"))))
     assert told(house, run)[0].privacy["void"].startswith("YES")
 

@@ -71,7 +71,7 @@ def test_update_changes_what_is_named_and_nothing_else(run):
 @pytest.mark.parametrize(
     "change", [{"statsu": "done"}, {"status": "well"}, {"attempt": -1}, {"created": "soon"}]
 )
-def test_a_change_without_sense_is_refused_and_not_written(run, change):
+def test_an_invalid_change_is_refused_and_not_written(run, change):
     before = run.state_path.read_bytes()
     with pytest.raises(ValidationError):
         run.update(**change)
@@ -128,7 +128,7 @@ def _without(key):
         _without("spec_sha256"),
     ],
 )
-def test_a_damaged_state_is_said_to_be_damaged(run, damage):
+def test_a_damaged_state_is_reported(run, damage):
     run.state_path.write_text(damage(run.state_path.read_text()))
     for reading in (run.state, run.begin, run.spec):
         with pytest.raises(IntegrityBroken, match=r"state\.json is damaged.*submit") as caught:
@@ -136,7 +136,7 @@ def test_a_damaged_state_is_said_to_be_damaged(run, damage):
         assert caught.value.exit_code == 4
 
 
-def test_a_state_that_is_gone(run):
+def test_a_missing_state_is_reported(run):
     run.state_path.unlink()
     with pytest.raises(IntegrityBroken, match="cannot be read"):
         run.state()
@@ -202,14 +202,14 @@ def test_only_one_process_works_on_a_run_until_it_is_killed(run):
         pass
 
 
-def test_an_error_under_the_lock_is_passed_on_as_it_is(run):
+def test_an_error_under_the_lock_is_not_changed(run):
     with pytest.raises(BlockingIOError, match="of the work"), run.lock():
         raise BlockingIOError("of the work")
     with run.lock():
         pass
 
 
-def test_a_full_disk_is_said_to_be_full_and_loses_nothing(run, monkeypatch):
+def test_a_full_disk_is_reported_and_loses_nothing(run, monkeypatch):
     before = run.state_path.read_bytes()
 
     def full(descriptor):

@@ -293,12 +293,12 @@ def test_a_checkpoint_is_written_after_its_steps_were_charged(charges, ledger, r
     assert last.ledger_head in heads
 
 
-def test_a_skipped_checkpoint_is_told(seen, run):
+def test_a_skipped_checkpoint_is_reported(seen, run):
     message = run.state().message
     assert seen["damaged"] in message and "damaged" in message
 
 
-def test_shards_are_what_the_manifest_says(run):
+def test_shards_match_the_manifest(run):
     assert verify(run.release) == []
     manifest = load_manifest(run.release)
     assert [entry.rows for entry in manifest.shards] == [10] * 4

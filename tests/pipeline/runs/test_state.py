@@ -52,7 +52,7 @@ def test_an_unknown_start_is_never_alive():
     assert not ProcessIdentity(os.getpid(), "").is_alive()
 
 
-def test_without_proc_ps_tells(monkeypatch, tmp_path, child):
+def test_without_proc_ps_is_used(monkeypatch, tmp_path, child):
     monkeypatch.setattr(process, "_PROC", tmp_path)
     try:
         subprocess.run(["ps", "-o", "lstart=", "-p", "1"], capture_output=True, check=False)
@@ -64,7 +64,7 @@ def test_without_proc_ps_tells(monkeypatch, tmp_path, child):
     assert not other.is_alive()
 
 
-def test_of_another_machine_nothing_is_looked_up():
+def test_a_process_of_another_machine_is_not_looked_up():
     current = ProcessIdentity.current()
     elsewhere = ProcessIdentity(current.pid, current.started, "another-host")
     assert current.is_local() and ProcessIdentity(1, "an older version noted no host").is_local()

@@ -82,7 +82,7 @@ def test_a_process_that_cannot_be_reached_is_judged_by_its_heartbeat(run, job):
     assert now.status == "silent" and "no heartbeat for 3 min" in now.reason
 
 
-def test_a_local_process_is_looked_up_and_no_cluster_asked(run):
+def test_a_local_process_is_looked_up_without_its_cluster(run):
     run.update(status="running", process=ProcessIdentity.current(), job=JOB)
     assert run_status(run, _unreachable).status == "running"
     run.update(process=GONE)
@@ -95,7 +95,7 @@ def test_a_run_that_waits_for_resources_is_queued(run):
     assert (run_status(run).status, run_status(run).reason) == ("queued", "it waits for 2 CPU")
 
 
-def test_a_job_may_start_or_end_while_its_cluster_is_asked(run):
+def test_a_job_may_start_or_end_while_its_cluster_is_queried(run):
     run.update(job=JOB)
 
     def starts(job):

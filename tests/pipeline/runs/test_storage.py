@@ -192,7 +192,7 @@ def test_artifacts_go_to_mlflow_from_there(stored, tmp_path, migrated):
     assert verify(run.release) == []
 
 
-def test_a_run_does_not_begin_while_its_storage_is_gone(stored, unreachable):
+def test_a_run_does_not_begin_while_its_storage_is_unreachable(stored, unreachable):
     _, run, storage = stored
     if isinstance(storage, ObjectPath):
         with pytest.raises(UmbraError, match="refused access"):
@@ -204,7 +204,7 @@ def test_a_run_does_not_begin_while_its_storage_is_gone(stored, unreachable):
     assert run.state().attempt == 0
 
 
-def test_a_damaged_record_of_the_storage_is_told(stored):
+def test_a_damaged_record_of_the_storage_is_reported(stored):
     _, run, _ = stored
     (run.path / "storage").write_text("somewhere")
     with pytest.raises(InvalidRequest, match=r"resources\.storage"):

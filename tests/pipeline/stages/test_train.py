@@ -23,11 +23,11 @@ def _damage(folder, step):
         file.write(b"x")
 
 
-def test_sound_checkpoints_need_no_word(checkpoints, tmp_path):
+def test_intact_checkpoints_leave_no_message(checkpoints, tmp_path):
     assert _skipped(checkpoints) == _skipped(tmp_path / "none") == ""
 
 
-def test_a_damaged_newest_is_told_and_passed_over(checkpoints):
+def test_a_damaged_newest_checkpoint_is_reported_and_skipped(checkpoints):
     _damage(checkpoints, 4)
     assert "step-000004" in _skipped(checkpoints) and "step-000002" not in _skipped(checkpoints)
 

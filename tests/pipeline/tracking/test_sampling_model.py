@@ -64,7 +64,7 @@ def _pixels(answer: pd.DataFrame) -> np.ndarray:
     return np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in answer["image"]])
 
 
-def test_asked_number_of_asked_class(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+def test_it_returns_the_requested_number_of_each_class(loaded: mlflow.pyfunc.PyFuncModel) -> None:
     answer = loaded.predict(pd.DataFrame({"label": [2, 0], "count": [5, 1]}))
     assert list(answer.columns) == ["image", "label", "class_name"]
     assert list(answer["label"]) == [2] * 5 + [0]
@@ -98,12 +98,12 @@ def test_seed_repeats_and_none_does_not(loaded: mlflow.pyfunc.PyFuncModel) -> No
     assert not np.array_equal(_pixels(loaded.predict(free)), _pixels(loaded.predict(free)))
 
 
-def test_no_images_asked(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+def test_a_request_for_no_images(loaded: mlflow.pyfunc.PyFuncModel) -> None:
     assert len(loaded.predict(pd.DataFrame({"label": [0], "count": [0]}))) == 0
 
 
 @pytest.mark.parametrize(("label", "count"), [(3, 1), (-1, 1), (0, -1), (0, 10**9)])
-def test_senseless_requests(loaded: mlflow.pyfunc.PyFuncModel, label: int, count: int) -> None:
+def test_invalid_requests(loaded: mlflow.pyfunc.PyFuncModel, label: int, count: int) -> None:
     with pytest.raises(InvalidRequest):
         loaded.predict(pd.DataFrame({"label": [label], "count": [count]}))
 

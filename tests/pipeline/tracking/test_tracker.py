@@ -64,7 +64,7 @@ def test_stage_is_a_child_with_metrics_and_time(tracker: Tracker, run: TrackedRu
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError("pixel 0.731"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_failed_stage_is_marked_and_says_nothing(
+def test_failed_stage_is_marked_without_its_error(
     tracker: Tracker, run: TrackedRun, error: BaseException, status: str
 ) -> None:
     with pytest.raises(type(error)), run.stage("train"):
@@ -137,7 +137,7 @@ def test_reopen_of_an_unknown_run_is_a_readable_error(tracker: Tracker, release:
         tracker.reopen("0" * 32, release)
 
 
-def test_find_takes_no_filter_injection(tracker: Tracker) -> None:
+def test_find_refuses_filter_injection(tracker: Tracker) -> None:
     with pytest.raises(InvalidRequest):
         tracker.find("x' OR 'a' = 'a")
 
@@ -185,7 +185,7 @@ def test_artifact_from_outside_release_is_refused(run: TrackedRun, release: Path
         run.artifact(release / "absent")
 
 
-def test_dataset_is_noted_by_name_alone(tracker: Tracker, run: TrackedRun) -> None:
+def test_dataset_is_logged_by_name_alone(tracker: Tracker, run: TrackedRun) -> None:
     run.log_dataset("digits")
     (noted,) = tracker.client.get_run(run.id).inputs.dataset_inputs
     assert noted.dataset.name == "digits"
@@ -194,7 +194,7 @@ def test_dataset_is_noted_by_name_alone(tracker: Tracker, run: TrackedRun) -> No
     assert not noted.dataset.profile
 
 
-def test_deleted_experiment_says_how_to_restore_it(uri: str, tracker: Tracker) -> None:
+def test_error_for_a_deleted_experiment_says_how_to_restore(uri: str, tracker: Tracker) -> None:
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(TrackingUnavailable, match="restore"):
         Tracker(uri, None)
@@ -206,7 +206,7 @@ def test_unreachable_database_is_a_readable_error(tmp_path: Path) -> None:
         Tracker(f"sqlite:///{tmp_path}/file/mlflow.db", None)
 
 
-def test_password_is_taken_out() -> None:
+def test_password_is_removed() -> None:
     assert without_password("postgresql://u:p@db:5432/m?x=1") == "postgresql://db:5432/m?x=1"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
