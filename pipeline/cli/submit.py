@@ -72,15 +72,19 @@ def submit(
     spec: Path, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
 ) -> None:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
+    from pipeline.runs.engine import execute
     from pipeline.runs.engine import submit as reserve
     from pipeline.spec import load_spec
 
     home, requested = Home.locate(), load_spec(spec)
     _require_usable_cluster(address, detach)
     run = reserve(requested, home, embedded=address is None, workers=workers)
-    if not detach:
-        click.echo(f"run {run.run_id}", err=True)
-    _execute(run, home, address, workers, detach, as_json)
+    if detach:
+        _detach(run, home, address, workers, as_json)
+        return
+    click.echo(f"run {run.run_id}", err=True)
+    with _shown(run, home, as_json) as progress:
+        execute(run, home, progress, address, workers)
 
 
 @click.command()
@@ -94,7 +98,13 @@ def resume(
     home = Home.locate()
     run = home.run(run_id)
     _require_usable_cluster(address, detach)
-    _execute(run, home, address, workers, detach, as_json)
+    if detach:
+        _detach(run, home, address, workers, as_json)
+        return
+    from pipeline.runs.engine import execute
+
+    with _shown(run, home, as_json) as progress:
+        execute(run, home, progress, address, workers)
 
 
 def _require_usable_cluster(address: str | None, detach: bool) -> None:
@@ -110,23 +120,13 @@ def _require_usable_cluster(address: str | None, detach: bool) -> None:
         require_token(address)
 
 
-def _execute(
-    run: RunDirectory,
-    home: Home,
-    address: str | None,
-    workers: "Workers | None",
-    detach: bool,
-    as_json: bool,
-) -> None:
-    """Execute `run` and print its summary, or start it in the background and print its id."""
-    if detach:
-        started = {"run_id": run.run_id, **_start_in_background(run, home, address, workers)}
-        emit(started, as_json, lambda console: console.print(run.run_id))
-        return
-    from pipeline.runs.engine import execute
+@contextmanager
+def _shown(run: RunDirectory, home: Home, as_json: bool) -> "Iterator[Progress]":
+    """Show progress to the person, keep it as lines in the run's log, and end with a summary."""
+    from pipeline.progress import Both, LineProgress, SilentProgress, show_progress
 
-    with _progress(run, quiet=as_json) as progress:
-        execute(run, home, progress, address, workers)
+    with run.log_path.open("a") as log:
+        yield Both(SilentProgress() if as_json else show_progress(), LineProgress(log))
     from pipeline.cli.summary import show_summary, summarise
     from pipeline.runs.ledger_access import open_budget
 
@@ -134,13 +134,12 @@ def _execute(
     emit(asdict(summary), as_json, lambda console: show_summary(console, summary))
 
 
-@contextmanager
-def _progress(run: RunDirectory, quiet: bool) -> "Iterator[Progress]":
-    """Show progress to the person, and keep it as lines in the run's log."""
-    from pipeline.progress import Both, LineProgress, SilentProgress, show_progress
-
-    with run.log_path.open("a") as log:
-        yield Both(SilentProgress() if quiet else show_progress(), LineProgress(log))
+def _detach(
+    run: RunDirectory, home: Home, address: str | None, workers: "Workers | None", as_json: bool
+) -> None:
+    """Start `run` in the background and print its id."""
+    started = {"run_id": run.run_id, **_start_in_background(run, home, address, workers)}
+    emit(started, as_json, lambda console: console.print(run.run_id))
 
 
 def _start_in_background(

@@ -1,8 +1,4 @@
-"""Refuse Ray clusters that require no token: Ray runs the code of anyone who reaches it.
-
-A cluster's settings cannot be read from outside, so a harmless request is sent without a token,
-which a cluster that requires one refuses.
-"""
+"""Refuse Ray clusters that require no token: Ray runs the code of anyone who reaches it."""
 
 import os
 import sys
@@ -18,7 +14,8 @@ OPEN_CLUSTER = "UMBRA_OPEN_CLUSTER"
 _SECONDS = 10
 _UNAUTHORISED = (401, 403)
 _CLIENT_PORT, _GCS_PORT = 10001, 6379
-# Neither request changes anything. The client server listens at `ray://`.
+# A cluster's settings cannot be read from outside, so a harmless request is sent without a token,
+# which a cluster that requires one refuses. The client server listens at `ray://`.
 _CLIENT_REQUEST = "/ray.rpc.RayletDriver/ClusterInfo"
 _GCS_REQUEST = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
@@ -31,40 +28,36 @@ def is_jobs_api(address: str | None) -> bool:
 def require_token(address: str) -> None:
     """Refuse a cluster that requires no token, and have Ray send the token to one that does.
 
-    Call it before Ray is imported. Clusters with mutual TLS (RAY_USE_TLS) know their callers, too.
-
-    Args:
-        address: `http(s)://host:port` of the Jobs API, `ray://host:port`, `host:port` or "auto".
+    Call it before Ray is imported. The address is `http(s)://host:port` of the Jobs API,
+    `ray://host:port`, `host:port` or "auto".
 
     Raises:
         UmbraError: nothing answers there, the cluster is open, or it refuses this token.
     """
-    if is_jobs_api(address):
-        if "@" in urlsplit(address).netloc:
-            raise UmbraError(
-                "the address of a Jobs API is written to the run's folder and may hold no "
-                "password: give a token instead (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
-            )
-        refuses = _http_refuses
-    elif os.environ.get("RAY_USE_TLS") == "1":
-        return
-    else:
-        refuses = _grpc_refuses
-    if refuses(address, {}):
-        if refuses(address, {"authorization": f"Bearer {_token(address)}"}):
-            raise UmbraError(
-                f"the Ray cluster at {address} refused the token of this process: take the "
-                "cluster's own (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
-            )
-        if "ray" not in sys.modules:  # later it would no longer be read; `ray.init` sees to it then
-            os.environ["RAY_AUTH_MODE"] = "token"
-    elif os.environ.get(OPEN_CLUSTER) != "1":
+    refuses = _http_refuses if is_jobs_api(address) else _grpc_refuses
+    if is_jobs_api(address) and "@" in urlsplit(address).netloc:
+        raise UmbraError(
+            "the address of a Jobs API is written to the run's folder and may hold no password: "
+            "give a token instead (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+        )
+    if refuses is _grpc_refuses and os.environ.get("RAY_USE_TLS") == "1":
+        return  # with mutual TLS the cluster knows its callers, too
+    if not refuses(address, {}):
+        if os.environ.get(OPEN_CLUSTER) == "1":
+            return
         raise UmbraError(
             f"the Ray cluster at {address} asks nobody for a token: whoever reaches it can run "
             "code beside the private images. Start it with RAY_AUTH_MODE=token and give its token "
             f"to this process (RAY_AUTH_TOKEN or ~/.ray/auth_token); or set {OPEN_CLUSTER}=1 if "
             "nobody else can reach it"
         )
+    if refuses(address, {"authorization": f"Bearer {_token(address)}"}):
+        raise UmbraError(
+            f"the Ray cluster at {address} refused the token of this process: take the cluster's "
+            "own (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+        )
+    if "ray" not in sys.modules:  # later it would no longer be read; `ray.init` sees to it then
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _http_refuses(address: str, headers: dict[str, str]) -> bool:

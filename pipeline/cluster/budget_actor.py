@@ -1,7 +1,7 @@
 """The budget manager: a named, detached actor through which a whole cluster uses one ledger.
 
-The authority is the database transaction behind the actor, so two actors, even on two clusters,
-cannot grant more than there is.
+The database's transactions decide: two actors, even on two clusters, cannot grant more than there
+is.
 """
 
 from functools import cached_property
@@ -20,7 +20,7 @@ _NAME = "umbra-budget"
 
 
 class BudgetManager:
-    """Charges and settles in one ledger for every process of the cluster."""
+    """Charges and settles in one ledger for every process of the cluster; see `Budget`."""
 
     def __init__(self, access: LedgerAccess) -> None:
         self._access = access
@@ -56,19 +56,22 @@ class BudgetManager:
 def budget_manager(access: LedgerAccess) -> Any:
     """Return the cluster's budget manager, and start it if there is none."""
     access = access.anywhere()
-    actor = ray.remote(BudgetManager)
-    return actor.options(
-        # A cluster may serve several ledgers and people, and signing keys change.
-        name=f"{_NAME}-{access.digest()}",
-        lifetime="detached",
-        get_if_exists=True,
-        num_cpus=0,
-        # Ray repeats calls if the manager dies: reading may be repeated, and each call that appends
-        # has an idempotency key of its own.
-        max_restarts=-1,
-        max_task_retries=-1,
-        scheduling_strategy=_where(access),
-    ).remote(access)
+    return (
+        ray.remote(BudgetManager)
+        .options(
+            # A cluster may serve several ledgers and people, and signing keys change.
+            name=f"{_NAME}-{access.digest()}",
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            # Ray repeats calls if the manager dies: reading may be repeated, and each call that
+            # appends has an idempotency key of its own.
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=_where(access),
+        )
+        .remote(access)
+    )
 
 
 def _where(access: LedgerAccess) -> NodeAffinitySchedulingStrategy | None:
@@ -97,12 +100,8 @@ class ActorMeter:
         """Charge durably and return the ledger's head as `seq:hash`."""
         # A fresh key for each call: if the manager dies after the commit and Ray repeats the call,
         # the charge is made once; a new call is a new charge.
-        receipt = get_result(
-            self._manager.charge.remote(
-                self._reservation, component, steps, self._attempt, os_key().hex()
-            )
-        )
-        return str(receipt.head)
+        of = (self._reservation, component, steps, self._attempt, os_key().hex())
+        return str(get_result(self._manager.charge.remote(*of)).head)
 
     def remaining(self, component: str) -> int:
         """Return how many reserved steps were never charged."""

@@ -1,4 +1,4 @@
-"""Waiting for Ray: results, errors that carry no private text, and reasons to stop waiting.
+"""Waiting for Ray: results, errors without private text, what is waited for, and when to stop.
 
 A stack trace, or the text of an unforeseen error, may hold private values. Ray would copy both into
 its logs, its dashboard and the driver's terminal, so they are removed in the worker that raised
@@ -8,19 +8,20 @@ them and kept in the run's `internal/` folder.
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from pipeline.progress import run_periodically
 from privacy.errors import UmbraError
 from synth.storage import write_bytes
 
 _SECONDS_BETWEEN_CHECKS = 3.0  # a check asks the cluster or writes to the disk
 _GRACE_SECONDS = 20.0
+_ROOM_SECONDS = 8.0  # after which a wait for room is reported, and between two reports
 _PAGE = bytes(4096)
 
 
@@ -36,8 +37,7 @@ class WorkerDied(WorkerFailed):
 def sanitize_errors(traces: Path) -> Iterator[None]:
     """Let only errors that are written for users leave the block.
 
-    Args:
-        traces: folder (internal) for the trace of any other error.
+    The trace of any other error is written to the folder `traces`, which is internal.
 
     Raises:
         UmbraError: as it was raised in the block.
@@ -48,24 +48,20 @@ def sanitize_errors(traces: Path) -> Iterator[None]:
     except UmbraError:
         raise
     except Exception as error:
+        file = traces / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        where = f"its trace is in {file} (it may hold private values: do not share it)"
+        try:
+            write_bytes(file, traceback.format_exc().encode())
+        except Exception:
+            where = "its trace could not be written"
         raise WorkerFailed(
-            f"a worker failed with {type(error).__name__}; {_write_trace(traces)}. `umbra resume` "
-            "continues from the last durable state"
+            f"a worker failed with {type(error).__name__}; {where}. `umbra resume` continues from "
+            "the last durable state"
         ) from None
 
 
-def _write_trace(traces: Path) -> str:
-    """Write the trace of the error being handled; return a phrase that says where it is."""
-    file = traces / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-    try:
-        write_bytes(file, traceback.format_exc().encode())
-    except Exception:
-        return "its trace could not be written"
-    return f"its trace is in {file} (it may hold private values: do not share it)"
-
-
-def get_result(references: Any) -> Any:
-    """Wait for one reference, or a list of them, and return the value or the list of values.
+def get_result(reference: Any) -> Any:
+    """Wait for a reference and return its value.
 
     Raises:
         UmbraError: as the worker raised it, or the reason of an enclosing `abort_when`.
@@ -75,10 +71,9 @@ def get_result(references: Any) -> Any:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    several = references if isinstance(references, list) else [references]
-    wait(several, num_returns=len(several))
+    wait([reference])
     try:
-        return ray.get(references)
+        return ray.get(reference)
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UmbraError):
@@ -97,10 +92,8 @@ def _died(error: Exception) -> WorkerDied:
     )
 
 
-def wait(
-    references: Sequence[Any], timeout: float | None = None, num_returns: int = 1
-) -> tuple[list[Any], list[Any]]:
-    """Do as `ray.wait` does, and check the conditions of enclosing `abort_when` blocks meanwhile.
+def wait(references: Sequence[Any], timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+    """Do as `ray.wait` does for one reference, and check `abort_when` conditions meanwhile.
 
     Raises:
         UmbraError: the reason of an `abort_when` block.
@@ -110,75 +103,95 @@ def wait(
     end = None if timeout is None else monotonic() + timeout
     while True:
         left = _SECONDS_BETWEEN_CHECKS if end is None else max(0.0, end - monotonic())
-        ready, pending = ray.wait(
-            list(references), num_returns=num_returns, timeout=min(left, _SECONDS_BETWEEN_CHECKS)
-        )
-        if len(ready) >= num_returns or (end is not None and monotonic() >= end):
+        ready, pending = ray.wait(list(references), timeout=min(left, _SECONDS_BETWEEN_CHECKS))
+        if ready or (end is not None and monotonic() >= end):
             return ready, pending
         check_abort_conditions()
 
 
-@dataclass
-class _AbortCondition:
-    reason: Callable[[], UmbraError | None]
-    grace_period: float
-    since: float | None = None
-
-    def check(self, now: float) -> None:
-        error = self.reason()
-        self.since = None if error is None else self.since or now
-        if error is not None and self.since is not None and now - self.since >= self.grace_period:
-            raise error
-
-
 # Of this process. Ray waits without end for workers that it can no longer start, so every wait of
 # the driver checks these; a worker has none, and ends with its driver.
-_conditions: list[_AbortCondition] = []
+_conditions: list[Callable[[], None]] = []
 
 
 @contextmanager
 def abort_when(
     condition: Callable[[], UmbraError | None], grace_period: float = _GRACE_SECONDS
 ) -> Iterator[None]:
-    """End waits within the block once `condition` has returned an error for `grace_period`.
-
-    An unforeseen error or a `WorkerFailed` that leaves the block while the condition holds is
-    replaced by the condition's error, of which it is most likely a consequence.
-
-    Args:
-        condition: returns why the block cannot succeed, or None; raises nothing.
-        grace_period: seconds in which everything may still end by itself.
+    """End waits within the block once `condition` has returned an error for `grace_period` seconds.
 
     Raises:
-        UmbraError: what `condition` returned.
+        UmbraError: what `condition` returned; it itself raises nothing.
     """
-    entry = _AbortCondition(condition, grace_period)
-    _conditions.append(entry)
+    since: float | None = None
+
+    def check() -> None:
+        nonlocal since
+        error = condition()
+        since = None if error is None else since or monotonic()
+        if error is not None and since is not None and monotonic() - since >= grace_period:
+            raise error
+
+    _conditions.append(check)
     try:
         yield
     except Exception as error:
+        # An unforeseen error is most likely a consequence of the condition, if that holds.
         foreseen = isinstance(error, UmbraError) and not isinstance(error, WorkerFailed)
         if not foreseen and (reason := condition()):
             raise reason from None
         raise
     finally:
-        _conditions.remove(entry)
+        _conditions.remove(check)
 
 
 def check_abort_conditions() -> None:
     """Raise the error of the first `abort_when` condition that has held for its grace period."""
-    now = monotonic()
-    for entry in list(_conditions):
-        entry.check(now)
+    for check in list(_conditions):
+        check()
+
+
+_room_reports: list[Callable[[str], object]] = []
+
+
+@contextmanager
+def report_waiting(report: Callable[[str], object]) -> Iterator[None]:
+    """Within the block, report what this driver waits for; "" once it has its room."""
+    _room_reports.append(report)
+    try:
+        yield
+    finally:
+        _room_reports.remove(report)
+
+
+@contextmanager
+def waiting_for_room(what: str, each: Mapping[str, float]) -> Iterator[None]:
+    """Report, if the block takes long, that there is no room for `what`; `each` in Ray's names."""
+    import ray
+
+    # Not the memory, which Ray counts in bytes.
+    kinds = {kind: size for kind, size in each.items() if kind in ("CPU", "GPU") and size > 0}
+    asked = " and ".join(f"{size:g} {kind}" for kind, size in kinds.items())
+    reported: set[Callable[[str], object]] = set()
+
+    def report() -> None:
+        with suppress(Exception):  # a cluster that is busy does not answer; the run continues
+            free, total = ray.available_resources(), ray.cluster_resources()
+            room = ", ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}" for k in kinds)
+            for show in _room_reports:
+                show(f"it waits for room for {what} with {asked} each; {room} free on the cluster")
+                reported.add(show)
+
+    try:
+        with run_periodically(report, _ROOM_SECONDS):
+            yield
+    finally:
+        for show in reported:
+            show("")
 
 
 def disk_write_error(folder: Path) -> UmbraError | None:
-    """Return why nothing can be written, or None: the disk is full or cannot be reached.
-
-    Args:
-        folder: of the run, on this machine; the folder for temporary files is tried, too, because
-            Ray keeps its files there.
-    """
+    """Return why nothing can be written, or None: the disk of a run's folder, or of Ray's files."""
     where = folder
     try:
         _write_page(where)
@@ -198,10 +211,7 @@ def _write_page(folder: Path) -> None:
 
 
 def lost_node_condition() -> Callable[[], UmbraError | None]:
-    """Return a condition for `abort_when`: the raylet of this machine has died.
-
-    Ray would let the driver wait for workers that nobody starts any more.
-    """
+    """Return a condition for `abort_when`: the raylet of this machine has died."""
     import ray
     from ray.exceptions import RayError
 

@@ -3,13 +3,14 @@
 import fcntl
 import ipaddress
 import logging
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 from pipeline.cluster.authentication import require_token
 from pipeline.cluster.calls import abort_when, lost_node_condition
 from pipeline.cluster.reaper import reaped
-from pipeline.progress import run_periodically
 from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
 
@@ -42,28 +42,18 @@ _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchang
 _FOLDERS = "umbra-ray-"
 _OBJECT_STORE_GIB = 200 / 1024
 _GIB = 1024**3
-_SECONDS = 3.0  # between two looks at what a run waits for
-_LIMIT = 1000
 
 
 @contextmanager
 def cluster(
     address: str | None, object_store_gib: float | None = None
 ) -> Iterator[dict[str, float]]:
-    """Be connected to Ray for the block; an embedded cluster starts and ends with it.
+    """Be connected to Ray for the block, and yield what there is: "CPU", "memory" (bytes), ...
 
-    Worker output never reaches this terminal (`log_to_driver=False`): what workers print may come
-    from private data. The embedded cluster listens on the loopback interface only, requires a
-    token, keeps its sockets and logs in a folder of its own with mode 0700, and removes it at the
-    end. Its processes end with this one, even if this one is killed. The caller's handler of
-    SIGTERM stays in force.
-
-    Yields:
-        What the cluster has in all, in Ray's names and units: "CPU", "GPU", "memory" (bytes), ...
-
-    Args:
-        address: of a running cluster, `ray://...` or `host:port`; None starts one here.
-        object_store_gib: shared memory of the embedded cluster; None takes 200 MiB.
+    Without an address a cluster is started that ends with the block. It listens on the loopback
+    interface only, requires a token, keeps its sockets and logs in a folder of its own with mode
+    0700, and removes it. Its processes end with this one, even if this one is killed. Its shared
+    memory is `object_store_gib`, by default 200 MiB.
 
     Raises:
         UmbraError: the cluster cannot be reached or started, or this machine was lost to it.
@@ -81,7 +71,7 @@ def cluster(
     with nullcontext() if address else _private_folder() as folder:
         try:
             _join(address, folder, object_store_gib)
-            signal.signal(signal.SIGTERM, on_terminate)
+            signal.signal(signal.SIGTERM, on_terminate)  # which Ray has replaced
             with abort_when(lost_node_condition(), grace_period=0):
                 yield {"GPU": 0.0, **ray.cluster_resources()}
         finally:
@@ -133,6 +123,7 @@ def _join(address: str | None, folder: str | None, object_store_gib: float | Non
             "_temp_dir": folder,
         }
     try:
+        # What workers print may come from private data: it does not reach this terminal.
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
@@ -168,36 +159,31 @@ def _require_loopback(address: str) -> None:
 def require_room(resources: Resources, available: Mapping[str, float]) -> None:
     """Refuse training workers for which this machine has no room; "auto" needs room for one.
 
-    Args:
-        resources: what the spec asks for.
-        available: of "CPU", "GPU" and "memory" (bytes), as Ray counts; a kind that is missing is
-            not checked.
+    Of what is `available` only the kinds that are listed are checked, as Ray names and counts them.
 
     Raises:
         UmbraError: there is too little of something: Ray would wait for it without end.
     """
-    each = per_worker(resources)
     workers = 1 if resources.workers == "auto" else resources.workers
-    for kind in each.keys() & available.keys():
-        requested = workers * each[kind]
-        if requested > available[kind]:
+    for kind, each in per_worker(resources).items():
+        if workers * each > available.get(kind, math.inf):
             unit, scale = ("GiB of memory", _GIB) if kind == "memory" else (f"{kind}s", 1)
             raise UmbraError(
-                f"resources asks for {workers} training workers with "
-                f"{each[kind] / scale:g} {unit} each, {requested / scale:g} in all, and this "
-                f"machine has {available[kind] / scale:.3g}. Ask for less, or run on a Ray cluster "
-                "that has as much, with --address"
+                f"resources asks for {workers} training workers with {each / scale:g} {unit} each, "
+                f"{workers * each / scale:g} in all, and this machine has "
+                f"{available[kind] / scale:.3g}. Ask for less, or run on a Ray cluster that has as "
+                "much, with --address"
             )
 
 
 def per_worker(resources: Resources) -> dict[str, float]:
     """Return what one training worker holds, in Ray's names and units."""
-    each: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        each["GPU"] = resources.gpus_per_worker
-    if resources.memory_gib_per_worker:
-        each["memory"] = resources.memory_gib_per_worker * _GIB
-    return each
+    each = {
+        "CPU": resources.cpus_per_worker,
+        "GPU": resources.gpus_per_worker,
+        "memory": (resources.memory_gib_per_worker or 0) * _GIB,
+    }
+    return {kind: size for kind, size in each.items() if size}
 
 
 def this_machine() -> dict[str, float]:
@@ -205,68 +191,3 @@ def this_machine() -> dict[str, float]:
     import torch
 
     return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-
-
-@contextmanager
-def report_waiting(report: Callable[[str], Any]) -> Iterator[None]:
-    """Report what this process's job waits for whenever that changes; "" while it has its room."""
-    reported = ""
-
-    def look() -> None:
-        nonlocal reported
-        # A cluster without a dashboard, or a busy one, does not answer; the run continues.
-        with suppress(Exception):
-            now = waiting_for()
-            if now != reported:
-                report(now)
-                reported = now
-
-    try:
-        with run_periodically(look, _SECONDS):
-            yield
-    finally:
-        if reported:
-            report("")
-
-
-def waiting_for() -> str:
-    """Return what the job whose driver this process is waits for, or an empty string."""
-    import ray
-    from ray.util.state import list_actors, list_placement_groups, list_tasks
-
-    job = ray.get_runtime_context().get_job_id()
-    options: dict[str, Any] = {"limit": _LIMIT, "detail": True, "raise_on_missing_output": False}
-    pending = [("creator_job_id", "=", job), ("state", "=", "PENDING")]
-    for group in list_placement_groups(filters=pending, **options):
-        bundles = [bundle["unit_resources"] for bundle in group.bundles]
-        return _describe_wait(f"{len(bundles)} training workers", bundles[0])
-    mine = ("job_id", "=", job)
-    actors = [a for a in list_actors(filters=[mine], **options) if _sizes(a.required_resources)]
-    if stuck := _blocked(actors, "PENDING_CREATION", "ALIVE"):
-        return _describe_wait("workers", stuck.required_resources)
-    tasks = [t for t in list_tasks(filters=[mine], **options) if t.type == "NORMAL_TASK"]
-    if stuck := _blocked(tasks, "PENDING_NODE_ASSIGNMENT", "RUNNING"):
-        return _describe_wait("tasks", stuck.required_resources)
-    return ""
-
-
-def _blocked(members: list[Any], waits: str, works: str) -> Any:
-    """Return one that waits where none is at work, else None."""
-    if any(member.state == works for member in members):
-        return None
-    return next((member for member in members if member.state == waits), None)
-
-
-def _describe_wait(what: str, each: Mapping[str, float]) -> str:
-    import ray
-
-    free, total = ray.available_resources(), ray.cluster_resources()
-    kinds = _sizes(each)
-    asked = " and ".join(f"{size:g} {kind}" for kind, size in kinds.items())
-    room = ", ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}" for k in kinds)
-    return f"it waits for room for {what} with {asked} each; {room} free on the cluster"
-
-
-def _sizes(resources: Mapping[str, float] | None) -> dict[str, float]:
-    """Return processors and GPUs alone: memory is in bytes, and the rest is Ray's own."""
-    return {k: v for k, v in (resources or {}).items() if k in {"CPU", "GPU"} and v > 0}

@@ -12,7 +12,7 @@ from eval.features import extractor
 from eval.frechet import feature_moments, frechet
 from eval.prdc import precision_recall
 from eval.utility import train_and_test
-from pipeline.cluster.calls import get_result, sanitize_errors, wait
+from pipeline.cluster.calls import get_result, sanitize_errors, wait, waiting_for_room
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
 from pipeline.spec import Spec
@@ -33,33 +33,31 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
 
-    Args:
-        spec: what to measure, and against which images.
-        release: folder with the synthetic images.
-        traces: folder for the traces of unforeseen errors (internal).
-        on_task: called whenever one of the metrics is done.
-        holdout: what the holdout has to be, where a budget was reserved for it.
+    `on_task` is called whenever one is done. Where a budget was reserved for the holdout, it has to
+    be the one that was reserved for.
 
     Returns:
         {"synthetic": {classifier: result}, "ceiling": {classifier: result}, "features": {...}},
-        where the ceiling is the same classifier trained on the real training images. Whether any
-        of it may be released is the caller's to decide.
+        where the ceiling is trained on the real images. The caller decides what may be released.
 
     Raises:
         UmbraError: as a task raised it.
     """
     # A task whose worker or machine died is done again elsewhere; one that raised is not.
     task = ray.remote(_measure).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
-    kinds = (SYNTHETIC, CEILING)
-    names = _wanted(spec).classifiers
+    room = task.remote(traces, dict)  # ends as soon as the others have room
+    names = _section(spec).classifiers
+    of = (spec, release, holdout)
     tasks = {
-        task.remote(traces, _classify, spec, release, holdout, kind, name): (kind, name)
+        task.remote(traces, _classify, *of, kind, name): (kind, name)
         for name in names
-        for kind in kinds
+        for kind in (SYNTHETIC, CEILING)
     }
-    features = task.remote(traces, _compare_features, spec, release, holdout)
+    features = task.remote(traces, _compare_features, *of)
+    with waiting_for_room("metrics", {"CPU": 1}):
+        get_result(room)
     # Tasks end in any order; the results are in the order of the spec.
-    results: dict[str, Any] = {kind: dict.fromkeys(names) for kind in kinds}
+    results: dict[str, Any] = {kind: dict.fromkeys(names) for kind in (SYNTHETIC, CEILING)}
     waiting = [features, *tasks]
     while waiting:
         (done,), waiting = wait(waiting)
@@ -74,14 +72,14 @@ def evaluate(
 
 def _measure(traces: Path, metric: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
     with sanitize_errors(traces):
+        torch.set_num_threads(1)
         return metric(*of)
 
 
 def _classify(
     spec: Spec, release: StoragePath, holdout: DatasetIdentity | None, kind: str, name: str
 ) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    evaluate = _wanted(spec)
+    section = _section(spec)
     train = _synthetic(release) if kind == SYNTHETIC else load_partition(spec.data, TRAIN)
     test = load_partition(spec.data, HOLDOUT, holdout)
     result = train_and_test(
@@ -91,9 +89,9 @@ def _classify(
         test.values,
         test.labels,
         classes=len(spec.data.classes),
-        epochs=evaluate.epochs,
-        learning_rate=evaluate.learning_rate,
-        seed=evaluate.seed,
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        seed=section.seed,
     )
     return asdict(result)
 
@@ -101,22 +99,17 @@ def _classify(
 def _compare_features(
     spec: Spec, release: StoragePath, holdout: DatasetIdentity | None
 ) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    wanted = _wanted(spec)
-    path = None if wanted.features == "builtin" else wanted.features
+    section = _section(spec)
+    path = None if section.features == "builtin" else section.features
     extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    real = load_partition(spec.data, HOLDOUT, holdout).values
-    synthetic = _synthetic(release).values
-    distance = frechet(
-        extract.metric, feature_moments(extract, real), feature_moments(extract, synthetic)
-    )
-    prdc = precision_recall(
-        extract(real), extract(synthetic), nearest=wanted.neighbours, seed=wanted.seed
-    )
+    sets = load_partition(spec.data, HOLDOUT, holdout).values, _synthetic(release).values
+    distance = frechet(extract.metric, *(feature_moments(extract, images) for images in sets))
+    features = (extract(images) for images in sets)
+    prdc = precision_recall(*features, nearest=section.neighbours, seed=section.seed)
     return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
 
 
-def _wanted(spec: Spec) -> Evaluate:
+def _section(spec: Spec) -> Evaluate:
     assert spec.evaluate is not None  # noqa: S101 - the stage asked first
     return spec.evaluate
 

@@ -26,13 +26,10 @@ JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed", "gon
 
 @dataclass(frozen=True)
 class JobReport:
-    """The status of a job; "gone" is one that the cluster does not know, or no longer.
-
-    `message` is Umbra's own last line in the job's output, or Ray's reason where it never began.
-    """
+    """The status of a job; "gone" is one that the cluster does not know, or no longer."""
 
     status: JobStatus
-    message: str = ""
+    message: str = ""  # Umbra's last line in the job's output, or Ray's reason if it never began
 
     @property
     def over(self) -> bool:
@@ -62,11 +59,10 @@ class Jobs:
     def submit(self, job: RayJob, run_id: str, home: Home, workers: Workers | None) -> None:
         """Submit a job that continues a run on the cluster it runs in.
 
-        The command itself reserves no processor: its workers wait for theirs.
-
         Raises:
             UmbraError: the cluster refused it.
         """
+        # The command itself reserves no processor: its workers wait for theirs.
         command = ["umbra", "resume", run_id, "--json"]
         if workers is not None:
             command += ["--workers", str(workers)]
@@ -79,11 +75,7 @@ class Jobs:
             )
 
     def report(self, job: RayJob) -> JobReport:
-        """Return a job's status.
-
-        Raises:
-            UmbraError: the cluster cannot be reached.
-        """
+        """Return a job's status; `UmbraError` if the cluster cannot be reached."""
         try:
             with _sanitized(self.address):
                 found = self._client.get_job_info(job.submission_id)
@@ -93,11 +85,7 @@ class Jobs:
         return JobReport(status, _last_line(found.message or ""))
 
     def stop(self, job: RayJob) -> None:
-        """Request that a job stops; it may take some seconds.
-
-        Raises:
-            UmbraError: the cluster cannot be reached.
-        """
+        """Request that a job stops, which may take some seconds; raises as `report` does."""
         with suppress(_NoSuchJob), _sanitized(self.address):
             self._client.stop_job(job.submission_id)
 

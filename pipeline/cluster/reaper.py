@@ -1,13 +1,8 @@
-"""Ends what an embedded cluster leaves running when the process that started it is gone.
+"""End what an embedded cluster leaves running when the process that started it is gone.
 
-Ray ends its own processes, most of them at once; but one that cannot tell a dead GCS of its end
-tries for a minute, and a killed process takes nobody along. The reaper is a small process beside
-the driver. It sleeps until its standard input ends, which the system sees to however the driver
-ends, and then kills the cluster's processes and removes its folder.
-
-Whoever has a file in that folder open is of the cluster: all of Ray's processes and their children
-write their logs there. (A mark in the environment would not do: Ray's agents write their names over
-it.)
+Most of Ray's processes end by themselves, but not all, and some only after a minute. The reaper is
+a small process beside the driver. It sleeps until its standard input ends, which the system ensures
+however the driver ends, and then kills the cluster's processes and removes its folder.
 """
 
 import os
@@ -26,11 +21,7 @@ _ROUNDS, _SECONDS = 200, 0.05
 
 @contextmanager
 def reaped(folder: str) -> Iterator[None]:
-    """Let no process of the cluster that is started in the block outlive it, or this process.
-
-    Args:
-        folder: the cluster's own, which is gone after the block, too.
-    """
+    """Let neither the cluster in `folder` nor the folder outlive the block, or this process."""
     reaper = subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", __file__, str(Path(folder).resolve()), str(os.getpid())],
         stdin=subprocess.PIPE,
@@ -45,11 +36,7 @@ def reaped(folder: str) -> Iterator[None]:
 
 
 def reap(folder: str, spared: int) -> None:
-    """Kill every process that has a file in a folder open, but one, and remove the folder.
-
-    Open files are found in /proc; on a system without it only the folder is removed, and Ray is
-    left to end its processes by itself.
-    """
+    """Kill every process but one that has a file in the folder open, and remove the folder."""
     for _ in range(_ROUNDS):
         left = [pid for pid in _processes() if pid != spared and _has_open(pid, folder)]
         if not left:
@@ -62,12 +49,13 @@ def reap(folder: str, spared: int) -> None:
 
 
 def _processes() -> list[int]:
-    with suppress(FileNotFoundError):
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return []
+    # On a system without /proc Ray is left to end its processes by itself.
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
 
 
 def _has_open(pid: int, folder: str) -> bool:
+    # All of Ray's processes and their children write logs to the cluster's folder. A mark in the
+    # environment would not do: Ray's agents write their names over it.
     with suppress(OSError):  # it is gone, or of another user
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):

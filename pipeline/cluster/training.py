@@ -5,7 +5,7 @@ nothing about what was spent. Nothing that is computed depends on how many there
 number may be another at every start.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 
 from pipeline.cluster.actor_group import ActorGroup, open_rendezvous, tune_malloc
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
-from pipeline.cluster.calls import WorkerFailed, sanitize_errors
+from pipeline.cluster.calls import sanitize_errors
 from pipeline.cluster.connection import per_worker
 from pipeline.plan.plan import build_method
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partition
@@ -52,38 +52,25 @@ class TrainingJob:
     weights: StoragePath
 
 
-def train(job: TrainingJob, manager: Any, on_steps: Callable[[int], object]) -> None:
-    """Run the training to its end on the workers that the spec asks for.
+def training_group(job: TrainingJob, manager: Any) -> ActorGroup:
+    """Return the workers that the spec asks for, whose `run` is the training from start to end.
 
-    Args:
-        job: what to train.
-        manager: the budget manager's actor.
-        on_steps: called now and then with how many steps, of all phases, are done.
-
-    Raises:
-        UmbraError: as a worker raised it, or with the type of what went wrong there.
+    Its progress is the number of steps, of all phases, that are done; `manager` is the budget
+    manager's actor.
     """
     resources = job.spec.resources
-    group = ActorGroup(
+    return ActorGroup(
+        "training",
         TrainingWorker,
         (job, manager),
         per_worker(resources),
         size=None if resources.workers == "auto" else resources.workers,
         at_most=build_method(job.spec).extent(job.components).max_workers,
     )
-    try:
-        group.run(on_steps)
-    except WorkerFailed as error:
-        raise WorkerFailed(f"training: {error}") from None
 
 
 class TrainingWorker:
-    """One worker of a training: the actor that `ActorGroup` starts.
-
-    Args:
-        job: what to train.
-        manager: the budget manager's actor.
-    """
+    """One worker of a training: the actor that `ActorGroup` starts."""
 
     def __init__(self, job: TrainingJob, manager: Any) -> None:
         self._job = job
@@ -100,14 +87,8 @@ class TrainingWorker:
         """Open the store at which `size` workers meet and return its host and port."""
         with sanitize_errors(self._job.traces):
             server, host, port = open_rendezvous()
-            self._store = TCPStore(
-                host,
-                port,
-                size,
-                is_master=True,
-                wait_for_workers=False,
-                master_listen_fd=server.detach(),
-            )
+            listening = {"wait_for_workers": False, "master_listen_fd": server.detach()}
+            self._store = TCPStore(host, port, size, is_master=True, **listening)  # type: ignore[arg-type]
             return host, port
 
     def work(self, rank: int, size: int, address: tuple[str, int] | None) -> None:

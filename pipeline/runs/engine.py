@@ -164,8 +164,8 @@ def _environment(
 ) -> "Iterator[Callable[[], TrackedRun]]":
     """Start heartbeat, disk watch, MLflow and the cluster; yield what waits for MLflow's run."""
     from pipeline.cluster.authentication import require_token
-    from pipeline.cluster.calls import abort_when, disk_write_error
-    from pipeline.cluster.connection import cluster, report_waiting, require_room
+    from pipeline.cluster.calls import abort_when, disk_write_error, report_waiting
+    from pipeline.cluster.connection import cluster, require_room
 
     if address is not None:
         require_token(address)

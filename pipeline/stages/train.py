@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.cluster.calls import get_result
-from pipeline.cluster.training import TrainingJob, train
+from pipeline.cluster.training import TrainingJob, training_group
 from pipeline.plan.plan import build_method
 from pipeline.privacy_statement import charged_mechanisms
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
@@ -46,7 +46,7 @@ class Train:
         if not job.weights.exists():
             total = build_method(spec).extent(reservation.plan).steps
             with context.progress.stage("train", total) as stage:
-                train(job, context.manager, stage.reach)
+                training_group(job, context.manager).run(stage.reach)
         get_result(context.manager.settle.remote(context.reservation_id))
         log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))

@@ -92,7 +92,7 @@ def _train(home, workers, notes, step_seconds=0.0, take_node=None):
     if take_node is not None:
         threading.Thread(target=_take, args=(take_node, job.checkpoints), daemon=True).start()
     try:
-        subject.train(job, budget_manager(access), lambda done: None)
+        subject.training_group(job, budget_manager(access)).run(lambda done: None)
     finally:
         subject.TrainingWorker = worker
     (notes / "job.pickle").write_bytes(pickle.dumps(job))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cluster import actor_group as subject
 from pipeline.cluster.actor_group import ActorGroup, ActorPool, open_rendezvous, reserved_room
-from pipeline.cluster.calls import WorkerDied, abort_when
+from pipeline.cluster.calls import WorkerDied, abort_when, wait
 from pipeline.cluster.connection import per_worker
 from pipeline.spec.sections import Resources
 from privacy.errors import DataError
@@ -51,6 +51,10 @@ def pool(embedded):
     pool.dismiss_all()
 
 
+def _ended(pool, seconds):
+    return pool.ended(wait(pool.pending, seconds)[0])
+
+
 def _until(condition):
     end = time.monotonic() + 60
     while not (found := condition()):
@@ -62,17 +66,17 @@ def _until(condition):
 def test_progress_is_returned_while_an_actor_works(pool):
     actor = pool.start()
     pool.call(actor, "sleep")
-    _until(lambda: pool.wait(0.1) == [] and pool.progress().get(actor) == 7)
+    _until(lambda: _ended(pool, 0.1) == [] and pool.progress().get(actor) == 7)
     pool.dismiss(actor)
-    assert len(pool) == 0 and not pool.busy
+    assert len(pool) == 0 and not pool.pending
 
 
 def test_an_actor_that_dies_ends_its_call_with_worker_died(pool):
     actor = pool.start()
-    (started,) = _until(lambda: pool.wait(1))
+    (started,) = _until(lambda: _ended(pool, 1))
     assert started.started and started.error is None
     pool.call(actor, "die")
-    (ended,) = _until(lambda: pool.wait(1))
+    (ended,) = _until(lambda: _ended(pool, 1))
     assert ended.actor == actor and isinstance(ended.error, WorkerDied)
 
 
@@ -81,7 +85,7 @@ def test_a_group_of_a_fixed_or_elastic_size_works_to_its_end(embedded, size):
     if embedded["CPU"] < (size or 1):
         pytest.skip("needs two processors")
     counts = []
-    ActorGroup(Worker, (), ONE, size, at_most=2).run(counts.append)
+    ActorGroup("work", Worker, (), ONE, size, at_most=2).run(counts.append)
     assert counts[-1] == 5
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.shard_schedule import (
+from pipeline.cluster.sampling import (
     MAX_DEATHS_PER_SHARD,
     MAX_STARTUP_FAILURES,
     SLOW,

@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 import pipeline.cluster.training as subject
 from pipeline.cluster.actor_group import MAX_RESTARTS
 from pipeline.cluster.budget_actor import budget_manager
-from pipeline.cluster.training import TrainingJob, TrainingWorker, _backend, load_records, train
+from pipeline.cluster.training import (
+    TrainingJob,
+    TrainingWorker,
+    _backend,
+    load_records,
+    training_group,
+)
 from pipeline.models import build_denoiser
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from privacy.errors import BudgetRefused, DataError, UmbraError
@@ -46,7 +52,7 @@ def prepare(house, blots_spec):
 def start(embedded, house):
     def run(job, on_steps=lambda done: None):
         manager = budget_manager(house.access)
-        train(job, manager, on_steps)
+        training_group(job, manager).run(on_steps)
 
     return run
 

@@ -137,10 +137,11 @@ def test_the_sum_of_clipped_gradients_is_the_same(alone, several):
 def test_there_is_one_noise_whatever_the_number_of_workers(trained, name):
     """Its variance is (sigma C)², by a chi-square test, which refuses what two would add."""
     run = trained[name]
-    dpsgd = run.job.training.dpsgd
+    spec, (part,) = run.job.spec, run.job.components
+    sgd, batch = part.mechanism, part.mechanism.sampling_probability * spec.data.records
     noise = np.concatenate(
-        [step.gradient * dpsgd.expected_batch - step.clean for step in run.steps().values()]
-    ) / (dpsgd.noise_multiplier * dpsgd.clip_norm)
+        [step.gradient * batch - step.clean for step in run.steps().values()]
+    ) / (sgd.noise_multiplier * spec.privacy.clip_norm)
     assert _chi_square(noise) > UNLIKELY
     assert _chi_square(noise * np.sqrt(2)) < UNLIKELY
     assert _chi_square(noise * np.sqrt(1.1)) < UNLIKELY

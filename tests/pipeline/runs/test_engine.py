@@ -64,9 +64,7 @@ def execute(house, tracked, monkeypatch):
         monkeypatch.setattr("pipeline.cluster.budget_actor.budget_manager", lambda access: None)
         monkeypatch.setattr("pipeline.cluster.connection.cluster", cluster)
         monkeypatch.setattr("pipeline.cluster.authentication.require_token", lambda at: None)
-        monkeypatch.setattr(
-            "pipeline.cluster.connection.report_waiting", lambda tell: nullcontext()
-        )
+        monkeypatch.setattr("pipeline.cluster.calls.report_waiting", lambda tell: nullcontext())
         return engine.execute(run, house.home, SilentProgress(), address, workers)
 
     return call

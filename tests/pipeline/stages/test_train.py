@@ -47,7 +47,7 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
     run = house.reserve(blots_spec())
     budget, ran = house.budget, []
 
-    def train(job, manager, on_steps):
+    def train(job):
         ran.append(job)
         attempt = budget.begin_attempt(job.reservation_id, f"start-{len(ran)}")
         budget.charge(job.reservation_id, "dp-sgd", 4, attempt, f"all-{len(ran)}")
@@ -55,7 +55,8 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
         job.weights.write_bytes(b"weights")
 
     settle = SimpleNamespace(remote=budget.settle)
-    monkeypatch.setattr(subject, "train", train)
+    group = lambda job, manager: SimpleNamespace(run=lambda on_steps: train(job))  # noqa: E731
+    monkeypatch.setattr(subject, "training_group", group)
     monkeypatch.setattr(subject, "get_result", lambda value: value)
     monkeypatch.setattr(subject, "log_sampling_model", lambda *_: None)
     given = context(run)
@@ -87,7 +88,7 @@ def test_a_run_that_died_before_its_weights_is_trained_again(trained, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(subject, "train", die)
+        patched.setattr(subject, "training_group", die)
         with pytest.raises(KeyboardInterrupt):
             stage()
     stage()
