@@ -36,7 +36,8 @@ class Training:
     """What is public about a training.
 
     Raises:
-        InvalidRequest: a count is below 1, before anything is charged.
+        InvalidRequest: a count is below 1, or the label dropout is not in [0, 1], before anything
+            is charged.
     """
 
     dpsgd: DPSGD
@@ -49,6 +50,8 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "classes", "micro_batch"):
             positive_int(name, getattr(self, name))
+        if not 0 <= self.label_dropout <= 1:
+            raise InvalidRequest(f"label_dropout must lie in [0, 1], found {self.label_dropout}")
 
 
 @dataclass(eq=False)

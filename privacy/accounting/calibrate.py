@@ -64,7 +64,7 @@ def noise_multiplier(
         with suppress(InvalidRequest):
             nearby = NearbyOrders().epsilon
             lower, upper = _bisect(lambda sigma: cost(sigma, nearby), target, slack)
-            if target - cost(upper) <= slack and (lower == 0 or cost(lower) > target):
+            if 0 <= target - cost(upper) <= slack and (lower == 0 or cost(lower) > target):
                 return upper
     return _bisect(cost, target, slack)[1]
 

@@ -71,11 +71,12 @@ def refuse_record_mixing(model: nn.Module) -> None:
     for name, module in model.named_modules():
         # Batch normalisation uses the batch's statistics in training. Running averages, instance
         # normalisation's too, carry private values into the checkpoint past clipping and noise.
-        tracks = getattr(module, "track_running_stats", None)
+        if not hasattr(module, "track_running_stats"):
+            continue
         instance_norm = isinstance(
             module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
         )
-        if tracks or (tracks is not None and not instance_norm):
+        if module.track_running_stats or not instance_norm:
             found = f"layer {name or 'model'!r} is a {type(module).__name__}"
             raise InvalidRequest(f"{found}, which mixes records or keeps statistics; use GroupNorm")
 

@@ -78,13 +78,16 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute("PRAGMA synchronous=FULL")
     deadline = time.monotonic() + WAIT_S
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        # SQLite does not wait for other processes here as it does elsewhere.
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
+            # SQLite does not wait for other processes here as it does elsewhere.
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
+        else:
+            if mode != "wal":
+                raise sqlite3.OperationalError("no write-ahead log can be kept on this file system")
 
 
 def _begin(connection: Connection) -> None:

@@ -778,3 +778,8 @@ class TestSettings:
     def test_numbers_that_make_no_sense(self, change):
         with pytest.raises(ValidationError):
             settings(**change)
+
+    @pytest.mark.parametrize("probability", [-0.1, 1.5, math.nan])
+    def test_a_label_dropout_outside_0_to_1_is_refused_before_any_charge(self, probability):
+        with pytest.raises(InvalidRequest, match="label_dropout"):
+            settings(label_dropout=probability)

@@ -368,6 +368,7 @@ def test_dropout_is_drawn_for_each_record(engine):
 MIXING = {
     "batch norm": nn.BatchNorm2d(4),
     "batch norm without statistics": nn.BatchNorm1d(4, track_running_stats=False),
+    "batch norm of an unset flag": nn.BatchNorm2d(4, track_running_stats=None),
     "lazy batch norm": nn.LazyBatchNorm3d(),
     "synchronised batch norm": nn.SyncBatchNorm(4),
     "instance norm with statistics": nn.InstanceNorm2d(4, track_running_stats=True),
