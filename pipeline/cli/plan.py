@@ -50,7 +50,7 @@ def plan(spec: Path, as_json: bool) -> None:
                 {
                     "data set": f"{asked.data.name}, N = {asked.data.records}",
                     "calibrated by": asked.privacy.calibration.upper(),
-                    **{_LABELS.get(n, n): f"{value:.6g}" for n, value in made.numbers.items()},
+                    **{_LABELS.get(n, n): _shown(value) for n, value in made.numbers.items()},
                     "parameters": f"{cost.parameters:,}",
                     "views in all": f"{cost.views:,.0f}",
                     "training (estimate)": _work(cost.training_flops, cost.training_seconds),
@@ -89,3 +89,7 @@ def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -
 def _work(flops: float, seconds: float | None) -> str:
     time = "time unknown" if seconds is None else f"about {duration(seconds)} on this machine"
     return f"{flops / _GIGA:,.0f} GFLOP, {time}"
+
+
+def _shown(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

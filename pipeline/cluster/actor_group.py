@@ -160,8 +160,12 @@ class ActorGroup:
                             if end.error is not None:
                                 raise _cause(pool, end.error)
                         if (progress := pool.progress().get(first)) is not None:
-                            on_progress(progress)
-                    on_progress(get_result(pool.call(first, "progress")))
+                            # A terminal that is gone must not end what is charged already.
+                            with suppress(OSError):
+                                on_progress(progress)
+                    last = get_result(pool.call(first, "progress"))
+                    with suppress(OSError):
+                        on_progress(last)
                     return
             except WorkerFailed as error:
                 if not restarts_left:

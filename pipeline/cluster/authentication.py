@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -99,8 +100,9 @@ def _local_cluster(address: str) -> str:
     """Return the cluster that Ray would join by itself, by the rules that `ray.init` documents."""
     if named := os.environ.get("RAY_ADDRESS"):
         return named
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
-        return Path("/tmp/ray/ray_current_cluster").read_text().strip()  # noqa: S108 - Ray's own
+        return Path(temporary, "ray", "ray_current_cluster").read_text().strip()
     except OSError:
         raise _unreachable(address, "no Ray cluster runs on this machine") from None
 

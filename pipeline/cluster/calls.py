@@ -187,7 +187,8 @@ def waiting_for_room(what: str, each: Mapping[str, float]) -> Iterator[None]:
             yield
     finally:
         for show in reported:
-            show("")
+            with suppress(UmbraError):  # a note that cannot be written ends no training
+                show("")
 
 
 def disk_write_error(folder: Path) -> UmbraError | None:

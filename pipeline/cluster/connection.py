@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.authentication import require_token
-from pipeline.cluster.calls import abort_when, lost_node_condition
+from pipeline.cluster.calls import abort_when, disk_write_error, lost_node_condition
 from pipeline.cluster.reaper import reaped
 from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
@@ -127,12 +127,15 @@ def _join(address: str | None, folder: str | None, object_store_gib: float | Non
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
-        raise UmbraError(
+        full_disk = disk_write_error(Path(folder)) if folder else None
+        raise full_disk or UmbraError(
             f"{where} could not be joined: {type(error).__name__}: {line}. Check {advice}; "
             "`umbra resume` tries again."
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
+    if address in {None, "auto", "local"}:
+        # Ray chose the cluster by itself: what was asked before may have been another one.
         require_token(ray.get_runtime_context().gcs_address)
 
 

@@ -289,7 +289,12 @@ class Budget:
     def require_admissible(
         self, dataset: str, plan: Sequence[Component], partition: str = TRAIN
     ) -> None:
-        """Raise BudgetRefused on a plan that `reserve` would refuse now, as far as `quote` sees."""
+        """Raise BudgetRefused on a plan that `reserve` would refuse now, as far as `quote` sees.
+
+        Raises:
+            IntegrityBroken: the ledger does not verify; what it says is spent counts for nothing.
+        """
+        self.ledger.require_sound()
         with self.ledger.reading() as view:
             rules.admit(*_question(view, dataset, plan, partition))
 

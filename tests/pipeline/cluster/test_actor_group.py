@@ -89,6 +89,17 @@ def test_a_group_of_a_fixed_or_elastic_size_works_to_its_end(embedded, size):
     assert counts[-1] == 5
 
 
+def test_progress_that_cannot_be_shown_ends_no_work(embedded):
+    counts = []
+
+    def show(count):
+        counts.append(count)
+        raise BrokenPipeError
+
+    ActorGroup("work", Worker, (), ONE, 1).run(show)
+    assert counts[-1] == 5
+
+
 def test_an_elastic_group_has_as_many_places_as_there_is_room_for(embedded):
     cpus = int(embedded["CPU"])
     with reserved_room(ONE, None, at_most=1000) as places:

@@ -131,10 +131,12 @@ def test_the_same_key_returns_the_first_reservation(budget, reserve, plan):
         reserve(plan=plan(10.0, 39))
 
 
-def test_a_broken_ledger_grants_nothing(budget, reserve, monkeypatch):
+def test_a_broken_ledger_grants_nothing(budget, reserve, plan, monkeypatch):
     monkeypatch.setattr("privacy.ledger.store.replay", lambda *_, **__: iter(["a broken row"]))
     with pytest.raises(IntegrityBroken, match="nothing is granted"):
         reserve()
+    with pytest.raises(IntegrityBroken, match="nothing is granted"):
+        budget.require_admissible("digits", plan())
 
 
 @pytest.mark.parametrize("kind", MECHANISMS)
