@@ -39,7 +39,7 @@ def test_the_target_is_kept_and_nearly_used_up(target, q, steps):
     ("name", "target", "low", "high", "tolerance"),
     [
         ("pld", 1, 16.6, 17.03, 0.01),
-        ("prv", 1, 16.7, 17.7, 0.05),
+        ("prv", 1, 16.7, 17.03, 0.01),
         ("pld", 10, 2.345, 2.37, 0.1),
         ("prv", 10, 2.345, 2.43, 0.5),
     ],
