@@ -1,7 +1,7 @@
 """One, two and four workers draw, sum and pay the same; a training goes on with fewer.
 
-Every training is real: Ray Train on a cluster of two nodes, gloo between the workers. All have the
-same seed, so that whatever depends on their number shows.
+Every training is real: a group of actors on a cluster of two nodes, gloo between the workers. All
+have the same seed, so that whatever depends on their number shows.
 """
 
 import pickle
