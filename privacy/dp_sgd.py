@@ -17,7 +17,7 @@ from privacy.clipping import add_to, zero_sums
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest
 from privacy.gradients.base import GradientEngine, RecordLoss, trainable
-from privacy.gradients.layerwise import TwoPassEngine
+from privacy.gradients.engines import TwoPassEngine
 from privacy.gradients.memory import OOMBackoff
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
@@ -135,26 +135,18 @@ class PrivateGradient:
                 scale = dpsgd.clip_norm, dpsgd.noise_multiplier
                 drawn = beside.submit(noise_like, parameters, *scale, self._noise)
             chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
-            sums = self._sum_of_clipped(model, loss, chosen, gather)
+            sums, done, backoff = zero_sums(parameters), 0, self._backoff
+            while done < len(chosen):
+                size, part = backoff.micro_batch, None
+                with backoff:
+                    batch, C = gather(chosen[done : done + size]), dpsgd.clip_norm
+                    part = backoff.engine.sum_of_clipped(model, loss, batch, C, size)
+                if part is not None:  # else memory ran out, and a leaner attempt follows
+                    add_to(sums, part)
+                    done += size
             # Noise is added once, before the sum over workers, so that the whole sum never exists
             # without it.
             if first:
                 sums = add_noise(sums, drawn.result())
         noised, B = self._collective.sum(sums), dpsgd.expected_batch
         return {name: (total / B).to(parameters[name].dtype) for name, total in noised.items()}
-
-    def _sum_of_clipped(
-        self, model: nn.Module, loss: RecordLoss, chosen: np.ndarray, gather: Gather
-    ) -> dict[str, Tensor]:
-        """Return the sum over the chosen records, a micro-batch at a time; zeros without any."""
-        sums, done, backoff = zero_sums(trainable(model)), 0, self._backoff
-        while done < len(chosen):
-            size, part = backoff.micro_batch, None
-            with backoff:
-                records = gather(chosen[done : done + size])
-                C = self.dpsgd.clip_norm
-                part = backoff.engine.sum_of_clipped(model, loss, records, C, size)
-            if part is not None:  # else memory ran out, and a leaner attempt follows
-                add_to(sums, part)
-                done += size
-        return sums

@@ -1,9 +1,8 @@
 """Engines for clipped per-record gradients, and the public rule that chooses between them."""
 
 from privacy.gradients.base import GradientEngine
+from privacy.gradients.engines import LayerwiseEngine, RecordEngine, TwoPassEngine
 from privacy.gradients.graph import CapturedEngine
-from privacy.gradients.layerwise import LayerwiseEngine, TwoPassEngine
-from privacy.gradients.record import RecordEngine
 
 ENGINES: dict[str, GradientEngine] = {
     engine.name: engine

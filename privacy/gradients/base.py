@@ -11,6 +11,7 @@ from privacy.errors import InvalidRequest
 from privacy.validation import positive_int, positive_number
 
 ModelCall = Callable[..., Tensor]
+Batch = tuple[Tensor, ...]  # records, with one leading dimension in common
 
 
 class RecordLoss(Protocol):
@@ -36,12 +37,7 @@ class GradientEngine(Protocol):
     name: str
 
     def sum_of_clipped(
-        self,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
+        self, model: nn.Module, loss: RecordLoss, records: Batch, clip_norm: float, micro_batch: int
     ) -> dict[str, Tensor]:
         """Return sum_i clip(grad l_i, C) over the records of one micro-batch.
 
@@ -91,7 +87,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def checked(
-    model: nn.Module, records: tuple[Tensor, ...], clip_norm: float, micro_batch: int
+    model: nn.Module, records: Batch, clip_norm: float, micro_batch: int
 ) -> Iterator[dict[str, nn.Parameter]]:
     """Check the arguments of `GradientEngine.sum_of_clipped`, and the buffers after the block.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from privacy.clipping import add_clipped, add_to, zero_sums
 from privacy.cuda_graph import Capture, Work, capture
-from privacy.gradients.base import RecordLoss, checked
-from privacy.gradients.layerwise import gradients
+from privacy.gradients.base import Batch, RecordLoss, checked
+from privacy.gradients.engines import gradients
 
 # A graph keeps its memory to itself, and a step needs some besides, to draw views and to add, noise
 # and apply sums: in units of a micro-batch's records and sums.
@@ -40,12 +40,7 @@ class CapturedEngine:
         self._kept = _Kept()
 
     def sum_of_clipped(
-        self,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
+        self, model: nn.Module, loss: RecordLoss, records: Batch, clip_norm: float, micro_batch: int
     ) -> dict[str, Tensor]:
         """See `GradientEngine.sum_of_clipped`."""
         kept = self._kept
@@ -110,9 +105,7 @@ class FixedBatch:
     # Rows that hold no record are zero, so that nothing computed from them depends on a record, and
     # `present` masks them besides: either guard suffices alone.
 
-    def __init__(
-        self, records: tuple[Tensor, ...], parameters: Mapping[str, Tensor], rows: int
-    ) -> None:
+    def __init__(self, records: Batch, parameters: Mapping[str, Tensor], rows: int) -> None:
         """Begin with no record, but of the shape of `records`, and with sums of zero."""
         self.records = tuple(part.new_zeros((rows, *part.shape[1:])) for part in records)
         self.sums = zero_sums(parameters)
@@ -120,7 +113,7 @@ class FixedBatch:
         self.present = torch.zeros(rows, dtype=torch.bool, device=device)
 
     @torch.no_grad()
-    def fill(self, records: tuple[Tensor, ...]) -> None:
+    def fill(self, records: Batch) -> None:
         """Put in records [n, ...], n at most the number of rows, and clear the other rows."""
         n = len(records[0])
         for held, given in zip(self.records, records, strict=True):
@@ -130,9 +123,7 @@ class FixedBatch:
         self.present[n:].fill_(False)
 
 
-def _key(
-    model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], *public: float
-) -> tuple[Any, ...]:
+def _key(model: nn.Module, loss: RecordLoss, records: Batch, *public: float) -> tuple[Any, ...]:
     """Return what has to be the same for a graph to be replayed: objects, modes, addresses."""
     named = *model.named_parameters(), *model.named_buffers()
     return (

@@ -15,13 +15,12 @@ from torch import nn
 
 import privacy.clipping
 import privacy.dp_sgd
-import privacy.gradients.record
-from privacy.clipping import add_clipped_vector, clip_factors
+from privacy.clipping import add_clipped_vector, add_to, clip_factors, zero_sums
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES
-from privacy.gradients.record import RecordEngine
+from privacy.gradients.engines import RecordEngine
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, noise_like
 from privacy.poisson import PoissonSampler
@@ -319,7 +318,7 @@ def clip_without_a_layer(patch):
         shipped(total, vector, clip_norm)
         total[:first] += (1 - factor) * vector[:first]
 
-    patch.setattr(privacy.gradients.record, "add_clipped_vector", wrong)
+    patch.setattr(privacy.clipping, "add_clipped_vector", wrong)
 
 
 def not_finite_taints(patch):
@@ -404,35 +403,29 @@ def noise_stream_reused(patch):
     )
 
 
-def sums(patch, change):
-    shipped = PrivateGradient._sum_of_clipped
-
-    def wrong(self, model, loss, chosen, gather):
-        return change(self, lambda kept: shipped(self, model, loss, kept, gather), chosen)
-
-    patch.setattr(PrivateGradient, "_sum_of_clipped", wrong)
-
-
 def accumulated_twice(patch):
-    def change(self, summed, chosen):
-        return {name: 2 * total for name, total in summed(chosen).items()}
+    def wrong(sums, part):
+        add_to(sums, part)
+        add_to(sums, part)
 
-    sums(patch, change)
+    patch.setattr(privacy.dp_sgd, "add_to", wrong)
 
 
 def accumulator_not_cleared(patch):
     left = {}
-
-    def change(self, summed, chosen):
-        for name, total in summed(chosen).items():
-            left[name] = left.get(name, 0) + total
-        return dict(left)
-
-    sums(patch, change)
+    patch.setattr(
+        privacy.dp_sgd, "zero_sums", lambda like: left or left.update(zero_sums(like)) or left
+    )
 
 
 def large_batch_cut(patch):
-    sums(patch, lambda self, summed, chosen: summed(chosen[: self._backoff.micro_batch]))
+    """What does not fit into the first micro-batch is left out."""
+
+    def wrong(sums, part):
+        if not any(total.any() for total in sums.values()):
+            add_to(sums, part)
+
+    patch.setattr(privacy.dp_sgd, "add_to", wrong)
 
 
 def shuffled_batches(patch):

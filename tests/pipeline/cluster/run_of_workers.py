@@ -129,25 +129,27 @@ def watched(notes, step_seconds):
             import os
             import time
 
+            from privacy import dp_sgd
             from privacy.dp_sgd import PrivateGradient
             from privacy.poisson import PoissonSampler
 
             mask = PoissonSampler.mask
-            sums, call = PrivateGradient._sum_of_clipped, PrivateGradient.__call__
-            note = {}
+            zeros, call = dp_sgd.zero_sums, PrivateGradient.__call__
+            note, local = {}, {}
 
             def watched_mask(self, step, ids):
                 chosen = mask(self, step, ids)
                 note.update(attempt=self.attempt, step=step, ids=ids[chosen])
                 return chosen
 
-            def watched_sums(self, *arguments):
-                local = sums(self, *arguments)
-                note["local"] = np.concatenate([part.numpy().ravel() for part in local.values()])
-                return local
+            def watched_zeros(parameters):
+                # The accumulator itself, which holds this worker's clipped sum when it is noised.
+                local.update(zeros(parameters))
+                return dict(local)
 
             def watched_call(self, *arguments):
                 gradient = call(self, *arguments)
+                note["local"] = np.concatenate([part.numpy().ravel() for part in local.values()])
                 flat = np.concatenate([part.numpy().ravel() for part in gradient.values()])
                 here = {"rank": self._collective.rank, "size": self._collective.size}
                 part = notes / f"{os.getpid()}.part"
@@ -158,7 +160,7 @@ def watched(notes, step_seconds):
                 time.sleep(step_seconds)
                 return gradient
 
-            PoissonSampler.mask, PrivateGradient._sum_of_clipped = watched_mask, watched_sums
+            PoissonSampler.mask, dp_sgd.zero_sums = watched_mask, watched_zeros
             PrivateGradient.__call__ = watched_call
             super().work(*arguments)
 

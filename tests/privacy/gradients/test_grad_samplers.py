@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from privacy.gradients import ENGINES
+from privacy.gradients.engines import backward
 from privacy.gradients.grad_samplers import concatenated, grouped, weight_gradient
-from privacy.gradients.layerwise import backward
 
 B, K, C, D = 3, 2, 4, 5
 

@@ -13,8 +13,8 @@ from torch import nn
 from privacy.clipping import add_to, zero_sums
 from privacy.cuda_graph import capture
 from privacy.errors import InvalidRequest
+from privacy.gradients.engines import LayerwiseEngine, TwoPassEngine
 from privacy.gradients.graph import _SPARE, CapturedEngine, FixedBatch
-from privacy.gradients.layerwise import LayerwiseEngine, TwoPassEngine
 from privacy.gradients.memory import OOMBackoff
 from tests.privacy.gradients.recorded import recorded
 from tests.privacy.gradients.test_engines import (

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from privacy.errors import UmbraError
-from privacy.gradients import ENGINES, layerwise
+from privacy.gradients import ENGINES, engines
 from privacy.gradients.base import trainable
+from privacy.gradients.engines import TwoPassEngine, backward
 from privacy.gradients.grad_samplers import RULES, batched_apply
-from privacy.gradients.layerwise import TwoPassEngine, backward
 from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
 from synth.unet import UNet, UNetConfig
@@ -39,11 +39,11 @@ def test_every_layer_of_the_network_that_ships_runs_by_its_rule(denoiser, record
     """A layer that falls to vmap is right but several times slower, and nothing else would tell."""
     used = []
     monkeypatch.setattr(
-        layerwise,
+        engines,
         "batched_apply",
         lambda operation, args: used.append(operation) or batched_apply(operation, args),
     )
-    layerwise.backward(denoiser, DenoisingLoss(EDM()), records, lambda name, gradients: None)
+    engines.backward(denoiser, DenoisingLoss(EDM()), records, lambda name, gradients: None)
     layers = [module for module in denoiser.modules() if isinstance(module, WITH_RULES)]
     assert len(used) == len(layers)
     assert set(used) == {rule.operation for rule in RULES.values()}
@@ -58,7 +58,7 @@ def test_gradients_that_nobody_holds_are_free_before_the_next(denoiser, records)
         most.append(sum(storage.nbytes() for storage in alive))
         alive.add(gradients.untyped_storage())
 
-    layerwise.backward(denoiser, DenoisingLoss(EDM()), records, take)
+    engines.backward(denoiser, DenoisingLoss(EDM()), records, take)
     parameters = trainable(denoiser)
     layer = 4 * N * max(p.numel() for p in parameters.values())
     everything = 4 * N * sum(p.numel() for p in parameters.values())
@@ -66,7 +66,7 @@ def test_gradients_that_nobody_holds_are_free_before_the_next(denoiser, records)
     assert max(most) <= 2 * layer < everything / 2
     held = []
     alive.clear()
-    layerwise.backward(
+    engines.backward(
         denoiser, DenoisingLoss(EDM()), records, lambda n, g: (take(n, g), held.append(g))
     )
     assert max(most) > everything / 2  # the measure itself can tell
@@ -74,7 +74,7 @@ def test_gradients_that_nobody_holds_are_free_before_the_next(denoiser, records)
 
 def test_each_parameter_is_taken_once_with_a_gradient_for_every_record(denoiser, records):
     seen = []
-    layerwise.backward(
+    engines.backward(
         denoiser, DenoisingLoss(EDM()), records, lambda name, g: seen.append((name, g.shape))
     )
     assert sorted(seen) == sorted((n, (N, *p.shape)) for n, p in trainable(denoiser).items())
@@ -89,7 +89,7 @@ def test_a_second_pass_that_differs_is_refused(denoiser, records, monkeypatch):
         scale = 1 + 1e-6 * (len(passes) % 2)
         return backward(model, loss, part, lambda name, g: take(name, g * scale))
 
-    monkeypatch.setattr(layerwise, "backward", unsteady)
+    monkeypatch.setattr(engines, "backward", unsteady)
     with pytest.raises(UmbraError, match="fixed order"):
         TwoPassEngine().sum_of_clipped(denoiser, DenoisingLoss(EDM()), records, 1.0, N)
     assert len(passes) == 2

@@ -10,12 +10,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-from privacy import clipping
+from privacy import clipping, dp_sgd
 from privacy.audit.mechanism import StepPath, audit_mechanism
 from privacy.audit.mechanism.audit import FEWEST_TRIALS
 from privacy.audit.mechanism.runs import toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES
+from privacy.gradients.base import trainable
 from privacy.gradients.graph import FixedBatch
 from privacy.keystream import KeyStream
 from privacy.noise import SecureGaussian
@@ -228,18 +229,23 @@ def whole_batch(step_of, step, record_ids):
 
 
 class AccumulatedTwice(PrivateGradient):
-    def _sum_of_clipped(self, *args):
-        return {name: 2 * total for name, total in super()._sum_of_clipped(*args).items()}
+    def __call__(self, *args):
+        def twice(sums, part):
+            clipping.add_to(sums, part)
+            clipping.add_to(sums, part)
+
+        with mock.patch.object(dp_sgd, "add_to", twice):
+            return super().__call__(*args)
 
 
 class AccumulatorNotCleared(PrivateGradient):
     """What was summed for one step is still there in the next."""
 
-    def _sum_of_clipped(self, *args):
-        sums = super()._sum_of_clipped(*args)
-        left = getattr(self, "_left", {})
-        self._left = {name: total + left.get(name, 0) for name, total in sums.items()}
-        return self._left
+    def __call__(self, step, model, *args):
+        if step == 0:
+            self._left = clipping.zero_sums(trainable(model))
+        with mock.patch.object(dp_sgd, "zero_sums", lambda like: self._left):
+            return super().__call__(step, model, *args)
 
 
 def part(**parts):

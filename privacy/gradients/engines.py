@@ -1,11 +1,12 @@
-"""Layer by layer: per-record gradients of many records in one backward pass.
+"""Engines in plain operations: record by record, layer by layer, and layer by layer twice.
 
-Every trainable parameter enters as B views of itself, one for a record, so that autograd returns
-per-record gradients, whatever the layer. A layer with a rule of `grad_samplers` runs once for all
-records, at nearly the price of an ordinary layer; `vmap` runs the others.
+Layer by layer, every trainable parameter enters as B views of itself, one for a record, so that one
+backward pass returns per-record gradients, whatever the layer. A layer with a rule of
+`grad_samplers` runs once for all records, at nearly the price of an ordinary layer; `vmap` runs the
+others.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,40 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from privacy.clipping import GradientMatrix, add_clipped, clip_factors, zero_sums
+from privacy import clipping
 from privacy.errors import UmbraError
-from privacy.gradients.base import RecordLoss, checked, require_scalar, trainable
+from privacy.gradients.base import Batch, RecordLoss, checked, require_scalar, trainable
 from privacy.gradients.grad_samplers import RULES, batched_apply, concatenated
 
 Take = Callable[[str, Tensor], None]
+
+
+class RecordEngine:
+    """Keeps one gradient, of one record's mean over its K views; best where views are large."""
+
+    name = "record"
+
+    def sum_of_clipped(
+        self, model: nn.Module, loss: RecordLoss, records: Batch, clip_norm: float, micro_batch: int
+    ) -> dict[str, Tensor]:
+        """See `GradientEngine.sum_of_clipped`."""
+        with checked(model, records, clip_norm, micro_batch) as trained, torch.enable_grad():
+            parameters = _in_fast_order(trained)
+            # As one vector, for gradients that exceed a processor's cache: memory is walked through
+            # once to form float64, once for the norm and once for the sum.
+            total, sums = clipping.zeros_in_one_piece(parameters)
+            vector, parts = clipping.zeros_in_one_piece(parameters)
+            leaves = list(parameters.values())
+
+            def call(*args: Any, **kwargs: Any) -> Tensor:
+                return functional_call(model, parameters, args, kwargs)
+
+            for record in zip(*records, strict=True):
+                mean = require_scalar(loss(call, *record))
+                gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)
+                torch._foreach_copy_(list(parts.values()), gradients)
+                clipping.add_clipped_vector(total, vector, clip_norm)
+        return sums
 
 
 class LayerwiseEngine:
@@ -29,18 +58,13 @@ class LayerwiseEngine:
     name = "layerwise"
 
     def sum_of_clipped(
-        self,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
+        self, model: nn.Module, loss: RecordLoss, records: Batch, clip_norm: float, micro_batch: int
     ) -> dict[str, Tensor]:
         """See `GradientEngine.sum_of_clipped`."""
         with checked(model, records, clip_norm, micro_batch) as parameters:
-            sums = zero_sums(parameters)
+            sums = clipping.zero_sums(parameters)
             if len(records[0]):
-                add_clipped(sums, gradients(model, loss, records), clip_norm)
+                clipping.add_clipped(sums, gradients(model, loss, records), clip_norm)
         return sums
 
 
@@ -57,32 +81,27 @@ class TwoPassEngine:
     name = "two-pass"
 
     def sum_of_clipped(
-        self,
-        model: nn.Module,
-        loss: RecordLoss,
-        records: tuple[Tensor, ...],
-        clip_norm: float,
-        micro_batch: int,
+        self, model: nn.Module, loss: RecordLoss, records: Batch, clip_norm: float, micro_batch: int
     ) -> dict[str, Tensor]:
         """See `GradientEngine.sum_of_clipped`."""
         with checked(model, records, clip_norm, micro_batch) as parameters:
-            sums = zero_sums(parameters)
+            sums = clipping.zero_sums(parameters)
             if not len(records[0]):
                 return sums
             squares = torch.zeros(2, len(records[0]), dtype=torch.float64, device=records[0].device)
 
             def measure(name: str, of_layer: Tensor) -> None:
-                squares[0] += GradientMatrix.of(name, of_layer).squared_norms()
+                squares[0] += clipping.GradientMatrix.of(name, of_layer).squared_norms()
 
             def add(name: str, of_layer: Tensor) -> None:
-                matrix = GradientMatrix.of(name, of_layer)
+                matrix = clipping.GradientMatrix.of(name, of_layer)
                 matrix.add(sums, factors)
                 squares[1] += matrix.squared_norms()
 
             # A layer that draws (dropout) has to draw the same in both passes.
             with torch.random.fork_rng(list({part.device for part in records if part.is_cuda})):
                 backward(model, loss, records, measure)
-            factors = clip_factors(squares[0].sqrt(), clip_norm)
+            factors = clipping.clip_factors(squares[0].sqrt(), clip_norm)
             backward(model, loss, records, add)
         # A record whose norm is not finite adds nothing, whatever either pass found.
         first, second = squares[:, factors > 0]
@@ -94,14 +113,29 @@ class TwoPassEngine:
         return sums
 
 
-def gradients(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _in_fast_order(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return leaves with the parameters' values, whose order in memory feature maps follow."""
+    # Measured at 28x28 with K = 32: channels last takes some 8 % off a backward pass on a processor
+    # with AVX-512 and adds some 14 % to it on one with AVX2 only.
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+    leaves = {name: p.detach() for name, p in parameters.items()}
+    for name, weight in leaves.items():
+        if wide and weight.ndim == 4:
+            # Not `contiguous`, which leaves a weight of one channel as it is, and all maps with it.
+            leaves[name] = weight.to(memory_format=torch.channels_last)
+        leaves[name].requires_grad_()
+    return leaves
+
+
+def gradients(model: nn.Module, loss: RecordLoss, records: Batch) -> dict[str, Tensor]:
     """Return the records' gradients [B, ...] by parameter, without those that are all zero."""
     found: dict[str, Tensor] = {}
     backward(model, loss, records, found.__setitem__)
     return found
 
 
-def backward(model: nn.Module, loss: RecordLoss, records: tuple[Tensor, ...], take: Take) -> None:
+def backward(model: nn.Module, loss: RecordLoss, records: Batch, take: Take) -> None:
     """Hand every parameter's per-record gradients to `take`, from the last layer to the first.
 
     Args:
