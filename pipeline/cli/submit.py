@@ -109,7 +109,7 @@ def resume(
 
 def _require_usable_cluster(address: str | None, detach: bool) -> None:
     """Refuse a cluster that cannot be used before a budget is reserved for a run on it."""
-    from pipeline.cluster.authentication import is_jobs_api, require_token
+    from pipeline.cluster.connection import is_jobs_api, require_token
 
     if is_jobs_api(address) and not detach:
         raise InvalidRequest(
@@ -146,7 +146,7 @@ def _start_in_background(
     run: RunDirectory, home: Home, address: str | None, workers: "Workers | None"
 ) -> dict[str, str]:
     """Submit the run as a job if `address` is a Jobs API, else start a process for it here."""
-    from pipeline.cluster.authentication import is_jobs_api
+    from pipeline.cluster.connection import is_jobs_api
 
     if address is None or not is_jobs_api(address):
         _start_process(run, address, workers)

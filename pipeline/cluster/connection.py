@@ -1,4 +1,7 @@
-"""Joining a Ray cluster, or starting one inside this process that nobody else can reach."""
+"""Joining a Ray cluster that asks for a token, or starting one here that nobody else can reach.
+
+Ray runs the code of anyone who reaches it, so a cluster that requires no token is refused.
+"""
 
 import fcntl
 import ipaddress
@@ -10,18 +13,21 @@ import signal
 import socket
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pipeline.cluster.authentication import require_token
-from pipeline.cluster.calls import abort_when, disk_write_error, lost_node_condition
+from pipeline.cluster import calls
 from pipeline.cluster.reaper import reaped
 from pipeline.spec.sections import Resources
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"
+OPEN_CLUSTER = "UMBRA_OPEN_CLUSTER"
 
 # Ray and the workers that it starts read these, so they are set before Ray is imported.
 _EVERYWHERE = {
@@ -42,6 +48,14 @@ _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchang
 _FOLDERS = "umbra-ray-"
 _OBJECT_STORE_GIB = 200 / 1024
 _GIB = 1024**3
+_CHOSEN_BY_RAY = ("auto", "local")
+
+_ANSWER_SECONDS = 10
+_UNAUTHORISED = (401, 403)
+# A cluster's settings cannot be read from outside, so a harmless request is sent without a token,
+# which a cluster that requires one refuses. The client server listens at `ray://`.
+_CLIENT = (10001, "/ray.rpc.RayletDriver/ClusterInfo")
+_GCS = (6379, "/ray.rpc.NodeInfoGcsService/CheckAlive")
 
 
 @contextmanager
@@ -71,8 +85,9 @@ def cluster(
     with nullcontext() if address else _private_folder() as folder:
         try:
             _join(address, folder, object_store_gib)
-            signal.signal(signal.SIGTERM, on_terminate)  # which Ray has replaced
-            with abort_when(lost_node_condition(), grace_period=0):
+            # Ray has replaced the caller's handler.
+            signal.signal(signal.SIGTERM, on_terminate)
+            with calls.abort_when(calls.lost_node_condition(), grace_period=0):
                 yield {"GPU": 0.0, **ray.cluster_resources()}
         finally:
             ray.shutdown()
@@ -109,10 +124,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _join(address: str | None, folder: str | None, object_store_gib: float | None) -> None:
     import ray
 
-    if address:
-        where, advice = f"the Ray cluster at {address}", "that `ray status` answers there"
-        arguments: dict[str, Any] = {"address": address}
-    else:
+    where, advice = f"the Ray cluster at {address}", "that `ray status` answers there"
+    arguments: dict[str, Any] = {"address": address}
+    if address is None:
         where, advice = "an embedded Ray cluster", "that memory and disk are free"
         arguments = {
             "address": "local",
@@ -127,15 +141,15 @@ def _join(address: str | None, folder: str | None, object_store_gib: float | Non
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
-        full_disk = disk_write_error(Path(folder)) if folder else None
+        full_disk = calls.disk_write_error(Path(folder)) if folder else None
         raise full_disk or UmbraError(
             f"{where} could not be joined: {type(error).__name__}: {line}. Check {advice}; "
             "`umbra resume` tries again."
         ) from error
     if address is None:
         _require_loopback(ray.util.get_node_ip_address())
-    if address in {None, "auto", "local"}:
-        # Ray chose the cluster by itself: what was asked before may have been another one.
+    if address is None or address in _CHOSEN_BY_RAY:
+        # What was asked for its token before may have been another cluster.
         require_token(ray.get_runtime_context().gcs_address)
 
 
@@ -194,3 +208,114 @@ def this_machine() -> dict[str, float]:
     import torch
 
     return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+
+
+def is_jobs_api(address: str | None) -> bool:
+    """Whether an address is that of a cluster's Jobs API, and not of the cluster itself."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def require_token(address: str) -> None:
+    """Refuse a cluster that requires no token, and have Ray send the token to one that does.
+
+    Call it before Ray is imported. The address is `http(s)://host:port` of the Jobs API,
+    `ray://host:port`, `host:port` or "auto".
+
+    Raises:
+        UmbraError: nothing answers there, the cluster is open, or it refuses this token.
+    """
+    if is_jobs_api(address):
+        if "@" in urlsplit(address).netloc:
+            raise UmbraError(
+                "the address of a Jobs API is written to the run's folder and may hold no "
+                "password: give a token instead (RAY_AUTH_TOKEN or ~/.ray/auth_token)"
+            )
+        refuses = _http_refuses
+    else:
+        # With mutual TLS the cluster knows its callers, too.
+        if os.environ.get("RAY_USE_TLS") == "1":
+            return
+        refuses = _grpc_refuses
+    if not refuses(address, {}):
+        if os.environ.get(OPEN_CLUSTER) == "1":
+            return
+        raise UmbraError(
+            f"the Ray cluster at {address} asks nobody for a token: whoever reaches it can run "
+            "code beside the private images. Start it with RAY_AUTH_MODE=token and give its token "
+            f"to this process (RAY_AUTH_TOKEN or ~/.ray/auth_token); or set {OPEN_CLUSTER}=1 if "
+            "nobody else can reach it"
+        )
+    if refuses(address, {"authorization": f"Bearer {_token(address)}"}):
+        raise UmbraError(
+            f"the Ray cluster at {address} refused the token of this process: take the cluster's "
+            "own (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token)"
+        )
+    if "ray" not in sys.modules:  # later it would no longer be read; `ray.init` sees to it then
+        os.environ.update(_TOKEN)
+
+
+def _http_refuses(address: str, headers: dict[str, str]) -> bool:
+    """Whether the Jobs API refuses to return its version."""
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=headers)  # noqa: S310
+    try:
+        # http and https only, as `is_jobs_api` has found.
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS):  # noqa: S310
+            return False
+    except urllib.error.HTTPError as error:
+        if error.code in _UNAUTHORISED:
+            return True
+        raise _unreachable(address, f"it answered HTTP {error.code}") from None
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, str(getattr(error, "reason", error))) from None
+
+
+def _grpc_refuses(address: str, headers: dict[str, str]) -> bool:
+    """Whether the cluster, or its client server at `ray://`, refuses a request."""
+    import grpc  # type: ignore[import-untyped]  # which Ray itself speaks
+
+    port, request = _CLIENT if address.startswith("ray://") else _GCS
+    host = address.removeprefix("ray://").split("/")[0]
+    if address in _CHOSEN_BY_RAY:
+        host = _local_cluster(address)
+    with grpc.insecure_channel(host if ":" in host else f"{host}:{port}") as channel:
+        send: Any = channel.unary_unary(request)
+        try:
+            send(b"", timeout=_ANSWER_SECONDS, metadata=tuple(headers.items()))
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise _unreachable(address, "no answer") from None
+            return code is grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def _local_cluster(address: str) -> str:
+    """Return the cluster that Ray would join by itself, by the rules that `ray.init` documents."""
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        return Path(temporary, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        raise _unreachable(address, "no Ray cluster runs on this machine") from None
+
+
+def _token(address: str) -> str:
+    """Return the token from where Ray looks for it, in the same order."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise UmbraError(
+            f"the Ray cluster at {address} asks for a token, and there is none here: put it into "
+            "RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+        ) from None
+
+
+def _unreachable(address: str, why: str) -> UmbraError:
+    return UmbraError(
+        f"the Ray cluster at {address} could not be reached ({why}). Check the address: "
+        "http://HOST:8265 is a cluster's Jobs API, HOST:6379 or ray://HOST:10001 the cluster itself"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
+from pipeline.cluster.connection import OPEN_CLUSTER, require_token
 from pipeline.home import Home
 from pipeline.runs.state import JOB_VARIABLE, RayJob
 from pipeline.spec.sections import Workers

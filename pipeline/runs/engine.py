@@ -163,9 +163,8 @@ def _environment(
     run: RunDirectory, spec: Spec, address: str | None, open_mlflow: "Callable[[], TrackedRun]"
 ) -> "Iterator[Callable[[], TrackedRun]]":
     """Start heartbeat, disk watch, MLflow and the cluster; yield what waits for MLflow's run."""
-    from pipeline.cluster.authentication import require_token
     from pipeline.cluster.calls import abort_when, disk_write_error, report_waiting
-    from pipeline.cluster.connection import cluster, require_room
+    from pipeline.cluster.connection import cluster, require_room, require_token
 
     if address is not None:
         require_token(address)

@@ -8,7 +8,6 @@ from pipeline.plan.plan import build_method
 from pipeline.privacy_statement import charged_mechanisms
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
-from pipeline.tracking.model import log_sampling_model
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
 from privacy.accounting.bounds import epsilon_bounds
@@ -48,7 +47,7 @@ class Train:
             with context.progress.stage("train", total) as stage:
                 training_group(job, context.manager).run(stage.reach)
         get_result(context.manager.settle.remote(context.reservation_id))
-        log_sampling_model(context.tracked, run.release / WEIGHTS, spec)
+        context.tracked.log_sampling_model(run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))
 
 

@@ -1,26 +1,21 @@
 """Runs in MLflow: one parent for an Umbra run, one child for a stage, resumable by id."""
 
 import hashlib
+import importlib.metadata
 import logging
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
+from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    Experiment,
-    LifecycleStage,
-    Metric,
-    Param,
-    RunStatus,
-)
+from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils import mlflow_tags
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.home import without_password
@@ -29,10 +24,7 @@ from pipeline.tracking.release import Release
 from privacy.errors import InvalidRequest, UmbraError
 from synth.storage import StoragePath, is_within, local_copy
 
-EXPERIMENT = "umbra"
-RUN_TAG = "umbra.run_id"
-HEAD_TAG = "umbra.ledger_head"
-STAGE_TAG = "umbra.stage"
+EXPERIMENT, MODEL = "umbra", "sampler"
 
 # MLflow's own limits on one request.
 _PARAMS_PER_CALL = 100
@@ -63,9 +55,9 @@ class RunIdentity:
 class Ended(IntEnum):
     """How a run or a stage ended, in MLflow's terms."""
 
-    FINISHED = RunStatus.FINISHED
-    FAILED = RunStatus.FAILED
-    KILLED = RunStatus.KILLED
+    FINISHED = entities.RunStatus.FINISHED
+    FAILED = entities.RunStatus.FAILED
+    KILLED = entities.RunStatus.KILLED
 
     @classmethod
     def by(cls, error: BaseException) -> "Ended":
@@ -97,29 +89,6 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=uri)
 
 
-def _open_experiment(
-    client: MlflowClient, uri: str, name: str, artifact_root: str | None
-) -> Experiment:
-    """Return the experiment called `name`, created on first use."""
-    with readable_errors(uri):
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                client.create_experiment(name, artifact_location=artifact_root)
-            except MlflowException:
-                # Another run may have created it meanwhile; any other failure is raised.
-                if client.get_experiment_by_name(name) is None:
-                    raise
-            experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage == LifecycleStage.DELETED:
-        raise TrackingUnavailable(
-            f"the MLflow experiment {name!r} at {without_password(uri)} has been deleted: restore "
-            f"it with `mlflow experiments restore --experiment-id {experiment.experiment_id}`, or "
-            "name another experiment"
-        )
-    return experiment
-
-
 class Tracker:
     """The MLflow experiment that Umbra's runs are recorded in.
 
@@ -134,7 +103,27 @@ class Tracker:
         self.uri = uri
         self.client = connect(uri)
         root = artifact_root.absolute().as_uri() if artifact_root else None
-        self.experiment_id: str = _open_experiment(self.client, uri, experiment, root).experiment_id
+        self.experiment_id = self._open_experiment(experiment, root)
+
+    def _open_experiment(self, name: str, artifact_root: str | None) -> str:
+        """Return the id of the experiment called `name`, created on first use."""
+        find = self.client.get_experiment_by_name
+        with readable_errors(self.uri):
+            if find(name) is None:
+                try:
+                    self.client.create_experiment(name, artifact_location=artifact_root)
+                except MlflowException:
+                    # Another run may have created it meanwhile; any other failure is raised.
+                    if find(name) is None:
+                        raise
+            found = find(name)
+        if found.lifecycle_stage == entities.LifecycleStage.DELETED:
+            raise TrackingUnavailable(
+                f"the MLflow experiment {name!r} at {without_password(self.uri)} has been deleted: "
+                f"restore it with `mlflow experiments restore --experiment-id "
+                f"{found.experiment_id}`, or set MLFLOW_TRACKING_URI to another place"
+            )
+        return str(found.experiment_id)
 
     def start(self, name: str, identity: RunIdentity, release: StoragePath) -> "TrackedRun":
         """Create a parent run; `release` is the only folder that its artifacts may come from."""
@@ -144,26 +133,26 @@ class Tracker:
 
     def reopen(self, mlflow_run_id: str, release: StoragePath) -> "TrackedRun":
         """Return the parent run of that MLflow id, set running again."""
+        running = entities.RunStatus.to_string(entities.RunStatus.RUNNING)
         query = (
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{mlflow_run_id}' "
-            f"and attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
+            f"tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{mlflow_run_id}' "
+            f"and attributes.status = '{running}'"
         )
         with readable_errors(self.uri):
             self.client.get_run(mlflow_run_id)
             # Stages that are shown as running belong to a process that died.
             for stage in self.client.search_runs([self.experiment_id], query):
-                self.client.set_terminated(stage.info.run_id, RunStatus.to_string(Ended.FAILED))
-            self.client.update_run(mlflow_run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+                TrackedRun(self, stage.info.run_id, release).finish(Ended.FAILED)
+            self.client.update_run(mlflow_run_id, status=running)
         return TrackedRun(self, mlflow_run_id, release)
 
     def find(self, run_id: str) -> str | None:
         """Return the MLflow id of an Umbra run's parent, which a crash may have left unrecorded."""
         if not run_id.replace("-", "").replace("_", "").isalnum():
             raise InvalidRequest("a run id holds letters, digits, '-' and '_' only")
+        query = f"tags.`umbra.run_id` = '{run_id}'"
         with readable_errors(self.uri):
-            found = self.client.search_runs(
-                [self.experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1
-            )
+            found = self.client.search_runs([self.experiment_id], query, max_results=1)
         return found[0].info.run_id if found else None
 
 
@@ -173,7 +162,6 @@ class StageRun:
     def __init__(self, tracker: Tracker, mlflow_id: str, release: StoragePath) -> None:
         self.client = tracker.client
         self.uri = tracker.uri
-        self.experiment_id = tracker.experiment_id
         self.id = mlflow_id
         self._tracker = tracker
         self._release = release
@@ -187,7 +175,7 @@ class StageRun:
                 "Release.plan, .spent, .evaluation, .seconds or .rows"
             )
         now = time_ns() // 1_000_000
-        batch = [Metric(name, value, now, step) for name, value in release.values.items()]
+        batch = [entities.Metric(name, value, now, step) for name, value in release.values.items()]
         with readable_errors(self.uri):
             self.client.log_batch(self.id, metrics=batch)
 
@@ -215,7 +203,7 @@ class StageRun:
         """
         try:
             with readable_errors(self.uri):
-                self.client.set_terminated(self.id, RunStatus.to_string(ended))
+                self.client.set_terminated(self.id, entities.RunStatus.to_string(ended))
         except TrackingUnavailable:
             if ended is Ended.FINISHED:
                 raise
@@ -230,8 +218,8 @@ class TrackedRun(StageRun):
             raise InvalidRequest(
                 f"parameters come from a spec and nowhere else, found {type(spec).__name__}"
             )
-        flat = flatten(spec.model_dump(mode="json"))
-        params = [Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat.items()]
+        flat = flatten(spec.model_dump(mode="json")).items()
+        params = [entities.Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat]
         with readable_errors(self.uri):
             for start in range(0, len(params), _PARAMS_PER_CALL):
                 self.client.log_batch(self.id, params=params[start : start + _PARAMS_PER_CALL])
@@ -241,14 +229,40 @@ class TrackedRun(StageRun):
         # MLflow would compute a digest of the content, and a plain hash of private data is a leak:
         # this is a digest of the name.
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-        dataset = Dataset(name=name, digest=digest, source_type="declared", source="{}")
+        dataset = entities.Dataset(name=name, digest=digest, source_type="declared", source="{}")
         with readable_errors(self.uri):
-            self.client.log_inputs(self.id, [DatasetInput(dataset)])
+            self.client.log_inputs(self.id, [entities.DatasetInput(dataset)])
 
     def ledger_head(self, head: str) -> None:
         """Replace the ledger's head hash, by which a truncated ledger is recognised."""
         with readable_errors(self.uri):
-            self.client.set_tag(self.id, HEAD_TAG, head)
+            self.client.set_tag(self.id, "umbra.ledger_head", head)
+
+    def log_sampling_model(self, weights: StoragePath, spec: Spec) -> str:
+        """Log the model that samples as an output of the run; return its URI, `models:/<id>`.
+
+        Raises:
+            InvalidRequest: the weights lie outside the run's `release/` folder.
+            TrackingUnavailable: MLflow cannot be reached.
+        """
+        from mlflow.models import Model
+
+        self.require_released(weights)
+        with readable_errors(self.uri), tempfile.TemporaryDirectory() as scratch:
+            logged = self.client.create_logged_model(
+                self._tracker.experiment_id, MODEL, source_run_id=self.id, model_type="pyfunc"
+            )
+            status = entities.LoggedModelStatus.FAILED
+            try:
+                folder = Path(scratch) / "model"
+                record = Model(run_id=self.id, model_uuid=logged.model_id, model_id=logged.model_id)
+                save_sampling_model(folder, weights, spec, record)
+                self.client.log_model_artifacts(logged.model_id, str(folder))
+                status = entities.LoggedModelStatus.READY
+            finally:
+                self.client.finalize_logged_model(logged.model_id, status)
+            self.client.log_outputs(self.id, [entities.LoggedModelOutput(logged.model_id, step=0)])
+        return f"models:/{logged.model_id}"
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageRun]:
@@ -256,9 +270,9 @@ class TrackedRun(StageRun):
 
         The exception itself is not written: its text may hold data.
         """
-        tags = {MLFLOW_PARENT_RUN_ID: self.id, MLFLOW_RUN_NAME: name, STAGE_TAG: name}
+        tags = {mlflow_tags.MLFLOW_PARENT_RUN_ID: self.id, "umbra.stage": name}
         with readable_errors(self.uri):
-            child = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+            child = self.client.create_run(self._tracker.experiment_id, run_name=name, tags=tags)
         stage = StageRun(self._tracker, child.info.run_id, self._release)
         started = monotonic()
         try:
@@ -270,6 +284,37 @@ class TrackedRun(StageRun):
         stage.finish()
 
 
+def save_sampling_model(
+    folder: Path, weights: StoragePath, spec: Spec, mlflow_model: Any = None
+) -> None:
+    """Write an MLflow model to a new `folder`: weights, `sampling.json`, the code that samples.
+
+    Of the spec, only what sampling needs is written: not the data source. `weights` are the
+    safetensors of the averaged denoiser; `mlflow_model` is MLflow's record to fill, if any.
+    """
+    # They bring torch and pandas in, which a run that is only cancelled or read does not need.
+    import mlflow.pyfunc
+
+    from pipeline.models import Recipe
+    from pipeline.tracking import sampling_model as code
+
+    with tempfile.TemporaryDirectory() as scratch, local_copy(weights) as copy:
+        sampling = Path(scratch) / "sampling.json"
+        sampling.write_text(Recipe.of(spec).model_dump_json(indent=2), encoding="utf-8")
+        with warnings.catch_warnings():
+            # The signature is explicit, so no example is needed to infer it.
+            warnings.filterwarnings("ignore", message=".*[Aa]n input example was not provided")
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=code.__file__,
+                artifacts={code.WEIGHTS: str(copy), code.SAMPLING: str(sampling)},
+                signature=code.SIGNATURE,
+                # Explicit: to infer them, MLflow would load the model in a second process.
+                pip_requirements=[f"umbra-synth=={importlib.metadata.version('umbra-synth')}"],
+                mlflow_model=mlflow_model,
+            )
+
+
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Return nested mappings as one level of dotted names; lists and scalars as their text.
 
@@ -278,9 +323,8 @@ def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """
     flat: dict[str, str] = {}
     for name, value in nested.items():
-        full = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{full}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[full] = str(value)
+            flat[f"{prefix}{name}"] = str(value)
     return flat

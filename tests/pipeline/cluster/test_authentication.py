@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import grpc
 import pytest
 
-from pipeline.cluster import authentication
-from pipeline.cluster.authentication import OPEN_CLUSTER, require_token
+from pipeline.cluster import connection
+from pipeline.cluster.connection import OPEN_CLUSTER, require_token
 from privacy.errors import UmbraError
 
 TOKEN = "t" * 64
@@ -19,7 +19,7 @@ def _environment(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS", OPEN_CLUSTER):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
-    monkeypatch.delitem(authentication.sys.modules, "ray", raising=False)
+    monkeypatch.delitem(connection.sys.modules, "ray", raising=False)
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -74,7 +74,7 @@ def _grpc(token):
 def test_a_cluster_that_requires_this_token_is_accepted(serve, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     require_token(serve(TOKEN))
-    assert authentication.os.environ["RAY_AUTH_MODE"] == "token"
+    assert connection.os.environ["RAY_AUTH_MODE"] == "token"
 
 
 def test_the_token_may_be_in_a_file(serve, tmp_path):
@@ -91,7 +91,7 @@ def test_an_open_cluster_is_refused_unless_it_is_allowed_explicitly(serve, monke
         require_token(address)
     monkeypatch.setenv(OPEN_CLUSTER, "1")
     require_token(address)
-    assert "RAY_AUTH_MODE" not in authentication.os.environ
+    assert "RAY_AUTH_MODE" not in connection.os.environ
 
 
 def test_a_wrong_token_is_refused_with_a_message(serve, monkeypatch):

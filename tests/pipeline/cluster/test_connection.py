@@ -62,7 +62,7 @@ def test_the_callers_sigterm_handler_stays_in_force(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
-    monkeypatch.setattr("pipeline.cluster.connection.lost_node_condition", lambda: lambda: None)
+    monkeypatch.setattr("pipeline.cluster.calls.lost_node_condition", lambda: lambda: None)
     before = signal.getsignal(signal.SIGTERM)
     with connection.cluster("10.0.0.9:6379") as there:
         assert signal.getsignal(signal.SIGTERM) == before
@@ -74,6 +74,6 @@ def test_a_machine_that_is_lost_to_the_cluster_ends_the_block(monkeypatch):
         monkeypatch.setattr(ray, name, lambda **arguments: None)
     monkeypatch.setattr(ray, "cluster_resources", dict)
     lost = UmbraError("the raylet died")
-    monkeypatch.setattr("pipeline.cluster.connection.lost_node_condition", lambda: lambda: lost)
+    monkeypatch.setattr("pipeline.cluster.calls.lost_node_condition", lambda: lambda: lost)
     with pytest.raises(UmbraError, match="the raylet died"), connection.cluster("10.0.0.9:6379"):
         check_abort_conditions()

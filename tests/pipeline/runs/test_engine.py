@@ -63,7 +63,7 @@ def execute(house, tracked, monkeypatch):
         monkeypatch.setattr("pipeline.stages.STAGES", (fake,))
         monkeypatch.setattr("pipeline.cluster.budget_actor.budget_manager", lambda access: None)
         monkeypatch.setattr("pipeline.cluster.connection.cluster", cluster)
-        monkeypatch.setattr("pipeline.cluster.authentication.require_token", lambda at: None)
+        monkeypatch.setattr("pipeline.cluster.connection.require_token", lambda at: None)
         monkeypatch.setattr("pipeline.cluster.calls.report_waiting", lambda tell: nullcontext())
         return engine.execute(run, house.home, SilentProgress(), address, workers)
 

@@ -17,6 +17,9 @@ class Tracked:
     def metrics(self, release, step=0):
         self.values |= release.values
 
+    def log_sampling_model(self, weights, spec):
+        """Keep no model."""
+
 
 class Counted(SilentProgress):
     """Keeps how far stages came."""

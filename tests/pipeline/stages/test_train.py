@@ -58,7 +58,6 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
     group = lambda job, manager: SimpleNamespace(run=lambda on_steps: train(job))  # noqa: E731
     monkeypatch.setattr(subject, "training_group", group)
     monkeypatch.setattr(subject, "get_result", lambda value: value)
-    monkeypatch.setattr(subject, "log_sampling_model", lambda *_: None)
     given = context(run)
     given.manager, given.tracked = SimpleNamespace(settle=settle), tracked
     given.plan = plan(run.spec(), trial=False)
@@ -66,14 +65,14 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
     return lambda: subject.Train().run(given, tracked), ran
 
 
-def test_a_run_that_died_after_it_was_settled_is_not_trained_again(trained, monkeypatch):
+def test_a_run_that_died_after_it_was_settled_is_not_trained_again(trained, tracked, monkeypatch):
     stage, ran = trained
 
     def offline(*_):
         raise ConnectionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(subject, "log_sampling_model", offline)
+        patched.setattr(tracked, "log_sampling_model", offline)
         with pytest.raises(ConnectionError):
             stage()
     stage()

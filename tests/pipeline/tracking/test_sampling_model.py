@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 
 from pipeline.models import build_denoiser, build_guided, build_sampler
 from pipeline.spec import Spec
-from pipeline.tracking.model import log_sampling_model, save_sampling_model
-from pipeline.tracking.tracker import TrackedRun
+from pipeline.tracking.tracker import TrackedRun, save_sampling_model
 from privacy.errors import InvalidRequest
 from synth.data.shards import to_uint8
 
@@ -120,7 +119,7 @@ def test_saved_model_names_no_data_source(saved: Path) -> None:
 def test_logged_model_loads_by_uri(
     run: TrackedRun, weights: Path, spec: Spec, tracking_uri: str
 ) -> None:
-    uri = log_sampling_model(run, weights, spec)
+    uri = run.log_sampling_model(weights, spec)
     answer = mlflow.pyfunc.load_model(uri).predict(pd.DataFrame({"label": [1], "count": [2]}))
     assert len(answer) == 2
     outputs = run.client.get_run(run.id).outputs.model_outputs
@@ -132,7 +131,7 @@ def test_private_weights_are_refused(run: TrackedRun, weights: Path, spec: Spec)
     private = run._release.parent / "internal" / "weights.safetensors"
     private.write_bytes(weights.read_bytes())
     with pytest.raises(InvalidRequest, match="release"):
-        log_sampling_model(run, private, spec)
+        run.log_sampling_model(private, spec)
 
 
 def test_saving_is_quiet(
