@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from pipeline.audit.ledger import Audit
     from pipeline.audit.release import ReleaseAudit
     from pipeline.audit.run import RunAudit
-    from privacy.audit import LedgerAudit
+    from privacy.audit import LedgerAudit, ReservationAudit
     from privacy.audit.mechanism import MechanismAudit
-    from privacy.audit.results import ReservationAudit
 
 _MOST_FINDINGS = 20
 

@@ -2,25 +2,88 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from privacy.accounting import accountant
 from privacy.accounting.base import round_up
-from privacy.accounting.bounds import EpsilonBounds
+from privacy.accounting.bounds import EpsilonBounds, informative_epsilon
 from privacy.accounting.guarantee import Guarantee, group, replace_one
+from privacy.audit import replay as replaying
 from privacy.audit.opacus import opacus_epsilon
-from privacy.audit.replay import (
-    UNBOUND,
-    ContentsReplay,
-    DatasetReplay,
-    PartReplay,
-    Replay,
-    ReservationReplay,
-    connected,
-)
-from privacy.audit.results import DatasetAudit, LedgerAudit, PartitionAudit, ReservationAudit
+from privacy.audit.replay import UNBOUND, Replay, ReservationReplay
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger import Finding, Head, Ledger
 from privacy.mechanisms import Mechanism
+
+
+@dataclass(frozen=True)
+class PartitionAudit:
+    """What one part of a data set spent, recomputed."""
+
+    name: str
+    # N of the part, None where a reservation draws on content that was never bound.
+    records: int | None
+    spent: EpsilonBounds  # of what was charged
+    committed: EpsilonBounds  # of what was charged and what open reservations may still charge
+
+
+@dataclass(frozen=True)
+class DatasetAudit:
+    """One data set's budget, recomputed.
+
+    Its parts share no record, so the ε of the data set is the largest of its parts.
+    """
+
+    name: str
+    epsilon: float  # declared, as δ is
+    delta: float
+    closed: bool  # whether nothing more is admitted
+    unit: str  # what is protected; the units of all reservations, where they differ
+    records_per_unit: int  # the most of all reservations
+    spent: EpsilonBounds  # of what was charged: the largest of the parts
+    committed: EpsilonBounds  # of that and what open reservations may still charge
+    partitions: tuple[PartitionAudit, ...]  # the parts, each by itself
+    # Under replacement of a record, and for a unit of more than one record; none while unspent.
+    guarantees: tuple[Guarantee, ...]
+
+
+@dataclass(frozen=True)
+class ReservationAudit:
+    """One reservation, replayed."""
+
+    id: str
+    run_id: str
+    dataset: str  # the declared name that pays
+    partition: str  # the part of it that pays
+    author: str | None  # who reserved, as that process said; None where it said nothing
+    void: bool  # a seeded run, which has no privacy guarantee
+    settled: bool  # it cannot charge any more
+    reserved: dict[str, int]  # steps of each component that were admitted
+    charged: dict[str, int]  # steps of each component, added up from the charge rows
+    attempts: int  # starts of the run; in ledgers of schema 1, those that charged something
+    exports: tuple[str, ...]  # SHA-256 of the manifests that left under it
+
+
+@dataclass(frozen=True)
+class LedgerAudit:
+    """The verdict on a ledger."""
+
+    ledger_id: str  # the random id in its first row
+    head: Head | None  # its newest row when the audit began, None where it could not be read
+    rows: int  # how many were replayed
+    findings: tuple[Finding, ...]  # everything broken, in the chain and in what the rows say
+    notes: tuple[str, ...]  # what a reader should know and is not broken
+    datasets: tuple[DatasetAudit, ...]  # one for each declared name (of the selected runs)
+    reservations: tuple[ReservationAudit, ...]  # all (of the selected runs)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is broken."""
+        return not self.findings
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the audit as plain JSON values."""
+        return {"ok": self.ok, **asdict(self)}
 
 
 def epsilons(mechanisms: Sequence[Mechanism], delta: float, with_prv: bool = True) -> EpsilonBounds:
@@ -34,16 +97,9 @@ def epsilons(mechanisms: Sequence[Mechanism], delta: float, with_prv: bool = Tru
         return EpsilonBounds(0.0, 0.0, 0.0)
     return EpsilonBounds(
         rdp=round_up(opacus_epsilon(mechanisms, delta)),
-        prv=_by("prv", mechanisms, delta) if with_prv else None,
-        pld=_by("pld", mechanisms, delta),
+        prv=informative_epsilon("prv", tuple(mechanisms), delta) if with_prv else None,
+        pld=informative_epsilon("pld", tuple(mechanisms), delta),
     )
-
-
-def _by(name: str, mechanisms: Sequence[Mechanism], delta: float) -> float | None:
-    try:
-        return round_up(accountant(name).epsilon(mechanisms, delta))
-    except InvalidRequest:
-        return None
 
 
 # PRV takes seconds for every different mechanism on every part; RDP, which decides, and PLD take a
@@ -63,8 +119,8 @@ def few_enough_for_prv(drawing: Iterable[ReservationReplay]) -> bool:
 
 def audit_dataset(
     name: str,
-    dataset: DatasetReplay,
-    parts: Sequence[PartReplay],
+    dataset: replaying.DatasetReplay,
+    parts: Sequence[replaying.PartReplay],
     drawing: Sequence[ReservationReplay],
     with_prv: bool,
 ) -> DatasetAudit:
@@ -160,7 +216,7 @@ def _units(datasets: Iterable[DatasetAudit]) -> Iterator[str]:
 def _shared(replay: Replay, names: set[str]) -> Iterator[str]:
     """Basic composition: a record that several data sets hold pays for all of them."""
     contents = replay.contents
-    for sharing in connected(contents.accepted.keys() | contents.sharing):
+    for sharing in replaying.connected(contents.accepted.keys() | contents.sharing):
         if names.isdisjoint(sharing):
             continue
         epsilon = sum(_most_spent(replay, name) for name in sharing)
@@ -172,7 +228,7 @@ def _shared(replay: Replay, names: set[str]) -> Iterator[str]:
         )
 
 
-def _how(contents: ContentsReplay, group: set[str]) -> str:
+def _how(contents: replaying.ContentsReplay, group: set[str]) -> str:
     accepted = [
         f"accepted in row {row.seq}" + (f" by {row.author}" if row.author else "")
         for pair, row in contents.accepted.items()
