@@ -32,7 +32,7 @@ from privacy.budget import Budget, Reservation
 from privacy.collective import SingleProcess
 from privacy.keystream import os_key
 from privacy.ledger import Head
-from synth.attempt import Attempt
+from synth.methods.base import Attempt
 from synth.methods.diffusion import Diffusion
 from synth.records import Records
 from synth.training import Trainer

@@ -17,9 +17,8 @@ from torch import Tensor
 from pipeline.cluster.actor_group import tune_malloc
 from synth.inference import at_precision, chosen_batch
 from synth.preconditioning import Denoiser
-from synth.samplers.base import Denoise
+from synth.samplers.base import Denoise, guided
 from synth.samplers.churn import Churn
-from synth.samplers.guidance import guided
 from synth.settings import PRECISIONS, Precision
 
 from .timing import Case, fastest, size_for

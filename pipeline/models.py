@@ -16,8 +16,7 @@ from synth.methods import METHODS, method_class
 from synth.methods.base import PublicFacts
 from synth.preconditioning import Denoiser
 from synth.samplers import sampler
-from synth.samplers.base import Denoise, Sampler
-from synth.samplers.guidance import guided
+from synth.samplers.base import Denoise, Sampler, guided
 from synth.settings import ModelSettings, Settings, SynthesizeSettings, one_of
 from synth.storage import StoragePath
 

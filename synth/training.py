@@ -2,31 +2,37 @@
 
 Algorithm 4 of Dockhorn et al. 2023. The loop never runs a step that is not charged, and never
 writes, returns or reports anything that was computed from records without noise.
+
+A warm-up may come first: one Gaussian mechanism releases the clipped sum of every class. Divided by
+the public number N / classes they are rough class means, and training on those is post-processing:
+free, however long it takes. DP-SGD then starts from a network that knows what a class looks like,
+so that its budget goes into the differences within a class.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from privacy import class_sums
 from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.errors import InvalidRequest, UmbraError
-from privacy.gradients import choose
+from privacy.gradients import base, choose
+from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
-from synth.attempt import Attempt, Meter
 from synth.checkpoint import Checkpoint, keep_last, newest, save
-from synth.ema import EMA, cosine, load_trained, trainable, trained_state
-from synth.loss import DenoisingLoss
-from synth.methods.base import OnProgress
+from synth.loss import DenoisingLoss, draw_views, drop_labels
+from synth.methods.base import Attempt, Meter, OnProgress
 from synth.methods.diffusion import PRIVATE, WARMUP
 from synth.preconditioning import Denoiser
 from synth.records import NoisedViews, Records
-from synth.settings import TrainSettings
+from synth.settings import TrainSettings, WarmupSettings
 from synth.storage import StoragePath
-from synth.warmup import release_class_means, train_on_means
 
 _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 
@@ -82,7 +88,7 @@ class Trainer:
                 "declare the number that the source holds"
             )
         settings, of = training.settings, denoiser.preconditioning
-        self._trainable = trainable(denoiser)
+        self._trainable = base.trainable(denoiser)
         self._ema = EMA(denoiser, settings.ema)
         self._optimizer = torch.optim.Adam(self._trainable.values(), lr=settings.learning_rate)
         self._loss = DenoisingLoss(of, settings.precision)
@@ -111,8 +117,14 @@ class Trainer:
         if not self._restore():
             self._warm_up()
         while (block := self._charge_block()) > 0:
-            for _ in range(block):
-                self._take_step()
+            for step in range(self._step, self._step + block):
+                # No method of its own: every frame on the way to a gradient is read by whoever
+                # follows one.
+                gather = self._views.for_step(step, self.records, self._owned)
+                gradient = self._private_gradient(
+                    step, self.denoiser, self._loss, self._owned, gather
+                )
+                self._descend(gradient)
             if self._step - self._saved >= self.training.settings.checkpoint_every:
                 self._save()
         if self._step > self._saved:
@@ -182,15 +194,13 @@ class Trainer:
         # The others hear of the block when it is paid for and not before.
         return self.collective.broadcast_from_rank0(block)
 
-    def _take_step(self) -> None:
-        """Take one charged step of DP-SGD."""
-        training, step = self.training, self._step
-        gather = self._views.for_step(step, self.records, self._owned)
-        gradient = self._private_gradient(step, self.denoiser, self._loss, self._owned, gather)
+    def _descend(self, gradient: dict[str, Tensor]) -> None:
+        """Take the noised gradient of one charged step into the weights and their average."""
+        training = self.training
         for name, parameter in self._trainable.items():
             parameter.grad = gradient[name]
         for group in self._optimizer.param_groups:
-            group["lr"] = cosine(training.settings.learning_rate, step, training.steps)
+            group["lr"] = cosine(training.settings.learning_rate, self._step, training.steps)
         self._optimizer.step()
         self._ema.update(self.denoiser)
         self._step += 1
@@ -212,3 +222,118 @@ class Trainer:
         )
         save(self.checkpoints, checkpoint)
         keep_last(self.checkpoints, _KEPT)
+
+
+def release_class_means(
+    records: Records, classes: int, warmup: WarmupSettings, noise: SecureGaussian
+) -> Tensor:
+    """Query the noisy class means, float32 [classes, C, H, W] in [-1, 1].
+
+    The caller has charged one Gaussian mechanism of `warmup.noise_multiplier` before.
+    """
+    sums = class_sums.noisy_class_sums(
+        (records.images + 1) / 2,
+        records.labels,
+        classes,
+        clip_norm=warmup.clip_norm,
+        noise_multiplier=warmup.noise_multiplier,
+        noise=noise,
+    )
+    # N, which makes the divisor, is public under the zero-out relation.
+    means = class_sums.class_means(sums, len(records) / classes)
+    return means.clamp(0, 1).mul(2).sub(1).float()
+
+
+def train_on_means(
+    denoiser: Denoiser,
+    means: Tensor,
+    warmup: WarmupSettings,
+    label_dropout: float,
+    generator: torch.Generator,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records."""
+    loss = DenoisingLoss(denoiser.preconditioning)
+    optimizer = torch.optim.Adam(base.trainable(denoiser).values(), lr=warmup.learning_rate)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
+    classes = len(means)
+    for step in range(warmup.steps):
+        labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
+        images = means[labels]
+        sigma, noise = draw_views(denoiser.preconditioning, images, 1, generator)
+        u = torch.rand(warmup.batch, generator=generator)
+        labels = drop_labels(labels, classes, label_dropout, u)
+        optimizer.zero_grad()
+        # One view each of many images: the loss takes them as it takes many views of one.
+        loss(denoiser, images, labels, sigma[:, 0], noise[:, 0]).backward()
+        optimizer.step()
+        falling.step()
+        on_progress(step + 1)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's state dict without its frozen parameters."""
+    frozen = dict(model.named_parameters()).keys() - base.trainable(model).keys()
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `trained_state` returned; raises RuntimeError where it is another model's."""
+    frozen = {n: v for n, v in model.state_dict().items() if n not in trained_state(model)}
+    model.load_state_dict({**frozen, **state})
+
+
+class EMA:
+    """theta_ema <- decay theta_ema + (1 - decay) theta, kept in float32.
+
+    Args:
+        model: its trainable parameters are the average's start.
+        decay: in [0, 1).
+
+    Raises:
+        InvalidRequest: the decay is not in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise InvalidRequest(f"EMA decay: expected a number in [0, 1), found {decay}")
+        self.decay = decay
+        # A clone even where the parameters are float32 already: the average must not alias them.
+        self._average = {
+            name: parameter.detach().to(torch.float32, copy=True)
+            for name, parameter in base.trainable(model).items()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's present parameters into the average; once after every step."""
+        latest = [value.to(torch.float32) for value in base.trainable(model).values()]
+        # All at once: launching one operation a parameter takes a GPU longer than the arithmetic.
+        torch._foreach_lerp_(list(self._average.values()), latest, 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged parameters by name."""
+        return {name: average.clone() for name, average in self._average.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned; raise InvalidRequest where it is another model's."""
+        expected = {(name, average.shape) for name, average in self._average.items()}
+        found = {(name, tensor.shape) for name, tensor in state.items()}
+        if found != expected:
+            names = ", ".join(sorted({name for name, _ in found ^ expected}))
+            raise InvalidRequest(
+                f"averaged weights do not fit the model, expected its own names and shapes; these "
+                f"differ: {names}; load the weights of a run with the same network"
+            )
+        for name, average in self._average.items():
+            average.copy_(state[name])
+
+
+def cosine(peak: float, step: int, steps: int) -> float:
+    """Return peak (1 + cos(pi step / steps)) / 2: `peak` at step 0, zero at the end.
+
+    >>> cosine(0.5, step=0, steps=100), cosine(0.5, step=50, steps=100)
+    (0.5, 0.25)
+    """
+    # Late steps of DP-SGD carry as much noise as early ones; small ones at the end average it away.
+    return peak * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))

@@ -37,10 +37,9 @@ from privacy.keystream import os_key
 from privacy.ledger import Ledger
 from privacy.mechanisms import Mechanism
 from privacy.records import LabelledRecords
-from synth.attempt import Attempt
 from synth.data.shards import read_shards
 from synth.loss import DenoisingLoss, draw_views
-from synth.methods.base import Method
+from synth.methods.base import Attempt, Method
 from synth.preconditioning import Denoiser
 from synth.records import Records
 

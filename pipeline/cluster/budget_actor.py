@@ -89,7 +89,7 @@ def begin_attempt(manager: Any, reservation_id: str) -> int:
 
 
 class ActorMeter:
-    """A reservation's meter (`synth.attempt.Meter`) that charges through the budget manager."""
+    """A reservation's meter (`Meter`) that charges through the budget manager."""
 
     def __init__(self, manager: Any, reservation_id: str, attempt: int) -> None:
         self._manager = manager

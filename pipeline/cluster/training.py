@@ -24,7 +24,7 @@ from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partitio
 from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess
 from privacy.ledger.records import Component
-from synth.attempt import Attempt
+from synth.methods.base import Attempt
 from synth.records import Records
 from synth.storage import StoragePath, write_bytes
 

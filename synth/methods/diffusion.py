@@ -1,7 +1,7 @@
 """DPDM: a diffusion model trained by DP-SGD with noise multiplicity K (Dockhorn et al. 2023).
 
 Where there is a warm-up, one Gaussian mechanism releases noisy class means first, on which the
-network is trained for free (`synth.warmup`).
+network is trained for free.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from privacy.accounting.calibrate import noise_multiplier
 from privacy.errors import InvalidRequest
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian, SubsampledGaussian
-from synth.methods.base import Extent, Method, OnProgress, PublicFacts, WorkerResources, Workload
+from synth.methods import base
 from synth.settings import ModelSettings, NetworkSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from privacy.collective import Collective
     from privacy.dp_sgd import DPSGD
     from privacy.gradients.base import GradientEngine
-    from synth.attempt import Attempt, Meter
     from synth.preconditioning import Denoiser
     from synth.records import Records
     from synth.storage import StoragePath
@@ -37,7 +36,7 @@ _GIB = 2**30
 _MICRO_BATCH_GIB = {"cpu": 1.0, "cuda": 8.0}
 
 
-class Diffusion(Method):
+class Diffusion(base.Method):
     """DP-SGD on a preconditioned U-Net, after a warm-up if the spec asks for one."""
 
     name = "diffusion"
@@ -46,9 +45,9 @@ class Diffusion(Method):
     def __init__(
         self,
         records: int,
-        facts: PublicFacts,
+        facts: base.PublicFacts,
         clip_norm: float,
-        resources: WorkerResources,
+        resources: base.WorkerResources,
         *,
         model: ModelSettings,
         train: TrainSettings,
@@ -81,11 +80,11 @@ class Diffusion(Method):
         sigma = noise_multiplier(epsilon, delta, q, T, fixed=others, accountant=calibration)
         return (*fixed, Component(PRIVATE, SubsampledGaussian(q, sigma, T)))
 
-    def extent(self, components: Sequence[Component]) -> Extent:
+    def extent(self, components: Sequence[Component]) -> base.Extent:
         """Return q, T, B = q·N, K, σ and C, and T·B·K views; see `Method.extent`."""
         sgd, K, warmup = _dp_sgd(components), self.train.views, self.train.warmup
         batch = sgd.sampling_probability * self._records
-        return Extent(
+        return base.Extent(
             numbers={
                 "sampling_probability": sgd.sampling_probability,
                 "steps": sgd.steps,
@@ -100,21 +99,21 @@ class Diffusion(Method):
             max_workers=max(1, int(batch)),
         )
 
-    def workload(self, denoiser: "Denoiser") -> Workload:
+    def workload(self, denoiser: "Denoiser") -> base.Workload:
         """Return the gradient engine and what it holds at a time; see `Method.workload`."""
         engine, micro_batch = self.engine().name, self.micro_batch(denoiser)
         records = 1 if engine == "record" else micro_batch
-        return Workload(engine, micro_batch, records * self.train.views)
+        return base.Workload(engine, micro_batch, records * self.train.views)
 
     def fit(
         self,
         records: "Records",
         components: Sequence[Component],
-        attempt: "Attempt",
-        meter: "Meter",
+        attempt: base.Attempt,
+        meter: base.Meter,
         checkpoints: "StoragePath",
         collective: "Collective | None" = None,
-        on_progress: OnProgress = lambda component, done, total: None,
+        on_progress: base.OnProgress = lambda component, done, total: None,
     ) -> "dict[str, Tensor]":
         """Train to the end of the reservation and return the averaged weights; see `Method.fit`."""
         from privacy.collective import SingleProcess
@@ -129,7 +128,7 @@ class Diffusion(Method):
         return trainer.run()
 
     @staticmethod
-    def denoiser(facts: PublicFacts, model: ModelSettings) -> "Denoiser":
+    def denoiser(facts: base.PublicFacts, model: ModelSettings) -> "Denoiser":
         """Return the preconditioned U-Net; see `Method.denoiser`."""
         from synth.preconditioning import PRECONDITIONINGS, Denoiser
         from synth.unet import UNet, UNetConfig

@@ -48,12 +48,11 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
 from synth import records as synth_records
-from synth.attempt import Attempt
-from synth.counter_based import _words as counter_words
-from synth.counter_based import normal, uniform
 from synth.data.shards import Shard, encode_png, shard_generator, write_shard
+from synth.methods.base import Attempt
 from synth.preconditioning import PRECONDITIONINGS
-from synth.records import NoisedViews
+from synth.records import NoisedViews, normal, uniform
+from synth.records import _words as counter_words
 
 
 class Records:

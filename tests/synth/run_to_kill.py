@@ -30,8 +30,8 @@ from privacy.mechanisms import Gaussian, Mechanism
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
-from synth.attempt import Attempt
 from synth.checkpoint import newest
+from synth.methods.base import Attempt
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.settings import TrainSettings, WarmupSettings

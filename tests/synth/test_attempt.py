@@ -6,7 +6,7 @@ import torch
 
 from privacy.collective import SingleProcess
 from privacy.errors import InvalidRequest
-from synth.attempt import Attempt
+from synth.methods.base import Attempt
 
 KEY = bytes(range(32))
 

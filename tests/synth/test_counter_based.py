@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from synth.counter_based import normal, uniform
+from synth.records import normal, uniform
 
 WORD = (1 << 64) - 1
 GAMMA, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from privacy.errors import InvalidRequest
-from synth.ema import EMA, cosine
+from synth.training import EMA, cosine
 
 
 @pytest.fixture

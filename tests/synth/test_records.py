@@ -8,9 +8,8 @@ from scipy import stats
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
 from privacy.records import LabelledRecords
-from synth.counter_based import normal, uniform
 from synth.preconditioning import EDM, V
-from synth.records import NoisedViews, Records
+from synth.records import NoisedViews, Records, normal, uniform
 
 KEY = bytes(range(32))
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, Umb
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
-from synth.attempt import Attempt
 from synth.checkpoint import newest
 from synth.loss import DenoisingLoss, draw_views
+from synth.methods.base import Attempt
 from synth.preconditioning import EDM, Denoiser
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
@@ -423,15 +423,15 @@ def gradient_accumulated_twice(patch):
 
 def small_batches_skipped(patch):
     """As an empty batch is skipped elsewhere; with this q and N the smallest has five records."""
-    shipped = Trainer._take_step
+    shipped = Trainer._descend
 
-    def wrong(self):
+    def wrong(self, gradient):
         if PoissonSampler(KEY, 1, Q).mask(self._step, np.arange(N)).sum() > 5:
-            shipped(self)
+            shipped(self, gradient)
         else:
             self._step += 1
 
-    patch.setattr(Trainer, "_take_step", wrong)
+    patch.setattr(Trainer, "_descend", wrong)
 
 
 PLANTED = [

@@ -14,7 +14,7 @@ from synth.loss import DenoisingLoss, draw_views
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.settings import WarmupSettings
-from synth.warmup import release_class_means, train_on_means
+from synth.training import release_class_means, train_on_means
 
 CLASSES, SIZE = 3, 4
 WARMUP = WarmupSettings(noise_multiplier=0.6, clip_norm=1.5, steps=40, batch=16, learning_rate=0.02)

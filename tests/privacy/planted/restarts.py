@@ -21,7 +21,7 @@ from privacy.ledger import Ledger
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
-from synth.attempt import Attempt
+from synth.methods.base import Attempt
 from synth.preconditioning import EDM, Denoiser
 from synth.records import Records
 from synth.settings import TrainSettings

@@ -6,8 +6,8 @@ from torch import nn
 
 from privacy.errors import InvalidRequest
 from synth.preconditioning import EDM, Denoiser
+from synth.samplers.base import guided
 from synth.samplers.ddim import DDIM
-from synth.samplers.guidance import guided
 from synth.unet import UNet, UNetConfig
 
 NULL = 3

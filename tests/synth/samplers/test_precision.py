@@ -10,10 +10,9 @@ from torch import nn
 from privacy.errors import InvalidRequest
 from synth.inference import CapturedNetwork, at_precision
 from synth.preconditioning import EDM, Denoiser
-from synth.samplers.base import Sampler
+from synth.samplers.base import Sampler, guided
 from synth.samplers.churn import Churn
 from synth.samplers.ddim import DDIM
-from synth.samplers.guidance import guided
 from synth.settings import PRECISIONS
 from synth.unet import UNet, UNetConfig
 
