@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from privacy.accounting.bounds import epsilon_bounds
+from privacy.accounting import epsilon_bounds
 from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.budget import RELATION, Budget, Reservation
 from privacy.mechanisms import Mechanism

@@ -25,7 +25,7 @@ _LIGHT = (
     "pipeline.runs.state",
     "pipeline.runs.status",
     "pipeline.spec",
-    "privacy.accounting.bounds",
+    "privacy.accounting",
     "privacy.audit",
     "privacy.budget",
     "privacy.ledger",

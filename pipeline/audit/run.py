@@ -28,7 +28,7 @@ from pipeline.plan.plan import build_method
 from pipeline.progress import Progress
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
-from privacy.accounting.bounds import epsilon_bounds
+from privacy.accounting import epsilon_bounds
 from privacy.audit import one_run
 from privacy.budget import Budget, Reservation
 from privacy.collective import SingleProcess

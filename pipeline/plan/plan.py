@@ -12,8 +12,8 @@ from pipeline.home import Home
 from pipeline.plan.cost import Cost, estimate
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.spec import Spec
+from privacy.accounting import EpsilonBounds, epsilon_bounds
 from privacy.accounting.base import round_up
-from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
 from privacy.budget import Budget, Quote
 from privacy.errors import BudgetRefused, NoLedger
 from privacy.ledger import Ledger

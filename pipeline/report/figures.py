@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from privacy.accounting.bounds import EpsilonBounds
+from privacy.accounting import EpsilonBounds
 
 STRIP_COLUMNS = 12
 CURVE_WIDTH, CURVE_HEIGHT = 480, 262

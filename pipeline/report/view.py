@@ -17,9 +17,8 @@ from pipeline.runs.dataset_identity import HOLDOUT, load_partition
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.state import RunState
 from pipeline.spec import Spec
-from privacy.accounting import accountant
+from privacy.accounting import EpsilonBounds, accountant, epsilon_bounds
 from privacy.accounting.base import round_up
-from privacy.accounting.bounds import EpsilonBounds, epsilon_bounds
 from privacy.accounting.guarantee import Guarantee
 from privacy.budget import Budget, Odometer, Reservation
 from privacy.errors import IntegrityBroken

@@ -10,7 +10,7 @@ from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.stages.base import TRACES, Context
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun
-from privacy.accounting.bounds import epsilon_bounds
+from privacy.accounting import epsilon_bounds
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import newest
 from synth.storage import StoragePath

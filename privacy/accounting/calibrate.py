@@ -1,18 +1,15 @@
 """The smallest noise that keeps a plan within a target epsilon."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from privacy.accounting import accountant as accountant_called
-from privacy.accounting.rdp import NearbyOrders
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import Mechanism, SubsampledGaussian
 from privacy.validation import open_probability, positive_number
 
 # More noise than this leaves nothing of any gradient.
 _MAX_NOISE = 1e6
-
-_Epsilon = Callable[[Sequence[Mechanism], float], float]
 
 
 def noise_multiplier(
@@ -46,9 +43,9 @@ def noise_multiplier(
     account = accountant_called(accountant)
     first = SubsampledGaussian(sampling_probability, 10.0, steps)
 
-    def cost(sigma: float, epsilon: _Epsilon = account.epsilon) -> float:
-        plan = SubsampledGaussian(first.sampling_probability, sigma, first.steps)
-        return epsilon([*fixed, plan], delta)
+    def cost(sigma: float) -> float:
+        plan = dataclasses.replace(first, noise_multiplier=sigma)
+        return account.epsilon([*fixed, plan], delta)
 
     spent = account.epsilon(fixed, delta)
     if spent >= target:
@@ -56,21 +53,11 @@ def noise_multiplier(
             f"target_epsilon: the plan's fixed mechanisms alone cost {spent:.6g} at delta={delta}, "
             f"the target is {target!r}. Raise the target or give them more noise."
         )
-    if accountant == "rdp":
-        # Each noise tried is close to the one before, so few orders show which side of the target
-        # it is on, a quarter of the time of all. Their ε is never too small: if all orders agree
-        # about both ends of the last interval, they agree about all that was tried, because ε falls
-        # as noise grows.
-        with suppress(InvalidRequest):
-            nearby = NearbyOrders().epsilon
-            lower, upper = _bisect(lambda sigma: cost(sigma, nearby), target, slack)
-            if 0 <= target - cost(upper) <= slack and (lower == 0 or cost(lower) > target):
-                return upper
-    return _bisect(cost, target, slack)[1]
+    return _bisect(cost, target, slack)
 
 
-def _bisect(cost: Callable[[float], float], target: float, slack: float) -> tuple[float, float]:
-    """Return the last interval: noise that costs more than the target (or 0), and the result."""
+def _bisect(cost: Callable[[float], float], target: float, slack: float) -> float:
+    """Return noise whose cost is at most the target and within `slack` of it; see the caller."""
     lower, upper = 0.0, 10.0
     while (epsilon := cost(upper)) > target:
         lower, upper = upper, 2 * upper
@@ -88,4 +75,4 @@ def _bisect(cost: Callable[[float], float], target: float, slack: float) -> tupl
             upper, epsilon = middle, attempt
         else:
             lower = middle
-    return lower, upper
+    return upper

@@ -1,6 +1,9 @@
-"""Rényi DP by dp-accounting: the accountant that admits, and the filter that budgets use."""
+"""Rényi DP: the accountant that admits, and the filter that budgets use.
 
-import logging
+The curves are closed forms and series of the papers; dp-accounting and Opacus agree with them to
+rounding (`tests/privacy/accounting/test_rdp.py`), and Opacus computes every audit.
+"""
+
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +19,11 @@ from privacy.validation import open_probability, positive_number
 # Below this noise the bound is stated as infinite: ε would be past 100,000.
 _MIN_NOISE = 1e-3
 
-# The library sums terms of order one in double precision: a smaller result is rounding error.
+# Terms of the series at a fractional order: mostly the first number of them is enough, and where
+# q is large and the order near one, not even the second.
+_TERMS = 128, 1000
+
+# Sums of terms of order one are known to this: a smaller one is nothing but rounding.
 _ROUNDING = 1e-12
 
 
@@ -49,15 +56,24 @@ def curve(mechanisms: Sequence[Mechanism]) -> np.ndarray:
     RDP composes by adding, so curves of parts may be added too. Only the first call for a new type
     and new parameters does real work. Raises InvalidRequest for something that is not a mechanism.
     """
-    return _curve(mechanisms, 0, len(ORDERS))
+    total = np.zeros_like(ORDERS)
+    with np.errstate(over="ignore"):  # past the range of a double: no order says anything
+        for step, number in collapse(mechanisms):
+            total += number * _step_curve(step)
+    return total
 
 
 def epsilon_of(rdp: np.ndarray, delta: float) -> float:
     """Return ε of an RDP curve, shape [A], at `delta`, minimised over ORDERS.
 
-    Conversion: Canonne, Kamath, Steinke 2020, Proposition 12 (also Balle et al. 2020).
+    Conversion: Canonne, Kamath, Steinke 2020, Proposition 12 (also Balle et al. 2020); and
+    δ <= sqrt(1 - exp(-KL)), by which a small enough RDP means ε = 0.
     """
-    return _convert(ORDERS, rdp, delta)[0]
+    delta = open_probability("delta", delta)
+    if np.any(delta**2 + np.expm1(-rdp) > 0):
+        return 0.0
+    epsilon = rdp + np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+    return max(0.0, float(np.min(epsilon)))
 
 
 class RDPAccountant:
@@ -73,32 +89,6 @@ class RDPAccountant:
         """
         delta = open_probability("delta", delta)
         return epsilon_of(curve(mechanisms), delta)
-
-
-class NearbyOrders:
-    """ε by RDP for similar compositions, one after the other, at few orders each.
-
-    Mostly ε falls with the order up to the best one and rises from there, and similar compositions
-    have similar best orders: each search begins at the best order of the one before and widens
-    until the minimum lies inside. Fewer orders cannot make an ε too small.
-    """
-
-    def __init__(self) -> None:
-        self._best: int | None = None
-
-    def epsilon(self, mechanisms: Sequence[Mechanism], delta: float) -> float:
-        """Return an upper bound on ε at `delta`; `RDPAccountant` may find a smaller one."""
-        size, reach = len(ORDERS), 3
-        while True:
-            low, high = 0, size
-            if self._best is not None:
-                low, high = max(self._best - reach, 0), min(self._best + reach + 1, size)
-            epsilon, best = _convert(ORDERS[low:high], _curve(mechanisms, low, high), delta)
-            self._best = low + best
-            inside = (best > 0 or low == 0) and (low + best < high - 1 or high == size)
-            if inside or high - low == size:
-                return epsilon
-            reach *= 2
 
 
 class RDPFilter:
@@ -140,7 +130,9 @@ def _bound(epsilon: float, delta: float) -> np.ndarray:
     exp(-KL)), by which an RDP below -log(1 - δ²) already means ε = 0.
     """
     renyi = epsilon - np.log1p(-1 / ORDERS) + np.log(delta * ORDERS) / (ORDERS - 1)
-    # The library asks for strictly less; a rounding error's width keeps on its side.
+    # A plan that was calibrated to the whole budget is not refused over its last bit.
+    renyi += _ROUNDING
+    # The conversion asks for strictly less: a rounding error's width keeps on its side.
     divergence = -math.log1p(-(delta**2)) * (1 - 1e-9)
     bound: np.ndarray = np.maximum(renyi, divergence)
     bound.setflags(write=False)
@@ -157,35 +149,18 @@ def _checked(curve: np.ndarray) -> np.ndarray:
     return values
 
 
-def _convert(orders: np.ndarray, rdp: np.ndarray, delta: float) -> tuple[float, int]:
-    """Return the smallest ε over `orders` and the position of the order that gives it."""
-    if not np.any(np.isfinite(rdp)):
-        return math.inf, 0
-    from dp_accounting.rdp import compute_epsilon
-
-    epsilon, order = compute_epsilon(orders, rdp, open_probability("delta", delta))
-    return float(epsilon), int(np.searchsorted(orders, order))
-
-
-def _curve(mechanisms: Sequence[Mechanism], low: int, high: int) -> np.ndarray:
-    total = np.zeros(high - low)
-    with np.errstate(over="ignore"):  # past the range of a double: no order says anything
-        for step, number in collapse(mechanisms):
-            total += number * _step_curve(step, low, high)
-    return total
-
-
 @lru_cache(maxsize=4096)
-def _step_curve(step: Mechanism, low: int, high: int) -> np.ndarray:
-    """Return the RDP of one step at ORDERS[low:high], read-only."""
-    orders = ORDERS[low:high]
+def _step_curve(step: Mechanism) -> np.ndarray:
+    """Return the RDP of one step at ORDERS, read-only."""
     match step:
-        case SubsampledGaussian(q, sigma, _):
-            result = _sampled_gaussian(q, sigma, orders)
-        case Gaussian(sigma, _):
-            result = _sampled_gaussian(1.0, sigma, orders)
         case DiscreteLaplace():
-            result = pure_rdp(step.step_epsilon, orders)
+            result = pure_rdp(step.step_epsilon, ORDERS)
+        case SubsampledGaussian() | Gaussian() if step.noise_multiplier < _MIN_NOISE:
+            result = np.full_like(ORDERS, math.inf)
+        case Gaussian(sigma, _):
+            result = ORDERS / (2 * sigma**2)
+        case SubsampledGaussian(q, sigma, _):
+            result = _sampled_gaussian(q, sigma)
         case _:
             assert_never(step)
     result.setflags(write=False)
@@ -210,38 +185,71 @@ def pure_rdp(epsilon: float, orders: np.ndarray) -> np.ndarray:
     return values
 
 
-def _sampled_gaussian(q: float, sigma: float, orders: np.ndarray) -> np.ndarray:
-    """Return the RDP of one step at `orders` (Mironov, Talwar, Zhang 2019, section 3.3)."""
-    if sigma < _MIN_NOISE:
-        return np.full_like(orders, math.inf)
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.rdp import RdpAccountant
+def _sampled_gaussian(q: float, sigma: float) -> np.ndarray:
+    """Return the RDP of one step at ORDERS, shape [A], with q < 1.
 
-    # `_repaired` replaces what a failed order leaves; the library's warning stays off stderr.
-    logging.getLogger("absl").addFilter(_not_about_failed_orders)
-    accountant = RdpAccountant(orders).compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)))
-    return _repaired(accountant.rdp, q, sigma, orders)
-
-
-def _repaired(rdp: np.ndarray, q: float, sigma: float, orders: np.ndarray) -> np.ndarray:
-    """Return `rdp` with entries that rounding or a failed series spoilt replaced by safe bounds.
-
-    The library's sums may come out at or below zero where the truth is under 1e-12, which many
-    steps would turn into an understated ε. For integer n, A_n = E[(1 + q(L-1))^n] has only
-    non-negative terms, so its second-order term bounds RDP from below and is exact at n = 2. RDP
-    grows with the order, so the value at 2 bounds all orders below it from above.
+    RDP is log A(α) / (α - 1), where A(α) = E[(1 - q + q L)^α] and L is the likelihood ratio of
+    N(1, σ²) to N(0, σ²) at a draw from the latter (Mironov, Talwar, Zhang 2019, section 3.3).
     """
-    whole = np.maximum(np.floor(orders), 2.0)
-    with np.errstate(over="ignore"):
-        second_order = whole * (whole - 1) / 2 * q**2 * np.expm1(sigma**-2)
-        at_two = float(np.log1p(q**2 * np.expm1(sigma**-2)))
-    floor = np.log1p(second_order) / (whole - 1)
-    if not math.isfinite(at_two):
-        at_two = float(rdp[orders == 2.0][0]) if 2.0 in orders else math.inf
-    low = np.where((rdp < _ROUNDING) | (rdp > at_two), at_two, rdp)
-    high = np.where(np.isfinite(floor), np.maximum(rdp, floor), rdp)
-    return np.where(orders < 2.0, low, high)
+    floor = np.floor(ORDERS)
+    whole = {n: _log_moment(q, sigma, int(n)) for n in {*floor, *np.ceil(ORDERS)}}
+    below, above = (np.array([whole[n] for n in part]) for part in (floor, np.ceil(ORDERS)))
+    # log A is convex: between two whole orders it lies below the chord.
+    log_a = below + (ORDERS - floor) * (above - below)
+    between = floor < ORDERS
+    series = _fractional_log_moment(q, sigma, ORDERS[between])
+    log_a[between] = np.minimum(log_a[between], series + _ROUNDING)
+    return log_a / (ORDERS - 1)
 
 
-def _not_about_failed_orders(record: logging.LogRecord) -> bool:
-    return "failed to converge" not in record.getMessage()
+def _log_moment(q: float, sigma: float, order: int) -> float:
+    """Return log A(n) at a whole order n >= 1.
+
+    A(n) = sum of binomial(n, k) q^k (1-q)^(n-k) e^(k (k-1) / (2 σ²)) over k = 0, 1, ..., n.
+    """
+    # The weights add up to one: with e^z - 1 for e^z the sum is A(n) - 1. All its terms are
+    # positive, so a tiny one keeps its digits; many steps would multiply what rounding had eaten.
+    k = np.arange(2, order + 1)
+    z = k * (k - 1) / (2 * sigma**2)
+    weights = _log_binomial(order, k) + k * math.log(q) + (order - k) * math.log1p(-q)
+    excess = np.logaddexp.reduce(weights + z + np.log(-np.expm1(-z)), initial=-math.inf)
+    return float(np.logaddexp(0.0, excess))
+
+
+def _fractional_log_moment(q: float, sigma: float, orders: np.ndarray) -> np.ndarray:
+    """Return an upper bound on log A at fractional `orders`, inf where the series is too slow.
+
+    Section 3.3 of the paper: the expectation is split at z, where both parts of the mixture are
+    equal, and either half expanded in powers of the smaller part. Every term counts by its
+    absolute value. From some term on signs alternate and terms fall, so that what follows the last
+    one is less than it.
+    """
+    from scipy.special import log_ndtr
+
+    result = np.full_like(orders, math.inf)
+    z = sigma**2 * math.log(1 / q - 1) + 0.5
+    for terms in _TERMS:
+        open_ = np.isinf(result)
+        order, i = orders[open_, None], np.arange(terms)
+        j = order - i
+        lower = i * math.log(q) + j * math.log1p(-q) + _moment(i, sigma) + log_ndtr((z - i) / sigma)
+        upper = j * math.log(q) + i * math.log1p(-q) + _moment(j, sigma) + log_ndtr((j - z) / sigma)
+        both = _log_binomial(order, i) + np.stack([lower, upper])
+        total = np.logaddexp.reduce(both, axis=(0, 2))
+        last, before = both[..., -1], both[..., -2]
+        done = np.all((last < before) & (last < total - 30), axis=0)
+        result[open_] = np.where(done, total, math.inf)
+    return result
+
+
+def _moment(power: np.ndarray, sigma: float) -> np.ndarray:
+    """Return log E[L^power], L as in `_sampled_gaussian`."""
+    return power * (power - 1) / (2 * sigma**2)
+
+
+def _log_binomial(n: "float | np.ndarray", k: np.ndarray) -> np.ndarray:
+    """Return log of the absolute value of the binomial coefficient, also at fractional n."""
+    from scipy.special import gammaln
+
+    result: np.ndarray = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    return result

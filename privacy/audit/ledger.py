@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from privacy.accounting import EpsilonBounds, informative_epsilon
 from privacy.accounting.base import round_up
-from privacy.accounting.bounds import EpsilonBounds, informative_epsilon
 from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.audit import replay as replaying
 from privacy.audit.opacus import opacus_epsilon
@@ -89,7 +89,7 @@ class LedgerAudit:
 def epsilons(mechanisms: Sequence[Mechanism], delta: float, with_prv: bool = True) -> EpsilonBounds:
     """Return ε of the composition of `mechanisms` at `delta`, rounded up.
 
-    Unlike `privacy.accounting.bounds`, RDP is Opacus': code that shares nothing with the code that
+    Unlike `privacy.accounting`, RDP is Opacus': code that shares nothing with the code that
     admitted. PLD and PRV are None where they cannot resolve the composition, PRV also unless
     `with_prv`.
     """

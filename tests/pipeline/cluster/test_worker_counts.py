@@ -18,7 +18,7 @@ from scipy import stats
 
 from pipeline.home import Home
 from pipeline.privacy_statement import charged_mechanisms
-from privacy.accounting.bounds import epsilon_bounds
+from privacy.accounting import epsilon_bounds
 from privacy.audit.ledger import audit_ledger
 from privacy.budget import Budget
 from privacy.ledger import Kind, Ledger

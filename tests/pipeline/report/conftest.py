@@ -9,7 +9,7 @@ from pipeline.audit.ledger import audit_run
 from pipeline.home import Home
 from pipeline.report.view import ReportView, report_view
 from pipeline.runs.ledger_access import open_budget
-from privacy.accounting.bounds import EpsilonBounds
+from privacy.accounting import EpsilonBounds
 
 
 @pytest.fixture(scope="session")

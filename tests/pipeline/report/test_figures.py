@@ -22,7 +22,7 @@ from pipeline.report.figures import (
     percent_up,
     power,
 )
-from privacy.accounting.bounds import EpsilonBounds
+from privacy.accounting import EpsilonBounds
 
 
 def _decoded(uri: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.metrics import PaidMetrics
 from pipeline.report.page import build_page
 from pipeline.report.view import ReportView
-from privacy.accounting.bounds import EpsilonBounds
+from privacy.accounting import EpsilonBounds
 from privacy.accounting.guarantee import Guarantee
 from privacy.errors import IntegrityBroken
 from privacy.noisy_counts import NoisyAccuracy, NoisyCount

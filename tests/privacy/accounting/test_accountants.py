@@ -1,4 +1,4 @@
-"""The contract that every accountant inherits, and what they say about each other."""
+"""The contract that every accountant inherits, what they say about each other, and all three."""
 
 import math
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from privacy.accounting import ACCOUNTANTS, accountant
+from privacy.accounting import ACCOUNTANTS, EpsilonBounds, accountant, epsilon_bounds
 from privacy.accounting.prv import PRVAccountant
 from privacy.audit.opacus import opacus_epsilon
 from privacy.errors import InvalidRequest
@@ -234,9 +234,40 @@ def test_the_registry_knows_each_by_its_name_and_no_other():
         accountant("moments")
 
 
+def test_bounds_are_rounded_up():
+    plan = [SubsampledGaussian(0.1, 1.5, 40), Gaussian(3.0)]
+    for name, bound in epsilon_bounds(plan, 1e-4).stated().items():
+        exact = accountant(name).epsilon(plan, 1e-4)
+        assert exact <= bound <= exact + 1.1e-4
+
+
+def test_nothing_costs_nothing():
+    assert epsilon_bounds([], 1e-4) == EpsilonBounds(0.0, 0.0, 0.0)
+
+
+def test_an_accountant_that_can_state_nothing_is_none(monkeypatch):
+    def give_up(self, mechanisms, delta):
+        raise InvalidRequest("no")
+
+    monkeypatch.setattr(type(accountant("prv")), "epsilon", give_up)
+    found = epsilon_bounds([Gaussian(3.25)], 1e-4)
+    assert found.prv is None
+    assert set(found.stated()) == {"rdp", "pld"}
+    assert set(found.to_dict()) == {"rdp", "prv", "pld"}
+    monkeypatch.setattr(type(accountant("rdp")), "epsilon", give_up)
+    with pytest.raises(InvalidRequest):
+        epsilon_bounds([Gaussian(3.125)], 1e-4)
+
+
+def test_an_infinite_bound_that_only_informs_is_none():
+    found = epsilon_bounds([Gaussian(0.01)], 1e-4)
+    assert (found.prv, found.pld) == (None, None)
+    assert found.rdp > 500
+
+
 def test_importing_the_package_loads_no_accounting_library():
     code = (
-        "import sys, privacy.accounting, privacy.accounting.calibrate, privacy.accounting.rdp;"
+        "import sys, privacy.accounting.calibrate, privacy.accounting.guarantee;"
         "heavy = {'dp_accounting', 'prv_accountant', 'opacus', 'torch', 'scipy'};"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

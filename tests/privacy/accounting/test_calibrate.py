@@ -104,20 +104,3 @@ def test_bad_values_are_refused_by_name(field, bad):
 def test_unknown_accountants_are_refused():
     with pytest.raises(InvalidRequest, match="accountant"):
         noise_multiplier(1.0, 1e-5, 0.1, 5, accountant="gdp")
-
-
-# The last one's fractional orders are rounding error, so that ε has many local minima over them.
-@pytest.mark.parametrize(
-    ("target", "delta", "q", "steps", "fixed"),
-    [
-        (3.0, 1e-4, 0.18, 200, [Gaussian(3.0)]),
-        (0.3, 1e-5, 0.01, 1000, []),
-        (3.2965, 1.6e-7, 0.4448, 3099, [Gaussian(9.1)]),
-    ],
-)
-def test_few_orders_find_the_noise_that_all_orders_find(
-    monkeypatch, target, delta, q, steps, fixed
-):
-    found = noise_multiplier(target, delta, q, steps, fixed)
-    monkeypatch.setattr("privacy.accounting.calibrate.NearbyOrders", lambda: accountant("rdp"))
-    assert found == noise_multiplier(target, delta, q, steps, fixed)

@@ -76,7 +76,7 @@ def test_a_sound_ledger(ledger, budget, run):
     (digits,) = audit.datasets
     assert digits.spent.pld <= digits.spent.prv <= digits.spent.rdp
     odometer = budget.odometer("digits")
-    # dp-accounting bounds RDP between whole orders a little loosely; Opacus has it exactly.
+    # RDP between whole orders is bounded a little loosely by the filter; Opacus has it exactly.
     assert 0.99 * odometer.spent < digits.spent.rdp <= odometer.spent + 1e-4
     assert 0.99 * odometer.committed < digits.committed.rdp <= odometer.committed + 1e-4
     assert digits.spent.rdp < digits.committed.rdp
