@@ -24,7 +24,7 @@ import yaml
 from pipeline.cluster import connection
 from pipeline.home import Home
 from pipeline.models import build_denoiser
-from pipeline.plan.plan import build_method, plan
+from pipeline.plan import build_method, plan
 from pipeline.runs.engine import execute, submit
 from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec

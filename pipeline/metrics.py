@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.plan.plan import ACCURACY, CLASS_COUNTS
+from pipeline.plan import ACCURACY, CLASS_COUNTS
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
 from privacy.accounting.base import round_up

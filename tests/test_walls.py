@@ -20,7 +20,7 @@ _LIGHT = (
     "eval.settings",
     "pipeline.cli.main",
     "pipeline.home",
-    "pipeline.plan.plan",
+    "pipeline.plan",
     "pipeline.runs.directory",
     "pipeline.runs.state",
     "pipeline.runs.status",

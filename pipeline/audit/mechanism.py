@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.audit.ledger import find_run
 from pipeline.audit.run import TrainingRecipe
 from pipeline.home import Home
-from pipeline.plan.plan import build_method, training_components
+from pipeline.plan import build_method, training_components
 from pipeline.progress import Progress
 from pipeline.spec import load_spec
 from privacy.audit.mechanism import MechanismAudit, StepPath, audit_mechanism

@@ -17,8 +17,7 @@ from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.progress import Progress
 from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Spec
-from pipeline.spec.sections import Data
+from pipeline.spec import Data, Spec
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.records import LabelledRecords
 from synth.data.manifest import verify

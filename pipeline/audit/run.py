@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.home import Home
 from pipeline.models import build_denoiser
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
 from pipeline.progress import Progress
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec

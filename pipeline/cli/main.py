@@ -56,7 +56,7 @@ def load_commands() -> click.Group:
 
     Their modules import no large library: a command imports what it needs when it runs.
     """
-    from pipeline.cli import audit, budget, export, plan, runs, submit
+    from pipeline.cli import audit, budget, runs, submit
 
     @click.group(
         context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
@@ -71,8 +71,8 @@ def load_commands() -> click.Group:
         show_help(context)
 
     commands: tuple[click.Command, ...] = (
-        *(plan.plan, submit.submit, runs.runs, runs.status, runs.logs, submit.resume, runs.cancel),
-        *(export.export, budget.budget, budget.ledger, audit.audit, export.report),
+        *(submit.plan, submit.submit, runs.runs, runs.status, runs.logs, submit.resume),
+        *(runs.cancel, runs.export, budget.budget, budget.ledger, audit.audit, runs.report),
     )
     for command in commands:
         umbra.add_command(command)

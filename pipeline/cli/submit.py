@@ -1,4 +1,4 @@
-"""`umbra submit` and `resume`: execute a run here, in the background, or as a cluster's job."""
+"""`umbra plan`, `submit` and `resume`: what a spec would cost, and running it."""
 
 import os
 import subprocess
@@ -12,16 +12,97 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.output import emit, json_option
+from pipeline.cli.output import emit, json_option, pairs, table
 from pipeline.home import Home
+from pipeline.progress import duration
 from pipeline.runs.directory import RunDirectory
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.progress import Progress
-    from pipeline.spec.sections import Workers
+    from pipeline.spec import Workers
+    from privacy.budget import Quote
 
 _POLL_SECONDS = 0.2
+_GIGA = 1e9
+_LABELS = {
+    "noise_multiplier": "noise multiplier σ",
+    "sampling_probability": "sampling probability q",
+    "steps": "steps T",
+    "expected_batch": "expected batch",
+    "views": "views a record K",
+    "clip_norm": "clip norm C",
+}
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@json_option
+def plan(spec: Path, as_json: bool) -> None:
+    """Show what SPEC would cost: noise, steps, ε under RDP, PRV and PLD, size and time.
+
+    Says whether the budget of its data set admits it. Opens no data and changes nothing.
+    """
+    from pipeline import plan as planning
+    from pipeline.spec import load_spec
+
+    made = planning.plan(load_spec(spec))
+    quoted = planning.budget_quotes(made, Home.locate())
+    facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
+
+    def show(console: "Console") -> None:
+        cost, asked = made.cost, made.spec
+        console.print(
+            pairs(
+                f"Plan of {asked.name}",
+                {
+                    "data set": f"{asked.data.name}, N = {asked.data.records}",
+                    "calibrated by": asked.privacy.calibration.upper(),
+                    **{_LABELS.get(n, n): _figure(value) for n, value in made.numbers.items()},
+                    "parameters": f"{cost.parameters:,}",
+                    "views in all": f"{cost.views:,.0f}",
+                    "training (estimate)": _work(cost.training_flops, cost.training_seconds),
+                    "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
+                    "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
+                    "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
+                },
+            )
+        )
+        rows = [(name.upper(), bound) for name, bound in facts["epsilon"].items()]
+        title = f"ε at δ = {asked.privacy.delta:g}"
+        console.print(table(title, ["accountant", "ε at most"], rows, [1]))
+        for component in (*made.components, *made.holdout_components):
+            console.print(f"charged as {component.name}: {component.mechanism}")
+        _show_budget(console, asked.data.name, quoted)
+        for note in made.notes:
+            console.print(f"Note: {note}")
+
+    emit(facts, as_json, show)
+
+
+def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -> None:
+    if not quoted:
+        console.print(
+            f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D"
+        )
+        return
+    columns = ["part", "ε asked", "committed", "together", "left", "admitted now"]
+    rows = [
+        (part, q.asked, q.committed, q.together, q.left, "yes" if q.admitted else "NO")
+        for part, q in quoted.items()
+    ]
+    console.print(table(f"Budget of {dataset}", columns, rows, range(1, 5)))
+
+
+def _work(flops: float, seconds: float | None) -> str:
+    time = "time unknown" if seconds is None else f"about {duration(seconds)} on this machine"
+    return f"{flops / _GIGA:,.0f} GFLOP, {time}"
+
+
+def _figure(value: int | float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 class _Workers(click.ParamType):
@@ -32,7 +113,7 @@ class _Workers(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> "Workers":
         from pydantic import TypeAdapter, ValidationError
 
-        from pipeline.spec.sections import Workers
+        from pipeline.spec import Workers
 
         given = int(value) if str(value).isdecimal() else value
         try:

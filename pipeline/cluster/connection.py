@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pipeline.cluster import calls
 from pipeline.cluster.reaper import reaped
-from pipeline.spec.sections import Resources
+from pipeline.spec import Resources
 from privacy.errors import UmbraError
 
 NAMESPACE = "umbra"

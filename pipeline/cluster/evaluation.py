@@ -15,8 +15,7 @@ from eval.utility import train_and_test
 from pipeline.cluster.calls import get_result, sanitize_errors, wait, waiting_for_room
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
-from pipeline.spec import Spec
-from pipeline.spec.sections import Evaluate
+from pipeline.spec import Evaluate, Spec
 from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
 from synth.storage import StoragePath

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pipeline.cluster.connection import OPEN_CLUSTER, require_token
 from pipeline.home import Home
 from pipeline.runs.state import JOB_VARIABLE, RayJob
-from pipeline.spec.sections import Workers
+from pipeline.spec import Workers
 from privacy.errors import UmbraError
 
 # Ray's client lets these replace the address it is given; a job is queried where it was submitted.

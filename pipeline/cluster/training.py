@@ -19,7 +19,7 @@ from pipeline.cluster.actor_group import ActorGroup, open_rendezvous, tune_mallo
 from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
 from pipeline.cluster.calls import sanitize_errors
 from pipeline.cluster.connection import per_worker
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partition
 from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess

@@ -17,7 +17,7 @@ from privacy.budget import Settlement
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
-    from pipeline.spec.sections import Workers
+    from pipeline.spec import Workers
 
 _STOP_SECONDS, _POLL = 60.0, 0.5  # Ray kills a job that does not stop before that
 CANCELLED = "cancelled; `umbra resume` goes on"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec.sections import Data
+from pipeline.spec import Data
 from privacy.budget.identity import fingerprint
 from privacy.errors import DataError
 from privacy.keys import load_or_create_key

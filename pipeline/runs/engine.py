@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from pipeline.home import Home
-from pipeline.plan.plan import Plan, holdout_components, plan, training_components
+from pipeline.plan import Plan, holdout_components, plan, training_components
 from pipeline.progress import Progress
 from pipeline.runs.control import CANCELLED
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
@@ -21,8 +21,7 @@ from pipeline.runs.ingest import INGEST, give_back, ingest
 from pipeline.runs.ledger_access import LedgerAccess, record_head, verify_ledger_ancestry
 from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
 from pipeline.runs.status import heartbeat
-from pipeline.spec import Spec
-from pipeline.spec.sections import Workers
+from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger import Ledger

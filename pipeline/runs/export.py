@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.metrics import flat, paid_metrics, released
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
 from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import record_head

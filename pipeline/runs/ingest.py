@@ -6,7 +6,7 @@ once and leave nothing behind.
 
 from time import monotonic
 
-from pipeline.plan.plan import Plan
+from pipeline.plan import Plan
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import record_head

@@ -4,6 +4,16 @@
 """
 
 from pipeline.spec.load import Problem, SpecError, load_spec, parse_spec
-from pipeline.spec.spec import Spec
+from pipeline.spec.spec import Data, Evaluate, Resources, Spec, Workers
 
-__all__ = ["Problem", "Spec", "SpecError", "load_spec", "parse_spec"]
+__all__ = [
+    "Data",
+    "Evaluate",
+    "Problem",
+    "Resources",
+    "Spec",
+    "SpecError",
+    "Workers",
+    "load_spec",
+    "parse_spec",
+]

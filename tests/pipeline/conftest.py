@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.home import Home
 from pipeline.metrics import METRICS, releasable
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.export import export_run
 from pipeline.runs.ingest import ingest

@@ -11,7 +11,7 @@ from pipeline.models import (
     build_guided,
     build_sampler,
 )
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
 from pipeline.spec import Spec
 from synth.preconditioning import EDM, VE, VP, V
 from synth.samplers.churn import Churn

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipeline import metrics, stages
 from pipeline.metrics import DP_METRICS, PaidMetrics, paid_metrics, release
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.engine import submit
 from pipeline.runs.ingest import ingest
 from pipeline.spec import SpecError
-from pipeline.stages import evaluate as stage
 from pipeline.tracking.release import Release
 from privacy.budget import Component, Reservation
 from privacy.errors import BudgetRefused, DataError, IntegrityBroken, UmbraError
@@ -187,12 +187,12 @@ class TestStage:
             charge=Call(budget.charge),
             settle=Call(budget.settle),
         )
-        for module in ("pipeline.stages.evaluate", "pipeline.cluster.budget_actor"):
+        for module in ("pipeline.cluster.calls", "pipeline.cluster.budget_actor"):
             monkeypatch.setattr(f"{module}.get_result", lambda value: value)
         context = SimpleNamespace(budget=budget, manager=manager, run=run)
 
         def pay():
-            return stage._pay(context, run.state().holdout_reservation_id, RESULTS)
+            return stages._pay(context, run.state().holdout_reservation_id, RESULTS)
 
         return house, run, pay
 
@@ -203,7 +203,7 @@ class TestStage:
         def draw(results, paid_by):
             seen.update(house.budget.charged_steps(paid_by.id))
 
-        monkeypatch.setattr(stage, "release", draw)
+        monkeypatch.setattr(metrics, "release", draw)
         pay()
         assert seen == {"accuracy": 2, "class-counts": 1}
         assert house.kinds()[-1] == "settle"
@@ -215,7 +215,7 @@ class TestStage:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(stage, "release", die)
+            patched.setattr(metrics, "release", die)
             with pytest.raises(KeyboardInterrupt):
                 pay()
         before = house.kinds()

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.audit import mechanism
 from pipeline.audit.mechanism import audit_step
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.progress import SilentProgress
 from pipeline.spec.load import SpecError
 from privacy.dp_sgd import DPSGD

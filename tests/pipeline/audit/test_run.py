@@ -9,7 +9,7 @@ import torch
 from pipeline.audit import run as one_run_audit
 from pipeline.audit.run import RunAudit, audit_training
 from pipeline.models import build_denoiser
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
 from pipeline.progress import SilentProgress
 from pipeline.sources.npz import NpzSource
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError

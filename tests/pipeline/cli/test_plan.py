@@ -4,9 +4,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _no_trial(monkeypatch):
     """The trial takes a second and its result differs every time."""
-    monkeypatch.setattr(
-        "pipeline.plan.cost._views_per_second", lambda spec, denoiser: ("cpu", 100.0)
-    )
+    monkeypatch.setattr("pipeline.plan._views_per_second", lambda spec, denoiser: ("cpu", 100.0))
 
 
 def test_it_is_what_will_be_reserved(umbra, house, write_spec):

@@ -20,7 +20,7 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from pipeline.cluster.connection import cluster
 from pipeline.home import Home
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import ingest

@@ -11,7 +11,7 @@ from pipeline.cluster import actor_group as subject
 from pipeline.cluster.actor_group import ActorGroup, ActorPool, open_rendezvous, reserved_room
 from pipeline.cluster.calls import WorkerDied, abort_when, wait
 from pipeline.cluster.connection import per_worker
-from pipeline.spec.sections import Resources
+from pipeline.spec import Resources
 from privacy.errors import DataError
 
 ONE = {"CPU": 1.0}

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.cluster.connection import require_room, this_machine
-from pipeline.spec.sections import Resources
+from pipeline.spec import Resources
 from privacy.errors import UmbraError
 
 THERE = {"CPU": 4.0, "GPU": 1.0, "memory": 8.0 * 1024**3}

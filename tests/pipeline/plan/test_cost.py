@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline import plan as planning
 from pipeline.models import build_denoiser
-from pipeline.plan import cost
-from pipeline.plan.cost import estimate as estimate_cost
-from pipeline.plan.plan import build_method
+from pipeline.plan import build_method
+from pipeline.plan import estimate as estimate_cost
 from pipeline.spec import parse_spec
 
 SPEC = """
@@ -96,7 +96,7 @@ def test_memory_is_that_of_one_record_where_they_are_taken_one_by_one():
 
 
 def test_times_come_from_the_trial_alone(monkeypatch):
-    monkeypatch.setattr(cost, "_views_per_second", lambda spec, denoiser: ("cpu", 50.0))
+    monkeypatch.setattr(planning, "_views_per_second", lambda spec, denoiser: ("cpu", 50.0))
     found = estimate(spec(), 1000.0)
     assert found.views_per_second == 50.0
     assert found.training_seconds == 20.0

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.spec import parse_spec
 from pipeline.tracking.release import PLAN_NAMES
 from privacy.accounting import accountant

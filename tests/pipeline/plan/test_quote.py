@@ -1,5 +1,5 @@
 from pipeline.home import Home
-from pipeline.plan.plan import budget_quotes, plan
+from pipeline.plan import budget_quotes, plan
 
 
 def test_a_quote_for_every_part_that_pays(house, blots_spec):

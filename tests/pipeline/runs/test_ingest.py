@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from pipeline.plan.plan import plan
+from pipeline.plan import plan
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import give_back, ingest
 from pipeline.runs.ledger_access import recorded_heads

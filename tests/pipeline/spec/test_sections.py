@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from eval.settings import CLASSIFIER_NAMES
 from pipeline.models import build_denoiser
-from pipeline.spec import parse_spec
-from pipeline.spec.sections import Evaluate
+from pipeline.spec import Evaluate, parse_spec
 from synth import preconditioning, settings
 from synth.samplers import SAMPLERS
 from synth.settings import PRECONDITIONINGS, SynthesizeSettings, TrainSettings

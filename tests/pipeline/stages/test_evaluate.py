@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.stages import evaluate as subject
+from pipeline import metrics, stages
 
 PUBLIC = ("public: true", "public: false")
 
@@ -13,9 +13,9 @@ def measured(house, blots_spec, context, tracked, monkeypatch):
 
     def run(*changes):
         made = house.finish(house.reserve(blots_spec(*changes)))
-        results = json.loads((made.internal / subject.METRICS).read_text())
+        results = json.loads((made.internal / metrics.METRICS).read_text())
         for folder in (made.internal, made.release):
-            (folder / subject.METRICS).unlink(missing_ok=True)
+            (folder / metrics.METRICS).unlink(missing_ok=True)
 
         def evaluate(spec, release, traces, on_task, holdout):
             assert (release, traces.parent, holdout) == (made.release, made.internal, None)
@@ -23,16 +23,16 @@ def measured(house, blots_spec, context, tracked, monkeypatch):
                 on_task()
             return results
 
-        monkeypatch.setattr(subject, "evaluate", evaluate)
+        monkeypatch.setattr(stages.evaluation, "evaluate", evaluate)
         given = context(made)
-        subject.Evaluate().run(given, tracked)
+        stages.Evaluate().run(given, tracked)
         return made, given, results
 
     return run
 
 
 def _of(folder):
-    return json.loads((folder / subject.METRICS).read_text())
+    return json.loads((folder / metrics.METRICS).read_text())
 
 
 def test_against_a_public_reference_the_figures_are_released_without_the_private_ceiling(
@@ -55,12 +55,12 @@ def test_where_the_training_images_are_public_the_ceiling_is_released(measured, 
 def test_against_a_private_reference_nothing_leaves_internal(measured, tracked):
     run, _, results = measured(PUBLIC)
     assert _of(run.internal) == results
-    assert not (run.release / subject.METRICS).exists()
+    assert not (run.release / metrics.METRICS).exists()
     assert tracked.values == {}
 
 
 def test_a_spec_without_the_section_is_passed_over(house, blots_spec, context, tracked):
     text = "evaluate:\n  classifiers: [logreg, mlp]\n"
     run = house.reserve(blots_spec((text, "")))
-    subject.Evaluate().run(context(run), tracked)
-    assert not (run.internal / subject.METRICS).exists()
+    stages.Evaluate().run(context(run), tracked)
+    assert not (run.internal / metrics.METRICS).exists()

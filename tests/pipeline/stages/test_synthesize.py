@@ -1,10 +1,10 @@
 import pytest
 from safetensors.torch import save_file
 
+from pipeline import stages
 from pipeline.cluster.sampling import ShardSampler
 from pipeline.models import build_denoiser
-from pipeline.stages import synthesize as subject
-from pipeline.stages.train import WEIGHTS
+from pipeline.stages import WEIGHTS
 from synth.data.manifest import MANIFEST, load_manifest, verify
 
 
@@ -27,7 +27,7 @@ def made(monkeypatch):
             numbers.append(shard.number)
             on_shard(sampler.make(shard, of))
 
-    monkeypatch.setattr(subject, "make_shards", make_shards)
+    monkeypatch.setattr(stages.sampling, "make_shards", make_shards)
     return numbers
 
 
@@ -35,7 +35,7 @@ def made(monkeypatch):
 def synthesize(run, context, tracked):
     def call():
         given = context(run)
-        subject.Synthesize().run(given, tracked)
+        stages.Synthesize().run(given, tracked)
         return given
 
     return call

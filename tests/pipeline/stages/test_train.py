@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.plan.plan import plan
-from pipeline.stages import train as subject
-from pipeline.stages.train import _skipped
+from pipeline import stages
+from pipeline.plan import plan
+from pipeline.stages import _skipped
 from privacy.errors import IntegrityBroken
 from synth.checkpoint import Checkpoint, save
 
@@ -56,13 +56,13 @@ def trained(house, blots_spec, context, tracked, monkeypatch):
 
     settle = SimpleNamespace(remote=budget.settle)
     group = lambda job, manager: SimpleNamespace(run=lambda on_steps: train(job))  # noqa: E731
-    monkeypatch.setattr(subject, "training_group", group)
-    monkeypatch.setattr(subject, "get_result", lambda value: value)
+    monkeypatch.setattr(stages.training, "training_group", group)
+    monkeypatch.setattr(stages.calls, "get_result", lambda value: value)
     given = context(run)
     given.manager, given.tracked = SimpleNamespace(settle=settle), tracked
     given.plan = plan(run.spec(), trial=False)
     given.reservation_id = run.state().reservation_id
-    return lambda: subject.Train().run(given, tracked), ran
+    return lambda: stages.Train().run(given, tracked), ran
 
 
 def test_a_run_that_died_after_it_was_settled_is_not_trained_again(trained, tracked, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_run_that_died_before_its_weights_is_trained_again(trained, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(subject, "training_group", die)
+        patched.setattr(stages.training, "training_group", die)
         with pytest.raises(KeyboardInterrupt):
             stage()
     stage()
