@@ -30,11 +30,9 @@ def noisy_class_sums(
 
     Args:
         images: [N, channels, height, width], a float type, scaled to [0, 1] by their type.
-        labels: int64 [N] in [0, classes).
-        classes: number of classes, public.
-        clip_norm: C, positive: the L2 norm to which an image is scaled down.
-        noise_multiplier: sigma, positive.
-        noise: source of the draws.
+        labels: int64 [N] in [0, classes), whose number is public.
+        clip_norm: C, the L2 norm to which an image is scaled down.
+        noise_multiplier: sigma; like C it is positive.
 
     Returns:
         float64 [classes, channels, height, width] on the images' device. A record that is not

@@ -25,17 +25,10 @@ _BLOCK = 2**18
 def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     """Return the factor by which each record's vector is scaled: min(1, C / norm).
 
-    Args:
-        norms: [n] L2 norms, one for a record over all its coordinates jointly.
-        clip_norm: C, positive.
-
-    Returns:
-        float64 [n] on the same device. A vector times its factor has norm at most C if the norm
-        is float64, and at most C (1 + 1e-6) if it is float32 rounded to nearest. The factor is 0
-        where the norm is not finite.
-
-    Raises:
-        InvalidRequest: if C is not a positive, finite number.
+    `norms` [n] are L2 norms, one for a record over all its coordinates jointly. Returns float64 [n]
+    on their device. A vector times its factor has norm at most C if the norm is float64, and at
+    most C (1 + 1e-6) if it is float32 rounded to nearest. The factor is 0 where the norm is not
+    finite. Raises InvalidRequest if C is not a positive, finite number.
 
     >>> clip_factors(torch.tensor([0.5, 4.0, torch.inf]), 1.0)
     tensor([1.0000, 0.2500, 0.0000], dtype=torch.float64)
@@ -49,10 +42,8 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
 def sum_clipped(vectors: Tensor, factors: Tensor) -> Tensor:
     """Return sum_i factor_i vector_i as float64 [...].
 
-    Args:
-        vectors: [n, ...] one vector for a record, any float type.
-        factors: float64 [n] from `clip_factors`; a factor of 0 leaves a record out even if its
-            vector holds NaN or infinities.
+    `vectors` [n, ...] are of any float type, `factors` float64 [n] from `clip_factors`; a factor of
+    0 leaves a record out even if its vector holds NaN or infinities.
 
     >>> vectors = torch.tensor([[0.0, 0.5], [4.0, 0.0], [torch.inf, 0.0]])
     >>> sum_clipped(vectors, clip_factors(vectors.norm(dim=1), 1.0))

@@ -19,14 +19,9 @@ def capture(work: Work, device: torch.device) -> Work:
     """Return a function that repeats `work`, as one launch where the device has CUDA graphs.
 
     On another device, and where a GPU cannot capture the work (a warning says so), return `work`.
-
-    Args:
-        work: reads and writes tensors whose addresses stay, never waits for the device, and has no
-            effect but on those tensors.
-        device: where the tensors are.
-
-    Raises:
-        torch.OutOfMemoryError: there is no room for the work or for its graph; none is kept.
+    It reads and writes tensors on `device` whose addresses stay, never waits for the device, and
+    has no effect but on those tensors. Raises torch.OutOfMemoryError where there is no room for the
+    work or for its graph; none is kept.
 
     >>> total = torch.zeros(2)
     >>> def work():

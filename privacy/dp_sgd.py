@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from privacy.clipping import add_to, zero_sums
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest
+from privacy.gradients import engines, memory
 from privacy.gradients.base import GradientEngine, RecordLoss, trainable
-from privacy.gradients.engines import TwoPassEngine
-from privacy.gradients.memory import OOMBackoff
 from privacy.mechanisms import SubsampledGaussian
 from privacy.noise import SecureGaussian, add_noise, noise_like
 from privacy.poisson import PoissonSampler
@@ -101,7 +100,7 @@ class PrivateGradient:
             raise InvalidRequest(f"the sampler draws with q = {found}, {accounted}")
         self.dpsgd = dpsgd
         self._sampler, self._noise, self._collective = sampler, noise, collective
-        self._backoff = OOMBackoff(engine, TwoPassEngine(), micro_batch)
+        self._backoff = memory.OOMBackoff(engine, engines.TwoPassEngine(), micro_batch)
         self._next_step = 0
 
     def __call__(

@@ -100,9 +100,9 @@ def noise_like(
 def add_noise(sums: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return each sum plus its own draw of `noise_like`; a draw serves these sums only.
 
-    Raises:
-        InvalidRequest: if a sum is not float64: the result is rounded once, after its division.
+    Raises InvalidRequest if a sum is not float64.
     """
+    # The result is rounded once, after its division.
     for name, total in sums.items():
         if total.dtype != torch.float64:
             raise InvalidRequest(f"the sum {name!r} must be float64, found {total.dtype}")

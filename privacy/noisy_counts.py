@@ -16,10 +16,7 @@ def discrete_laplace(scale: Fraction) -> int:
     """Return a fresh k with P[k] = (1 - a) / (1 + a) a^|k|, where a = exp(-1 / scale).
 
     Canonne, Kamath, Steinke 2020, "The discrete Gaussian for differential privacy", Algorithm 2,
-    with t / s = scale.
-
-    Raises:
-        InvalidRequest: if the scale is not a positive fraction.
+    with t / s = scale. Raises InvalidRequest if that is not a positive fraction.
     """
     if not isinstance(scale, Fraction) or scale <= 0:
         found = type(scale).__name__
@@ -42,8 +39,7 @@ def discrete_laplace(scale: Fraction) -> int:
 def bernoulli_exp(gamma: Fraction) -> bool:
     """Return True with probability exp(-gamma), exactly (the same paper's Algorithm 1).
 
-    Raises:
-        InvalidRequest: for a gamma outside [0, 1].
+    Raises InvalidRequest for a gamma outside [0, 1].
     """
     if not 0 <= gamma <= 1:
         raise InvalidRequest("gamma: expected a fraction from 0 to 1, found one outside.")
@@ -57,38 +53,26 @@ def bernoulli_exp(gamma: Fraction) -> bool:
 
 @dataclass(frozen=True)
 class NoisyCount:
-    """A count that may be released.
+    """A count that may be released."""
 
-    Attributes:
-        value: the count plus noise, unbiased; it may be negative.
-        low, high: confidence interval of the count, at least 0.
-        confidence: probability, over the noise, that the interval covers the count.
-    """
-
-    value: int
-    low: int
+    value: int  # the count plus noise, unbiased; it may be negative
+    low: int  # low and high: confidence interval of the count, at least 0
     high: int
-    confidence: float
+    confidence: float  # probability, over the noise, that the interval covers the count
 
 
 @dataclass(frozen=True)
 class NoisyAccuracy:
-    """An accuracy that may be released.
+    """An accuracy that may be released."""
 
-    Attributes:
-        value: noisy share of correct predictions, clipped to [0, 1].
-        low, high: confidence interval of the accuracy on these records, over the noise.
-        population_low, population_high: confidence interval of the accuracy on the population that
-            the records were drawn from, over the noise and the draw.
-        confidence: probability that each of the two intervals covers its accuracy.
-    """
-
-    value: float
-    low: float
+    value: float  # noisy share of correct predictions, clipped to [0, 1]
+    low: float  # low and high: confidence interval of the accuracy on these records, over the noise
     high: float
+    # Confidence interval of the accuracy on the population that the records were drawn from, over
+    # the noise and the draw.
     population_low: float
     population_high: float
-    confidence: float
+    confidence: float  # probability that each of the two intervals covers its accuracy
 
 
 def noisy_counts(

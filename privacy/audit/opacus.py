@@ -12,11 +12,9 @@ from privacy.mechanisms import DiscreteLaplace, Mechanism, SubsampledGaussian
 
 
 def opacus_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Return ε by the RDP code of Opacus, over the orders that the admitting filter uses.
-
-    The same orders, because a sparser grid gives a larger ε and would call an honest ledger
-    broken; which orders are tried cannot make an ε too small.
-    """
+    """Return ε by the RDP code of Opacus, over the orders that the admitting filter uses."""
+    # The same orders, because a sparser grid gives a larger ε and would call an honest ledger
+    # broken; which orders are tried cannot make an ε too small.
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     rdp = np.zeros(len(ORDERS))

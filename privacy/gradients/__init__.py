@@ -15,13 +15,8 @@ _LARGE_RECORD = 8192  # views times pixels
 def choose(pixels: int, views: int, device_type: str, precision: str) -> GradientEngine:
     """Return the engine that is likely fastest; the choice has no influence on the sums.
 
-    The rule sees public facts only.
-
-    Args:
-        pixels: height times width of an image.
-        views: K, noised copies of a record in a step.
-        device_type: `torch.device.type` of the model.
-        precision: of the model's products, such as "float32".
+    The rule sees public facts only: `pixels` = height times width of an image, K `views` of a
+    record in a step, `torch.device.type`, and the precision of the model's products.
 
     >>> choose(28 * 28, 16, "cpu", "float32").name
     'record'

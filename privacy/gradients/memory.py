@@ -68,12 +68,9 @@ def micro_batch(
 ) -> int:
     """Return the records to hold at a time; it has no influence on what is computed.
 
-    Args:
-        model, inputs: network and its inputs for one view, on any device ("meta" will do).
-        views: K.
-        pixels: height times width of an image.
-        device_type: `torch.device.type` of the training.
-        limit: bytes that a micro-batch may take.
+    `model` and its `inputs` for one view may be on any device ("meta" will do); an image has
+    `pixels` = height times width; the training runs on `device_type`; a micro-batch may take
+    `limit` bytes.
     """
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record_bytes = views * activation_bytes(model, inputs) + 4 * parameters  # a float32 gradient

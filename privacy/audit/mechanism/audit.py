@@ -154,16 +154,6 @@ def audit_mechanism(
     size = toy_size(dpsgd.sampling_probability)
     toy = Toy(dataclasses.replace(dpsgd, records=size), views)
     evidence = Evidence.gather(path, toy, workers, trials, steps)
-    bounds = tuple(
-        ComposedBound(
-            count,
-            round_up(accountant("pld").epsilon([dpsgd.mechanism(count)], delta)),
-            epsilon_lower_bound(
-                evidence.scores(True, count), evidence.scores(False, count), delta, confidence
-            ),
-        )
-        for count in (1, steps)
-    )
     return MechanismAudit(
         engine=path.engine.name,
         sampling_probability=dpsgd.sampling_probability,
@@ -173,7 +163,7 @@ def audit_mechanism(
         records=size,
         views=views,
         workers=tuple(workers),
-        bounds=bounds,
+        bounds=tuple(_bound(evidence, count, delta, confidence) for count in (1, steps)),
         checks=(
             *_by_chance(evidence),
             *_exact(evidence),
@@ -181,6 +171,13 @@ def audit_mechanism(
             not_finite("a record that is not finite adds nothing", path, toy, workers),
         ),
     )
+
+
+def _bound(evidence: Evidence, steps: int, delta: float, confidence: float) -> ComposedBound:
+    claim = accountant("pld").epsilon([evidence.toy.dpsgd.mechanism(steps)], delta)
+    present, absent = (evidence.scores(canary, steps) for canary in (True, False))
+    lower = epsilon_lower_bound(present, absent, delta, confidence)
+    return ComposedBound(steps, round_up(claim), lower)
 
 
 def _by_chance(evidence: Evidence) -> list[Check]:

@@ -89,38 +89,19 @@ def batch_laws(masks: Mapping[int, np.ndarray], q: float) -> list[Law]:
     """
     each = list(masks.values())
     halves = [(mask[: len(mask) // 2], mask[len(mask) // 2 : len(mask) // 2 * 2]) for mask in each]
-    of_records = [paired(m, stride) for size, m in masks.items() for stride in sorted({1, size})]
+    pairs = [paired(m, stride) for size, m in masks.items() for stride in sorted({1, size})]
+    inclusions = np.concatenate([inclusion(mask, q) for mask in each])
+    sizes = np.array([size_variance(mask, q) for mask in each])
+    of_steps = _apart([(mask[:, :, 0], mask[:, :, 1]) for mask in each], q)
+    of_attempts = _apart([(mask[:, 0], mask[:, 1]) for mask in each], q)
+    of_starts, of_records = _apart(halves, q), _apart(pairs, q)
     return [
-        Law(
-            "records are taken with probability q",
-            np.concatenate([inclusion(mask, q) for mask in each]),
-            "count of every record and of all",
-        ),
-        Law(
-            "batch sizes are binomial",
-            np.array([size_variance(mask, q) for mask in each]),
-            "variance against N q (1 - q)",
-        ),
-        Law(
-            "two steps have different masks",
-            _apart([(mask[:, :, 0], mask[:, :, 1]) for mask in each], q),
-            "a record in the first and the second step",
-        ),
-        Law(
-            "two attempts have different masks",
-            _apart([(mask[:, 0], mask[:, 1]) for mask in each], q),
-            "a record in both attempts under one key",
-        ),
-        Law(
-            "two starts have different masks",
-            _apart(halves, q),
-            "a record in the same step of two starts",
-        ),
-        Law(
-            "two records have different masks",
-            _apart(of_records, q),
-            "records of one worker and of two in one step",
-        ),
+        Law("records are taken with probability q", inclusions, "count of every record and of all"),
+        Law("batch sizes are binomial", sizes, "variance against N q (1 - q)"),
+        Law("two steps have different masks", of_steps, "a record in the first and second step"),
+        Law("two attempts have different masks", of_attempts, "a record in both, under one key"),
+        Law("two starts have different masks", of_starts, "a record in the same step of two"),
+        Law("two records have different masks", of_records, "of one worker and of two in a step"),
     ]
 
 
@@ -228,18 +209,13 @@ def independence(name: str, noise: Mapping[int, np.ndarray], layers: int) -> Law
             # Missing noise has no correlation, yet is an equal stream.
             constant = np.ptp(one) == 0 or np.ptp(other) == 0
             p_values.append(0.0 if constant else float(stats.pearsonr(one, other).pvalue))
-    return Law(
-        name,
-        np.array(p_values),
-        "correlation between starts, steps, layers and neighbouring coordinates",
-    )
+    detail = "correlation between starts, steps, layers and neighbouring coordinates"
+    return Law(name, np.array(p_values), detail)
 
 
 def freshness(name: str, noise: Mapping[int, np.ndarray], layers: int) -> Check:
     """Look for the same noise twice: in two layers, steps or starts, whatever the workers."""
-    rows = np.concatenate(
-        [drawn.reshape(-1, drawn.shape[-1] // layers) for drawn in noise.values()]
-    )
+    rows = np.concatenate([d.reshape(-1, d.shape[-1] // layers) for d in noise.values()])
     repeated = len(rows) - len(np.unique(rows, axis=0))
     detail = f"{repeated} of {len(rows)} vectors of noise were seen before"
     return Check(name, repeated == 0, None, detail)

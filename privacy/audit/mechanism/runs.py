@@ -1,7 +1,6 @@
 """Runs of the private step on toy data, and the evidence that an audit takes from them."""
 
 import dataclasses
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 
 from privacy.collective import Collective, SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.gradients import ENGINES
-from privacy.gradients.base import GradientEngine, ModelCall
+from privacy.gradients import ENGINES, base
 from privacy.keystream import os_key
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
@@ -43,7 +41,7 @@ class Readout(nn.Module):
         return torch.stack([x[:, i] @ layer for i, layer in enumerate(self.layers)]).sum(dim=0)
 
 
-def mean_output(model: ModelCall, views: Tensor) -> Tensor:
+def mean_output(model: base.ModelCall, views: Tensor) -> Tensor:
     """Return the loss of one record, the mean over its views [K, layers, width]."""
     return model(views).mean()
 
@@ -106,7 +104,7 @@ class StepPath:
     sampler: Callable[[bytes, int, float], PoissonSampler] = PoissonSampler
     # A worker's noise stream, drawn anew on every worker of every start.
     noise: Callable[[], SecureGaussian] = SecureGaussian
-    engine: GradientEngine = ENGINES["record"]  # audit the one that training chooses
+    engine: base.GradientEngine = ENGINES["record"]  # audit the one that training chooses
     step: Callable[..., PrivateGradient] = PrivateGradient  # puts the others together
 
 
@@ -115,22 +113,14 @@ _PATIENCE = 60.0  # seconds that a worker waits for the others
 T = TypeVar("T")
 
 
-class _Shared:
-    """The state that the workers of one start share."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
-        self.slots: list[Any] = [None] * size
-        # Only one works at a time: torch keeps some switches for the whole process, and threads
-        # that disturb each other are not what is audited.
-        self.turn = threading.Lock()
-
-
 class _Worker:
-    """The `Collective` of one worker."""
+    """The `Collective` of one worker; all workers of a start share barrier, turn and slots."""
 
-    def __init__(self, rank: int, size: int, shared: _Shared) -> None:
-        self.rank, self.size, self._shared = rank, size, shared
+    def __init__(
+        self, rank: int, barrier: threading.Barrier, turn: threading.Lock, slots: list[Any]
+    ) -> None:
+        self.rank, self.size = rank, len(slots)
+        self._barrier, self._turn, self._slots = barrier, turn, slots
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the sums, added in the order of ranks on every worker."""
@@ -142,16 +132,15 @@ class _Worker:
         return int(self._exchange(value)[0])
 
     def _exchange(self, value: Any) -> list[Any]:
-        shared = self._shared
-        shared.slots[self.rank] = value
-        shared.turn.release()
+        self._slots[self.rank] = value
+        self._turn.release()
         try:
-            shared.barrier.wait(_PATIENCE)
-            values = list(shared.slots)
+            self._barrier.wait(_PATIENCE)
+            values = list(self._slots)
             # No worker may write again before all have read.
-            shared.barrier.wait(_PATIENCE)
+            self._barrier.wait(_PATIENCE)
         finally:
-            shared.turn.acquire()
+            self._turn.acquire()
         return values
 
 
@@ -163,15 +152,17 @@ def run_workers(size: int, work: Callable[[Collective], T]) -> list[T]:
     """
     if size == 1:
         return [work(SingleProcess())]
-    shared = _Shared(size)
+    # Only one works at a time: torch keeps some switches for the whole process, and threads that
+    # disturb each other are not what is audited.
+    barrier, turn, slots = threading.Barrier(size), threading.Lock(), [None] * size
 
     def guarded(rank: int) -> T:
-        with shared.turn:
+        with turn:
             try:
-                return work(_Worker(rank, size, shared))
+                return work(_Worker(rank, barrier, turn, slots))
             except BaseException:
                 # The others would wait for this worker in vain.
-                shared.barrier.abort()
+                barrier.abort()
                 raise
 
     with ThreadPoolExecutor(size) as pool:
@@ -293,10 +284,10 @@ class Evidence:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the results of all runs."""
-        yield from self.present.values()
-        yield from self.absent.values()
-        yield from self.empty.values()
-        yield from itertools.chain.from_iterable(self.quiet.values())
+        for runs in (self.present, self.absent, self.empty):
+            yield from runs.values()
+        for attempts in self.quiet.values():
+            yield from attempts
 
     def scores(self, canary: bool, steps: int) -> np.ndarray:
         """Return the log-likelihood ratio of each start, with the canary over without: [starts].
