@@ -8,7 +8,7 @@ Shape suffixes: N images, H height, W width, C channels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
 _MODES = {1: "L", 3: "RGB"}
+_PART_BYTES = 2**24
 _MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 
 
@@ -30,8 +31,13 @@ class SourceOptions(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @abstractmethod
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
-        """Load the whole set and check it against the spec.
+    def batches(
+        self, size: int, channels: int, classes: Sequence[str]
+    ) -> Iterator[LabelledRecords]:
+        """Read the set a part at a time, each by `checked`, so that no reader need hold it all.
+
+        What is wrong with a later part shows when it is read. `rows_at_a_time` says how many
+        records make a part.
 
         Args:
             size: height and width of every image.
@@ -39,8 +45,12 @@ class SourceOptions(BaseModel, ABC):
             classes: the class names; label i belongs to the i-th.
 
         Raises:
-            DataError: a file is missing, damaged or not what the spec says.
+            DataError: a file is missing, damaged or not what the spec says, or there is no record.
         """
+
+    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
+        """Read the whole set into memory; see `batches`."""
+        return LabelledRecords.concatenate(self.batches(size, channels, classes))
 
     def resolved(self, folder: Path) -> Self:
         """Return the same options with relative paths taken from `folder`, the spec's own."""
@@ -84,6 +94,11 @@ def checked(
         return LabelledRecords(np.ascontiguousarray(images), labels.astype(np.int64))
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def rows_at_a_time(size: int, channels: int) -> int:
+    """Return how many records of a source are in memory at a time: 16 MiB, at least one."""
+    return max(1, _PART_BYTES // (size * size * channels))
 
 
 def check_spec(channels: int, classes: Sequence[str]) -> None:

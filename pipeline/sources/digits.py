@@ -1,6 +1,6 @@
 """The digits that come with scikit-learn: 1,797 grey images of 8×8, real and public."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,8 +15,10 @@ class DigitsSource(SourceOptions):
     kind: Literal["digits"] = "digits"
     split: Literal["train", "holdout"] = "train"
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
-        """Return one part of the digits, values 0…16 scaled to 0…255; see `SourceOptions.load`."""
+    def batches(
+        self, size: int, channels: int, classes: Sequence[str]
+    ) -> Iterator[LabelledRecords]:
+        """Yield one split of the digits at once, values 0…16 scaled to 0…255."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -24,4 +26,4 @@ class DigitsSource(SourceOptions):
         # By the index alone: whether a record is held out depends on no other record.
         held_out = np.arange(len(images)) % 5 == 4
         part = held_out if self.split == "holdout" else ~held_out
-        return checked(images[part], digits.target[part], size, channels, classes, "digits")
+        yield checked(images[part], digits.target[part], size, channels, classes, "digits")

@@ -6,12 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.base import (
-    SourceOptions,
-    check_spec,
-    checked,
-    decode_image,
-)
+from pipeline.sources import base
+from pipeline.sources.base import SourceOptions
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
@@ -28,9 +24,11 @@ class FolderSource(SourceOptions):
     kind: Literal["folder"]
     path: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
-        """Decode every image; see `SourceOptions.load`."""
-        check_spec(channels, classes)
+    def batches(
+        self, size: int, channels: int, classes: Sequence[str]
+    ) -> Iterator[LabelledRecords]:
+        """Decode every image; see `SourceOptions.batches`."""
+        base.check_spec(channels, classes)
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise DataError(f"{self.path}: a folder was expected, found {found}")
@@ -40,11 +38,14 @@ class FolderSource(SourceOptions):
             for label, name in enumerate(classes)
             for file in _images(self.path / name)
         ]
-        images = np.empty((len(files), size, size, channels), dtype=np.uint8)
-        for row, (file, _) in enumerate(files):
-            images[row] = decode_image(file, size, channels, file)
-        labels = np.array([label for _, label in files], dtype=np.int64)
-        return checked(images, labels, size, channels, classes, self.path)
+        rows = base.rows_at_a_time(size, channels)
+        for start in range(0, len(files) or 1, rows):
+            part = files[start : start + rows]
+            images = np.empty((len(part), size, size, channels), dtype=np.uint8)
+            for row, (file, _) in enumerate(part):
+                images[row] = base.decode_image(file, size, channels, file)
+            labels = np.array([label for _, label in part], dtype=np.int64)
+            yield base.checked(images, labels, size, channels, classes, self.path)
 
     def _refuse_others(self, classes: Sequence[str]) -> None:
         for entry in _visible(self.path):

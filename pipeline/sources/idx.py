@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal, cast
 
 import numpy as np
 
-from pipeline.sources.base import SourceOptions, checked, require_file
+from pipeline.sources.base import SourceOptions, checked, require_file, rows_at_a_time
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
@@ -30,44 +30,49 @@ class IdxSource(SourceOptions):
     images: Path
     labels: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
-        """Read both files; see `SourceOptions.load`."""
-        images = read_idx(self.images, dimensions=3, expected=(size, size))
-        labels = read_idx(self.labels, dimensions=1)
-        if len(images) != len(labels):
-            raise DataError(
-                f"{self.labels}: {len(images)} labels were expected, one for each image of "
-                f"{self.images}, found {len(labels)}"
-            )
-        return checked(images[..., np.newaxis], labels, size, channels, classes, self.images)
+    def batches(
+        self, size: int, channels: int, classes: Sequence[str]
+    ) -> Iterator[LabelledRecords]:
+        """Read both files; see `SourceOptions.batches`."""
+        with _opened(self.labels, 1) as (lengths, file):
+            (labels,) = _parts(file, self.labels, lengths, lengths[0])
+        with _opened(self.images, 3) as (lengths, file):
+            # Before anything large is read.
+            if lengths[1:] != (size, size):
+                raise DataError(
+                    f"{self.images}: images of {size}×{size} were expected, "
+                    f"found {'×'.join(map(str, lengths[1:]))}; resize them or change the spec"
+                )
+            done = 0
+            for images in _parts(file, self.images, lengths, rows_at_a_time(size, channels)):
+                if lengths[0] != len(labels):
+                    raise DataError(
+                        f"{self.labels}: {lengths[0]} labels were expected, one for each image of "
+                        f"{self.images}, found {len(labels)}"
+                    )
+                part, done = labels[done : done + len(images)], done + len(images)
+                yield checked(images[..., np.newaxis], part, size, channels, classes, self.images)
 
 
-def read_idx(path: Path, dimensions: int, expected: tuple[int, ...] | None = None) -> np.ndarray:
-    """Read one IDX file of unsigned bytes.
-
-    Gzip is recognised by the content. `expected` are the lengths after the first, which are checked
-    before anything large is read.
+def _parts(file: BinaryIO, path: Path, lengths: tuple[int, ...], rows: int) -> Iterator[np.ndarray]:
+    """Yield the values after a header, uint8, up to `rows` along the first axis; once if empty.
 
     Raises:
-        DataError: it is missing, damaged, truncated, too long, or of another type or shape.
+        DataError: the file is truncated or too long.
     """
-    require_file(path)
-    with _opened(path) as file:
-        lengths = _read_header(file, path, dimensions)
-        if expected is not None and lengths[1:] != expected:
+    one, wanted, done = math.prod(lengths[1:]), math.prod(lengths), 0
+    for start in range(0, lengths[0] or 1, max(1, rows)):
+        size = one * min(rows, lengths[0] - start)
+        data = _read_at_most(file, size)
+        done += len(data)
+        last = done == wanted
+        if len(data) != size or (last and file.read(1)):
+            found = "more" if last else f"{done}: the file is truncated"
             raise DataError(
-                f"{path}: images of {'×'.join(map(str, expected))} were expected, "
-                f"found {'×'.join(map(str, lengths[1:]))}; resize them or change the spec"
+                f"{path}: its header says {'×'.join(map(str, lengths))}, so {wanted} bytes were "
+                f"expected after it, found {found}"
             )
-        wanted = math.prod(lengths)
-        data = _read_at_most(file, wanted + 1)
-    if len(data) != wanted:
-        found = "more" if len(data) > wanted else f"{len(data)}: the file is truncated"
-        raise DataError(
-            f"{path}: its header says {'×'.join(map(str, lengths))}, so {wanted} bytes were "
-            f"expected after it, found {found}"
-        )
-    return np.frombuffer(data, dtype=np.uint8).reshape(lengths)
+        yield np.frombuffer(data, dtype=np.uint8).reshape(-1, *lengths[1:])
 
 
 def _read_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
@@ -92,15 +97,24 @@ def _read_at_most(file: BinaryIO, limit: int) -> bytearray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, dimensions: int) -> Iterator[tuple[tuple[int, ...], BinaryIO]]:
+    """Yield the lengths of an IDX file of unsigned bytes, and the file where its values begin.
+
+    Gzip is recognised by the content.
+
+    Raises:
+        DataError: it is missing, damaged, or of another type.
+    """
+    require_file(path)
     try:
         with path.open("rb") as plain:
             zipped = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
             if not zipped:
-                yield plain
+                yield _read_header(plain, path, dimensions), plain
                 return
-            with gzip.open(plain) as unzipped:
-                yield cast(BinaryIO, unzipped)
+            with gzip.open(plain) as file:
+                unzipped = cast(BinaryIO, file)
+                yield _read_header(unzipped, path, dimensions), unzipped
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the file is damaged or cannot be read") from error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.sources.base import SourceOptions, check_spec, checked, decode_image
+from pipeline.sources import base
+from pipeline.sources.base import SourceOptions
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
@@ -29,21 +30,25 @@ class ParquetSource(SourceOptions):
     kind: Literal["parquet"]
     path: Path
 
-    def load(self, size: int, channels: int, classes: Sequence[str]) -> LabelledRecords:
-        """Decode every row; see `SourceOptions.load`."""
-        check_spec(channels, classes)
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
+    def batches(
+        self, size: int, channels: int, classes: Sequence[str]
+    ) -> Iterator[LabelledRecords]:
+        """Decode every row; see `SourceOptions.batches`."""
+        base.check_spec(channels, classes)
+        found, rows = False, base.rows_at_a_time(size, channels)
         for file in _files(self.path):
-            table = _read(file, classes)
-            labels.append(table["label"].to_numpy().astype(np.int64))
-            images.extend(
-                decode_image(png, size, channels, f"{file}, row {row}")
-                for row, png in enumerate(_encoded(table, file))
-            )
-        empty = np.empty((0, size, size, channels), dtype=np.uint8)
-        stacked = np.stack(images) if images else empty
-        return checked(stacked, np.concatenate(labels), size, channels, classes, self.path)
+            row = 0
+            for part in _read(file, classes, rows):
+                images = np.empty((len(part), size, size, channels), dtype=np.uint8)
+                for index, png in enumerate(_encoded(part, file)):
+                    where = f"{file}, row {row + index}"
+                    images[index] = base.decode_image(png, size, channels, where)
+                row += len(part)
+                labels = part["label"].to_numpy().astype(np.int64)
+                found = True
+                yield base.checked(images, labels, size, channels, classes, self.path)
+        if not found:
+            raise DataError(f"{self.path}: the data set is empty: one record was expected")
 
 
 def _files(path: Path) -> list[Path]:
@@ -62,22 +67,27 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _read(file: Path, classes: Sequence[str]) -> "pa.Table":
+def _read(file: Path, classes: Sequence[str], rows: int) -> "Iterator[pa.Table]":
+    """Yield up to `rows` rows of a file at a time, none empty."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(file)
-        _check_columns(schema, file)
-        _check_names(schema, classes, file)
-        table = pq.read_table(file, columns=["image", "label"], page_checksum_verification=True)
-        table.validate(full=True)
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            _check_columns(opened.schema_arrow, file)
+            _check_names(opened.schema_arrow, classes, file)
+            for batch in opened.iter_batches(rows, columns=["image", "label"]):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)
+                if table["label"].null_count:
+                    raise DataError(
+                        f"{file}: a label in every row was expected, found rows without"
+                    )
+                if len(table):
+                    yield table
     except (OSError, pa.ArrowException):
         # Not chained: Arrow's texts may quote what it read.
         raise DataError(f"{file}: the Parquet file is damaged or cannot be read") from None
-    if table["label"].null_count:
-        raise DataError(f"{file}: a label in every row was expected, found rows without")
-    return table
 
 
 def _check_columns(schema: "pa.Schema", file: Path) -> None:
