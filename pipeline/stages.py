@@ -13,11 +13,11 @@ from pipeline import metrics
 from pipeline.cluster import budget_actor, calls, evaluation, sampling, training
 from pipeline.home import Home
 from pipeline.plan import Plan, build_method
-from pipeline.privacy_statement import charged_mechanisms
 from pipeline.progress import Progress
 from pipeline.report import page
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import charged_mechanisms
 from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun, TrackedRun

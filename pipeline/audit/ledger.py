@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.home import Home
-from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ledger_access import recorded_heads
+from pipeline.runs.ledger_access import privacy_statement, recorded_heads
 from privacy.audit import LedgerAudit, audit_ledger
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -75,19 +74,12 @@ def _agree(stated: float | None, due: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Audit:
-    """The ledger's audit and what was found wrong with files.
+    """The ledger's audit and what was found wrong with files."""
 
-    Attributes:
-        subject: what was audited, as text.
-        ledger: chain, rules and every ε again.
-        files: a sentence for every file or hash that is not what it should be.
-        signed_by: the public key, in hex, that signs new rows; None where none does, or the newest
-            row is damaged.
-    """
-
-    subject: str
-    ledger: LedgerAudit
-    files: tuple[str, ...]
+    subject: str  # what was audited, as text
+    ledger: LedgerAudit  # chain, rules and every ε again
+    files: tuple[str, ...]  # a sentence for every file or hash that is not what it should be
+    # The public key, in hex, that signs new rows; None where none does, or its row is damaged.
     signed_by: str | None
 
     @property
@@ -120,17 +112,13 @@ class Audit:
 def audit(home: Home, subject: str | None = None, public_key: str | None = None) -> Audit:
     """Audit the whole ledger, or one run, or one export folder, with the ledger behind it.
 
-    Args:
-        home: where the ledger is.
-        subject: a run's id or folder, a folder made by `umbra export`, or None for the ledger with
-            the heads that all runs recorded.
-        public_key: the Ed25519 key that must have signed the rows, in hex or a file that holds it.
+    `subject` is a run's id or folder, a folder made by `umbra export`, or None for the ledger with
+    the heads that all runs recorded; `public_key` the Ed25519 key that must have signed the rows,
+    in hex or a file that holds it.
 
-    Raises:
-        InvalidRequest: there is no such run or folder, it belongs to another ledger, or the public
-            key is not one.
-        LedgerUnavailable: the ledger cannot be read.
-        IntegrityBroken: the ledger's first row or the run's state is damaged.
+    Raises InvalidRequest where there is no such run or folder, or it belongs to another ledger,
+    LedgerUnavailable where the ledger cannot be read, and IntegrityBroken where its first row or
+    the run's state is damaged.
     """
     ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
     key = None if public_key is None else _public_key(public_key)
@@ -143,11 +131,7 @@ def audit(home: Home, subject: str | None = None, public_key: str | None = None)
 
 
 def find_run(home: Home, subject: str) -> RunDirectory | None:
-    """Return the run that has this id or folder; None for any other folder.
-
-    Raises:
-        InvalidRequest: there is no such run and no such folder.
-    """
+    """Return the run that has this id or folder; None for any other folder."""
     folder = Path(subject)
     if folder.is_dir():
         inside = folder.resolve().parent == home.runs_path.resolve()
@@ -160,9 +144,7 @@ def find_run(home: Home, subject: str) -> RunDirectory | None:
 def audit_run(ledger: Ledger, run: RunDirectory, public_key: str | None = None) -> Audit:
     """Audit one run: its reservations, the heads it recorded, and its released files.
 
-    Raises:
-        InvalidRequest: the run never reserved a budget and has made nothing.
-        IntegrityBroken: the run's state is damaged.
+    Raises InvalidRequest where the run never reserved a budget and has made nothing.
     """
     state = run.state()
     made = state.is_done("synthesize") or (run.release / MANIFEST).exists()

@@ -17,7 +17,7 @@ from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.progress import Progress
 from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Data, Spec
+from pipeline.spec import Spec
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.records import LabelledRecords
 from synth.data.manifest import verify
@@ -29,11 +29,11 @@ FILE = "release-audit.json"
 
 @dataclass(frozen=True)
 class ReleaseAudit:
-    """The internal file with the findings; `public` holds them where they may be shown."""
+    """Where the findings are."""
 
     run_id: str
-    written: Path
-    public: dict[str, Any] | None
+    written: Path  # the internal file with all of them
+    public: dict[str, Any] | None  # the same, where they may be shown
 
     def to_dict(self) -> dict[str, Any]:
         """Return what may be shown as plain JSON values."""
@@ -48,9 +48,8 @@ class ReleaseAudit:
 def require_release(run: RunDirectory) -> Spec:
     """Return the spec of a run whose release can be audited; opens nothing private.
 
-    Raises:
-        InvalidRequest: the run has no images, or no holdout to compare with.
-        IntegrityBroken: its spec, state, images or recorded data set identity are damaged.
+    Raises InvalidRequest where it has no images, or no holdout to compare with, and IntegrityBroken
+    where its spec, state, images or recorded data set identity are damaged.
     """
     state, spec = run.state(), run.spec()
     if not state.is_done("synthesize"):
@@ -73,15 +72,11 @@ def require_release(run: RunDirectory) -> Spec:
 def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
     """Compare a run's images with its training set and its holdout, and record what is found.
 
-    No distance passes or fails: see `eval.memorisation`.
-
-    Raises:
-        InvalidRequest, IntegrityBroken: as `require_release`.
-        DataError: the training set, or a holdout that was paid for, is missing, damaged or not
-            what the run was reserved for.
+    No distance passes or fails: see `eval.memorisation`. Raises as `require_release`, and DataError
+    where the training set or a paying holdout is not what the run was reserved for.
     """
     spec = require_release(run)
-    train, holdout = _private(run, spec.data)
+    train, holdout = _private(run, spec)
     synthetic = LabelledRecords.concatenate(read_shards(run.release))
     findings: dict[str, Any] = {"caveat": CAVEAT, "run": run.run_id, "spaces": {}}
     sets = (synthetic.values, train.values, holdout.values)
@@ -93,9 +88,9 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
     return ReleaseAudit(run.run_id, path, findings if public else None)
 
 
-def _private(run: RunDirectory, data: Data) -> tuple[LabelledRecords, LabelledRecords]:
+def _private(run: RunDirectory, spec: Spec) -> tuple[LabelledRecords, LabelledRecords]:
     """Load the training set and the holdout, and verify that they are what was reserved for."""
-    paid = run.state().holdout_reservation_id is not None
+    data, paid = spec.data, run.state().holdout_reservation_id is not None
     kept_out = DatasetIdentity.of(run, data.name, HOLDOUT) if paid else None
     train = load_partition(data, TRAIN, DatasetIdentity.of(run, data.name, TRAIN))
     return train, load_partition(data, HOLDOUT, kept_out)

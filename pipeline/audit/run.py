@@ -1,8 +1,9 @@
-"""`umbra audit run`: train the run's recipe once more with canaries in it, and guess them.
+"""`umbra audit run` and `umbra audit mechanism`: the training and the step that ship, attacked.
 
-One-run audit of Steinke, Nasr and Jagielski 2023: each of m canaries is in or out by a fair coin;
-of the r that the trained weights seem surest about, count how many are guessed right. A training
-that is (ε, δ)-private bounds how many that can be, so the count gives a lower bound on its ε.
+A run is audited by training its recipe once more, with canaries: the one-run audit of Steinke, Nasr
+and Jagielski 2023. Each of m canaries is in or out by a fair coin; of the r that the trained
+weights seem surest about, count how many are guessed right. A training that is (ε, δ)-private
+bounds how many that can be, so the count gives a lower bound on its ε.
 
 It costs no privacy: the run's released images stand in for the private ones, and what is computed
 from those and fresh randomness is post-processing. So it audits the training that is shipped, at
@@ -12,7 +13,7 @@ the run's settings, on this machine; that the run was made by it only the ledger
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from pipeline.audit.ledger import find_run
 from pipeline.home import Home
 from pipeline.models import build_denoiser
-from pipeline.plan import build_method
+from pipeline.plan import build_method, training_components
 from pipeline.progress import Progress
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Spec
+from pipeline.spec import Spec, load_spec
 from privacy.accounting import epsilon_bounds
-from privacy.audit import one_run
-from privacy.budget import Budget, Reservation
+from privacy.audit import mechanism, one_run
+from privacy.budget import Budget, Component, Reservation
 from privacy.collective import SingleProcess
+from privacy.dp_sgd import DPSGD
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
@@ -40,10 +42,12 @@ from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
 from synth.loss import DenoisingLoss, draw_views
 from synth.methods.base import Attempt, Method
+from synth.methods.diffusion import Diffusion
 from synth.preconditioning import Denoiser
 from synth.records import Records
 
-_SEED = 20230515  # public: what is secret is which canaries are in
+# Public: what is secret is which canaries are in.
+_SEED = 20230515
 _DRAWS = 64
 
 
@@ -83,7 +87,7 @@ def losses(
     """
     loss = DenoisingLoss(denoiser.preconditioning)
     generator = torch.Generator().manual_seed(_SEED)
-    found: list[Tensor] = []
+    found: list[torch.Tensor] = []
     for image, label in zip(canaries.images, canaries.labels, strict=True):
         sigma, noise = draw_views(denoiser.preconditioning, image[None], _DRAWS, generator)
         found.append(loss(denoiser, image, label, sigma[0], noise[0]))
@@ -116,10 +120,8 @@ class TrainingRecipe:
     def of(cls, home: Home, run: RunDirectory) -> "TrainingRecipe":
         """Read a run's spec and reservation.
 
-        Raises:
-            InvalidRequest: the run never reserved a budget.
-            IntegrityBroken: the spec, the state or the ledger is damaged or lacks the reservation.
-            LedgerUnavailable: the ledger cannot be read.
+        Raises InvalidRequest where the run never reserved a budget, and IntegrityBroken where the
+        spec, the state or the ledger is damaged or lacks the reservation.
         """
         spec, reservation_id = run.spec(), run.state().reservation_id
         if reservation_id is None:
@@ -143,30 +145,21 @@ _FEWEST_GUESSES = 20
 
 @dataclass(frozen=True)
 class RunAudit:
-    """What the canaries showed.
+    """What the canaries showed."""
 
-    Attributes:
-        run_id: the run whose recipe was trained.
-        canaries: m.
-        guesses: r.
-        right: v, guesses that were right.
-        delta: δ of the data set's budget.
-        confidence: of the lower bound: 1 − β.
-        epsilon_lower: the training's ε at δ is at least this, at that confidence.
-        detectable: the lower bound at v = r: a claim above it cannot be refuted by this audit.
-        claimed: upper bounds on ε of the steps that were trained, by accountant, rounded up.
-        void: whether the run was seeded. The audit's own noise never is.
-    """
-
-    run_id: str
-    canaries: int
-    guesses: int
-    right: int
-    delta: float
-    confidence: float
+    run_id: str  # whose recipe was trained
+    canaries: int  # m
+    guesses: int  # r
+    right: int  # v, guesses that were right
+    delta: float  # of the data set's budget
+    confidence: float  # of the lower bound: 1 − β
+    # The training's ε at δ is at least this, at that confidence.
     epsilon_lower: float
+    # The lower bound at v = r: a claim above it cannot be refuted by this audit.
     detectable: float
+    # Upper bounds on ε of the steps that were trained, by accountant, rounded up.
     claimed: Mapping[str, float]
+    # Whether the run was seeded. The audit's own noise never is.
     void: bool
 
     @property
@@ -193,20 +186,11 @@ def audit_training(
 ) -> RunAudit:
     """Train the run's recipe on its released images with canaries, and guess which were included.
 
-    It takes as long as the run's own training took on one worker. The noise is fresh from the
-    operating system whatever seed the spec has.
+    It takes as long as the run's own training took on one worker. `canaries` is m, by default 1000
+    or half of N; `guesses` is r, by default a fifth of m and at least 20.
 
-    Args:
-        home: where the ledger is.
-        run: a run that has made its images.
-        progress: shows counts only.
-        canaries: m, by default 1000 or half of N.
-        guesses: r, by default a fifth of m, at least 20.
-
-    Raises:
-        InvalidRequest: the run has no images, or m or r does not fit N.
-        IntegrityBroken: the run's files or the ledger are damaged.
-        UmbraError: the training diverged, so that nothing can be said of the canaries.
+    Raises InvalidRequest where the run has no images, or m or r does not fit N, IntegrityBroken
+    where files or ledger are damaged, and UmbraError where the training diverged.
     """
     state = run.state()
     if not state.is_done("synthesize"):
@@ -216,6 +200,7 @@ def audit_training(
         )
     recipe = TrainingRecipe.of(home, run)
     m, r = _sizes(recipe.reservation.records, canaries, guesses)
+    # The noise is fresh from the operating system whatever seed the spec has.
     included, meter = _coins(m), _Meter(recipe.reservation)
     scores = _scores(recipe, run, included, meter, progress)
     if not np.isfinite(scores).all():
@@ -276,7 +261,7 @@ class _Meter:
     def spent(self) -> list[Mechanism]:
         """Return the mechanisms with the steps that were taken."""
         taken = [(part, self._counted[name]) for name, part in self._plan.items()]
-        return [mechanism.with_steps(steps) for mechanism, steps in taken if steps]
+        return [part.with_steps(steps) for part, steps in taken if steps]
 
 
 def _scores(
@@ -315,3 +300,47 @@ def _scores(
 
 def _on(device: torch.device, records: Records) -> Records:
     return Records(records.images.to(device), records.labels.to(device))
+
+
+_DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
+_DEFAULT_VIEWS = 4
+_SPECS = (".yaml", ".yml")
+
+
+def audit_step(
+    home: Home, subject: str | None, progress: Progress, trials: int | None = None
+) -> mechanism.MechanismAudit:
+    """Audit the step on toy data; opens no data set and charges nothing.
+
+    The plan of `subject`, a spec or a run, gives q, σ, C and K; None stands for a default. The step
+    is run `trials` times with the canary, and as often without it.
+
+    Raises InvalidRequest where there is no such spec or run, or too few trials, SpecError where the
+    spec is not valid, and IntegrityBroken where the run or the ledger is damaged.
+    """
+    settings: dict[str, Any] = {} if trials is None else {"trials": trials}
+    if subject is None:
+        dpsgd, settings["views"] = _DEFAULT, _DEFAULT_VIEWS
+    elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
+        spec = load_spec(Path(subject))
+        dpsgd, shown = _step(build_method(spec), training_components(spec))
+        settings |= shown | {"delta": spec.privacy.delta}
+    elif run := find_run(home, subject):
+        recipe = TrainingRecipe.of(home, run)
+        dpsgd, shown = _step(recipe.method, recipe.reservation.plan)
+        settings |= shown | {"delta": recipe.delta}
+    else:
+        raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
+    with progress.stage("run the step on toy data"):
+        return mechanism.audit_mechanism(dpsgd, **settings)
+
+
+def _step(method: Method, components: Sequence[Component]) -> tuple[DPSGD, dict[str, Any]]:
+    """Return the step that is charged, its views, and its path with training's gradient engine."""
+    if not isinstance(method, Diffusion):
+        raise InvalidRequest(
+            f"the mechanism audit runs a step of DP-SGD, but the method is {method.name}; "
+            "audit a run or a spec of method diffusion"
+        )
+    settings = {"views": method.train.views, "path": mechanism.StepPath(engine=method.engine())}
+    return method.dpsgd(components), settings

@@ -1,8 +1,8 @@
 """`umbra budget`: declare, show and close budgets; `umbra ledger`: its head and its signatures."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from privacy.budget import Budget, Odometer
+    from privacy.ledger import Row
 
 
 @click.group(invoke_without_command=True)
@@ -29,9 +30,8 @@ def budget(context: click.Context) -> None:
 @json_option
 def declare(name: str, epsilon: float, delta: float, as_json: bool) -> None:
     """Give the data set NAME its budget, once and for ever."""
-    from pipeline.runs.ledger_access import open_budget
-
-    budgets = open_budget(Home.locate().ensure())
+    # The one command that may begin a ledger.
+    budgets = _opened(Home.locate().ensure())
     _emit([budgets.declare(name, epsilon, delta)], as_json)
 
 
@@ -39,12 +39,8 @@ def declare(name: str, epsilon: float, delta: float, as_json: bool) -> None:
 @json_option
 def show(as_json: bool) -> None:
     """Show every data set's budget: spent, reserved and left; changes nothing."""
-    from privacy.budget import Budget
-    from privacy.ledger import Ledger
-
     home = Home.locate()
-    new = _is_new(home)
-    _emit([] if new else list(Budget(Ledger.open(home.ledger_url)).show()), as_json)
+    _emit([] if _is_new(home) else list(_read(home).show()), as_json)
 
 
 @budget.command()
@@ -52,11 +48,7 @@ def show(as_json: bool) -> None:
 @json_option
 def history(name: str, as_json: bool) -> None:
     """Show everything that was ever done with the budget of NAME: when, by whom, what."""
-    from pipeline.runs.ledger_access import describe_row
-    from privacy.budget import Budget
-    from privacy.ledger import Ledger
-
-    rows = list(Budget(Ledger.open(Home.locate().ledger_url)).history(name))
+    rows = list(_read(Home.locate()).history(name))
 
     def show_table(console: "Console") -> None:
         cells = [
@@ -89,13 +81,23 @@ def accept_overlap(name: str, other: str, as_json: bool) -> None:
     _emit([budgets.odometer(name), budgets.odometer(other)], as_json)
 
 
-def _existing() -> "Budget":
-    """Return the budgets of a ledger that is there: a misspelt home must not get a new one."""
-    from pipeline.runs.ledger_access import open_budget
-    from privacy.ledger import Ledger
+def _read(home: Home) -> "Budget":
+    from pipeline.runs.ledger_access import read_budget
 
+    return read_budget(home)
+
+
+def _existing() -> "Budget":
+    """Return the budgets for writing, of a ledger that is there."""
     home = Home.locate()
-    Ledger.open(home.ledger_url).close()
+    # Opened for reading first, which begins none: a misspelt home must not get a ledger.
+    _read(home).ledger.close()
+    return _opened(home)
+
+
+def _opened(home: Home) -> "Budget":
+    from pipeline.runs.ledger_access import open_budget
+
     return open_budget(home)
 
 
@@ -111,8 +113,13 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
             return
         columns = ["data set", "ε declared", "δ", "spent", "reserved", "left", "open runs", "state"]
-        numbers = attrgetter("epsilon", "delta", "spent", "reserved", "left", "open_reservations")
-        rows = [(o.name, *numbers(o), "closed" if o.closed else "open") for o in odometers]
+        rows = [
+            (
+                *(o.name, o.epsilon, o.delta, o.spent, o.reserved, o.left, o.open_reservations),
+                "closed" if o.closed else "open",
+            )
+            for o in odometers
+        ]
         console.print(table("", columns, rows, [1, 2, 3, 4, 5, 6]))
 
     emit([asdict(odometer) for odometer in odometers], as_json, show_table)
@@ -129,17 +136,12 @@ def ledger(context: click.Context) -> None:
 @json_option
 def head(as_json: bool) -> None:
     """Show the newest row's number and hash: a copy kept elsewhere reveals a later truncation."""
-    from privacy.ledger import Ledger
-
-    opened = Ledger.open(Home.locate().ledger_url)
+    opened = _read(Home.locate()).ledger
     known = {"ledger": opened.ledger_id, "head": str(opened.head())}
-    facts = {**known, "public_key": opened.public_key}
-
-    def show(console: "Console") -> None:
-        signed = {"public key": opened.public_key or "none: the rows are not signed"}
-        console.print(pairs(opened.where, known | signed))
-
-    emit(facts, as_json, show)
+    key = opened.public_key
+    signed = {"public key": key or "none: the rows are not signed"}
+    shown = pairs(opened.where, known | signed)
+    emit({**known, "public_key": key}, as_json, lambda console: console.print(shown))
 
 
 @ledger.command()
@@ -160,3 +162,43 @@ def sign(as_json: bool) -> None:
         console.print(f"Audit against it: umbra audit ledger --public-key {public_key}")
 
     emit({"public_key": public_key, "key_file": str(path)}, as_json, show)
+
+
+_Body = Mapping[str, Any]
+
+
+def describe_row(row: "Row") -> str:
+    """Describe a row in one line for a person; an unknown kind is named as it is."""
+    describe = _DESCRIPTIONS.get(row.kind)
+    return row.kind if describe is None else describe(row.content)
+
+
+def _plan(body: _Body) -> str:
+    parts = (f"{p['name']} × {p['mechanism']['steps']}" for p in body["plan"])
+    void = ", VOID (seeded)" if body["void"] else ""
+    return f"reserved for run {body['run']}: {', '.join(parts)}{void}"
+
+
+def _charge(body: _Body) -> str:
+    steps = f"{body['steps']} step{'s' if body['steps'] != 1 else ''}"
+    return f"charged {steps} of {body['component']}, attempt {body['attempt']}"
+
+
+def _settle(body: _Body) -> str:
+    charged = ", ".join(f"{name} × {steps}" for name, steps in body["charged"].items())
+    return f"settled: {charged} charged, the rest given back"
+
+
+# By `privacy.ledger.Kind`, spelt out: the command line starts without importing the database.
+_DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
+    "declare": lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
+    "bind": lambda body: f"bound to content of {body['records']} records",
+    "partition": lambda body: f"{body['partition']}: bound to {body['records']} records",
+    "overlap": lambda body: f"accepted that it shares records with {body['other']}",
+    "reserve": _plan,
+    "attempt": lambda body: f"attempt {body['attempt']} began",
+    "charge": _charge,
+    "settle": _settle,
+    "export": lambda body: f"exported from run {body['run']}: {body['description']}",
+    "close": lambda body: "closed: nothing more is admitted",
+}

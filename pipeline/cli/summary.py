@@ -7,8 +7,8 @@ from pipeline import metrics
 from pipeline.audit.ledger import audit_run
 from pipeline.cli.output import pairs, table
 from pipeline.home import Home, without_password
-from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import privacy_statement
 from privacy.budget import Budget
 
 if TYPE_CHECKING:

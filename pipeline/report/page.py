@@ -10,7 +10,8 @@ from pipeline.progress import duration
 from pipeline.report import figures
 from pipeline.report.view import ReportView, report_view
 from pipeline.runs.directory import RunDirectory
-from privacy.budget import RELATION, Budget
+from privacy.budget import Budget
+from privacy.ledger.records import RELATION
 from synth.storage import write_bytes
 
 PAGE = "report.html"

@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.audit.ledger import Audit
 from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_metrics, released
-from pipeline.privacy_statement import charged_mechanisms, guarantees
 from pipeline.runs.dataset_identity import HOLDOUT, load_partition
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import charged_mechanisms, guarantees
 from pipeline.runs.state import RunState
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, accountant, epsilon_bounds

@@ -51,8 +51,7 @@ def load_partition(
 ) -> LabelledRecords:
     """Load the training set or the holdout that a spec names.
 
-    Raises:
-        DataError: it cannot be loaded or is not what the spec says or the budget was reserved for.
+    Raises DataError where it is not what the spec says or the budget was reserved for.
     """
     part = data if partition == TRAIN else data.holdout
     assert part is not None  # noqa: S101 - who asks for a holdout has seen that there is one

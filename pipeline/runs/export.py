@@ -5,9 +5,8 @@ from pathlib import Path
 
 from pipeline.metrics import flat, paid_metrics, released
 from pipeline.plan import build_method
-from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ledger_access import record_head
+from pipeline.runs.ledger_access import privacy_statement, record_head
 from pipeline.spec import Spec
 from privacy.budget import Budget
 from privacy.durable import new_folder

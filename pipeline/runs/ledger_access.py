@@ -1,49 +1,45 @@
-"""A home's ledger: access and signing, heads that runs recorded outside it, rows in words."""
+"""A home's ledger: access, signing, heads that runs recorded, and what its rows say of a run."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
-from privacy.budget import Budget
+from privacy.accounting import epsilon_bounds
+from privacy.accounting.guarantee import Guarantee, group, replace_one
+from privacy.budget import Budget, Reservation
 from privacy.durable import append_line
 from privacy.errors import IntegrityBroken, InvalidRequest, NoLedger, UmbraError
 from privacy.keys import load_or_create_key
-from privacy.ledger import Head, Kind, Ledger, Row
+from privacy.ledger import Head, Ledger, records
+from privacy.mechanisms import Mechanism
 
 _HEADS = "ledger-heads"
 
 
 @dataclass(frozen=True)
 class LedgerAccess:
-    """The ledger's place, the secrets it needs, and who acts; its repr shows no secret.
+    """The ledger's place, the secrets it needs, and who acts; its repr shows no secret."""
 
-    Attributes:
-        url: of the ledger; may hold a password.
-        key: the home's key, by which data sets are recognised.
-        author: recorded with every row.
-        signing_key: Ed25519 seed, where this home signs its rows.
-        witness: file outside the database with the newest head that this home has seen; None for a
-            process that does not see the home.
-    """
-
-    url: str = field(repr=False)
+    url: str = field(repr=False)  # may hold a password
+    # The home's key, by which data sets are recognised.
     key: bytes = field(repr=False)
-    author: str
+    author: str  # recorded with every row
+    # Ed25519 seed, where this home signs its rows.
     signing_key: bytes | None = field(default=None, repr=False)
+    # File with the newest head that this home has seen; None for a process that cannot see it.
     witness: Path | None = None
 
     @classmethod
     def of(cls, home: Home) -> "LedgerAccess":
         """Gather the access of `home`, drawing its key where there is no ledger yet.
 
-        Raises:
-            InvalidRequest: the key is missing and a ledger was made with it.
-            LedgerUnavailable: a key file cannot be read, or is missing and the ledger cannot be.
+        Raises InvalidRequest where the key is missing and a ledger was made with it, and
+        LedgerUnavailable where a key cannot be read, or neither a missing one nor the ledger.
         """
         if not home.key_path.exists():
             _refuse_lost_key(home)
@@ -74,21 +70,18 @@ class LedgerAccess:
 
     def open(self) -> Ledger:
         """Open the ledger for appending, creating it where there is none; see `Ledger.open`."""
-        return Ledger.open(
-            self.url,
-            self.key,
-            signing_key=self.signing_key,
-            author=self.author,
-            witness=self.witness,
-        )
+        given = {name: getattr(self, name) for name in ("signing_key", "author", "witness")}
+        return Ledger.open(self.url, self.key, **given)
 
 
 def open_budget(home: Home) -> Budget:
-    """Return the budgets of the home's ledger, creating key and ledger where there are none.
-
-    Raises as `LedgerAccess.of` and `Ledger.open`.
-    """
+    """Return the budgets of the home's ledger, creating key and ledger where there are none."""
     return Budget(LedgerAccess.of(home).open())
+
+
+def read_budget(home: Home) -> Budget:
+    """Return the budgets of a ledger that is there, for reading; it needs no key."""
+    return Budget(Ledger.open(home.ledger_url))
 
 
 def _refuse_lost_key(home: Home) -> None:
@@ -103,11 +96,9 @@ def _refuse_lost_key(home: Home) -> None:
 
 
 def start_signing(home: Home) -> tuple[str, Path]:
-    """Sign every later row by a new Ed25519 key; return the public key in hex and the key's file.
-
-    Raises as `Ledger.start_signing`, and NoLedger where there is none yet.
-    """
-    Ledger.open(home.ledger_url).close()  # a misspelt home must not get a ledger of its own
+    """Sign every later row by a new Ed25519 key; return its public half in hex and its file."""
+    # Opened for reading first: a misspelt home must not get a ledger of its own.
+    read_budget(home).ledger.close()
     ledger = LedgerAccess.of(home).open()
     # The secret is on disk under another name before the ledger requires it, and takes its place
     # after: a command that is repeated after a crash in between continues with it.
@@ -129,8 +120,7 @@ def record_head(run: RunDirectory, head: Head) -> None:
 def recorded_heads(run: RunDirectory) -> list[Head]:
     """Return every head that the run recorded, its newest checkpoint's included.
 
-    Raises:
-        IntegrityBroken: the record of the heads is damaged.
+    Raises IntegrityBroken where the record is damaged.
     """
     from synth.checkpoint import newest  # loads torch
 
@@ -147,12 +137,7 @@ def recorded_heads(run: RunDirectory) -> list[Head]:
 
 
 def verify_ledger_ancestry(run: RunDirectory, ledger: Ledger) -> None:
-    """Refuse to continue where the ledger no longer holds a row that this run has seen.
-
-    Raises:
-        IntegrityBroken: a row is gone or was replaced, or the record is damaged.
-        LedgerUnavailable: the ledger cannot be reached.
-    """
+    """Raise IntegrityBroken where the ledger no longer holds a row that this run has seen."""
     # An older copy in the ledger's place lacks the charges since, so their budget would be spent
     # a second time.
     with ledger.reading() as view:
@@ -166,40 +151,51 @@ def verify_ledger_ancestry(run: RunDirectory, ledger: Ledger) -> None:
                 )
 
 
-_Body = Mapping[str, Any]
+def charged_mechanisms(budget: Budget, reservation: Reservation) -> dict[str, Mechanism]:
+    """Return the mechanisms of a reservation with the steps that were charged, by component."""
+    charged = budget.charged_steps(reservation.id)
+    return {
+        part.name: part.mechanism.with_steps(charged[part.name])
+        for part in reservation.plan
+        if charged[part.name]
+    }
 
 
-def describe_row(row: Row) -> str:
-    """Describe a row in one line for a person; an unknown kind is named as it is."""
-    describe = _DESCRIPTIONS.get(row.kind)
-    return row.kind if describe is None else describe(row.content)
+def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
+    """Return `privacy.json` for everything made under a reservation, computed from raw rows."""
+    reservation = budget.reservation(reservation_id)
+    delta = budget.odometer(reservation.dataset).delta
+    mechanisms = charged_mechanisms(budget, reservation)
+    bounds = epsilon_bounds(mechanisms.values(), delta).stated() if mechanisms else {}
+    k, unit = reservation.records_per_unit, f"one {reservation.unit}"
+    further = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
+    return {
+        "run": reservation.run_id,
+        "dataset": reservation.dataset,
+        "records": reservation.records,
+        # An owner of several records has a guarantee of their own below.
+        "unit": unit if k == 1 else f"one record ({unit} has up to {k})",
+        "records_per_unit": k,
+        "neighbouring_relation": records.RELATION,
+        "delta": delta,
+        "epsilon": bounds,
+        "guarantees": [asdict(each) for each in further],
+        "mechanisms": [
+            {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
+        ],
+        "ledger_id": budget.ledger.ledger_id,
+        "head_hash": str(budget.ledger.head()),
+        "reservation": reservation.id,
+        "void": reservation.void,
+    }
 
 
-def _plan(body: _Body) -> str:
-    parts = (f"{p['name']} × {p['mechanism']['steps']}" for p in body["plan"])
-    void = ", VOID (seeded)" if body["void"] else ""
-    return f"reserved for run {body['run']}: {', '.join(parts)}{void}"
-
-
-def _charge(body: _Body) -> str:
-    steps = f"{body['steps']} step{'s' if body['steps'] != 1 else ''}"
-    return f"charged {steps} of {body['component']}, attempt {body['attempt']}"
-
-
-def _settle(body: _Body) -> str:
-    charged = ", ".join(f"{name} × {steps}" for name, steps in body["charged"].items())
-    return f"settled: {charged} charged, the rest given back"
-
-
-_DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
-    Kind.DECLARE: lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
-    Kind.BIND: lambda body: f"bound to content of {body['records']} records",
-    Kind.PARTITION: lambda body: f"{body['partition']}: bound to {body['records']} records",
-    Kind.OVERLAP: lambda body: f"accepted that it shares records with {body['other']}",
-    Kind.RESERVE: _plan,
-    Kind.ATTEMPT: lambda body: f"attempt {body['attempt']} began",
-    Kind.CHARGE: _charge,
-    Kind.SETTLE: _settle,
-    Kind.EXPORT: lambda body: f"exported from run {body['run']}: {body['description']}",
-    Kind.CLOSE: lambda body: "closed: nothing more is admitted",
-}
+def guarantees(
+    mechanisms: Iterable[Mechanism], delta: float, records_per_unit: int
+) -> list[Guarantee]:
+    """Return the guarantees for replacing a record and, where a unit has several, adding them."""
+    charged = list(mechanisms)
+    if not charged:
+        return []
+    several = [group(charged, delta, records_per_unit)] if records_per_unit > 1 else []
+    return [replace_one(charged, delta), *several]

@@ -277,13 +277,7 @@ def audit_ledger(
     Raises InvalidRequest where the requested run or reservation is not in the ledger.
     """
     findings = ledger.verify(recorded_heads, public_key)
-    replay, head = Replay(), None
-    try:
-        for row in ledger.rows():
-            replay.feed(row)
-            head = row.head
-    except IntegrityBroken:
-        pass  # the verification above met the same damage and has found it
+    replay, head = _replay(ledger)
     chosen = {
         identity: reservation
         for identity, reservation in replay.reservations.items()
@@ -295,16 +289,8 @@ def audit_ledger(
             f"The ledger at {ledger.where} holds no reservation of {run_id or reservation_id!r}."
         )
     paying = {reservation.dataset for reservation in chosen.values()}
-    parts = replay.contents.parts()
-    drawing: dict[str, list[ReservationReplay]] = defaultdict(list)
-    for reservation in replay.reservations.values():
-        drawing[reservation.dataset].append(reservation)
     audited = [name for name in replay.datasets if not narrowed or name in paying]
-    with_prv = few_enough_for_prv(r for name in audited for r in drawing[name])
-    datasets = tuple(
-        audit_dataset(name, replay.datasets[name], parts[name], drawing[name], with_prv)
-        for name in audited
-    )
+    datasets = _datasets(replay, audited)
     findings += replay.findings
     findings += [finding for dataset in datasets for finding in _over_budget(dataset)]
     return LedgerAudit(
@@ -315,6 +301,29 @@ def audit_ledger(
         notes=(*replay.notes, *notes(replay, chosen.values(), datasets)),
         datasets=datasets,
         reservations=tuple(_reservation(*item) for item in chosen.items()),
+    )
+
+
+def _replay(ledger: Ledger) -> tuple[Replay, Head | None]:
+    replay, head = Replay(), None
+    try:
+        for row in ledger.rows():
+            replay.feed(row)
+            head = row.head
+    except IntegrityBroken:
+        pass  # the chain's verification met the same damage and has found it
+    return replay, head
+
+
+def _datasets(replay: Replay, audited: Sequence[str]) -> tuple[DatasetAudit, ...]:
+    parts = replay.contents.parts()
+    drawing: dict[str, list[ReservationReplay]] = defaultdict(list)
+    for reservation in replay.reservations.values():
+        drawing[reservation.dataset].append(reservation)
+    with_prv = few_enough_for_prv(r for name in audited for r in drawing[name])
+    return tuple(
+        audit_dataset(name, replay.datasets[name], parts[name], drawing[name], with_prv)
+        for name in audited
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from privacy import validation
 from privacy.accounting import rdp
 from privacy.accounting.base import round_up
-from privacy.accounting.rdp import RDPFilter
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind, Row, View
@@ -44,11 +43,9 @@ class Spending:
 
 
 def read_state(view: View, opening: Row) -> State:
-    """Return the state of the reservation that `opening` opened, by one or two look-ups.
-
-    Every charge holds the running totals, and only the newest attempt can charge. In ledgers of
-    schema 1 attempts were known by their charges alone; they count as begun.
-    """
+    """Return the state of the reservation that `opening` opened, by one or two look-ups."""
+    # Every charge holds the running totals, and only the newest attempt can charge. In ledgers of
+    # schema 1 attempts were known by their charges alone; they count as begun.
     reservation = str(opening.reservation)
     newest = view.last_of(reservation, _LIVE) or opening
     totals = newest
@@ -65,10 +62,7 @@ def read_state(view: View, opening: Row) -> State:
 
 
 def spending(view: View, dataset: str) -> dict[str, Spending]:
-    """Add up a data set's reservations by part: few look-ups each, however many charges.
-
-    Raises IntegrityBroken where a reservation's content belongs to no part.
-    """
+    """Add up a data set's reservations by part: few look-ups each, however many charges."""
     parts = {part.fingerprint: part.name for part in partitions_of(view, dataset)}
     states: dict[str, list[tuple[str, State]]] = {name: [] for name in parts.values()}
     for opening in view.of(Kind.RESERVE, dataset):
@@ -98,7 +92,7 @@ def _added_up(states: Sequence[tuple[str, State]]) -> Spending:
     return Spending(tuple(spent), tuple(committed), open_runs)
 
 
-def epsilon_of(budget: RDPFilter, mechanisms: Sequence[Mechanism]) -> float:
+def epsilon_of(budget: rdp.RDPFilter, mechanisms: Sequence[Mechanism]) -> float:
     """Return ε of a composition at the budget's δ, rounded up; nothing spent is exactly zero."""
     if not mechanisms:
         return 0.0  # the conversion has a δ term that would make nothing cost something
@@ -122,7 +116,7 @@ def is_closed(view: View, dataset: str) -> bool:
 def odometer(view: View, declaration: Row) -> Odometer:
     """Return the status of the budget of a `declare` row."""
     limits, name = declaration.content, str(declaration.dataset)
-    budget = RDPFilter(**limits)
+    budget = rdp.RDPFilter(**limits)
     parts = spending(view, name)
     spent = {part: epsilon_of(budget, total.spent) for part, total in parts.items()}
     most = max(spent.values(), default=0.0)
@@ -160,10 +154,7 @@ def opening(view: View, reservation_id: str) -> Row:
 
 
 def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | None) -> Row | None:
-    """Return the row that this very call appended before, None if it is new.
-
-    Raises InvalidRequest where the key was used for another request.
-    """
+    """Return the row that this very call appended before, None if it is new."""
     row = view.by_claim(claim)
     if row is None:
         return None
@@ -182,7 +173,7 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
 def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
     """Return the cost of a plan given what one part of a data set has already committed."""
     limits = declaration.content
-    budget = RDPFilter(**limits)
+    budget = rdp.RDPFilter(**limits)
     closed = is_closed(view, str(declaration.dataset))
     asked = tuple(part.mechanism for part in plan)
     together = before.committed + asked
@@ -232,10 +223,7 @@ def require_open(reservation_id: str, state: State) -> None:
 def require_chargeable(
     reservation_id: str, state: State, component: str, steps: int, attempt: int
 ) -> None:
-    """Refuse a charge to a settled reservation, by another attempt than the newest, or too large.
-
-    Raises BudgetRefused, InvalidRequest and StepsExhausted in these cases.
-    """
+    """Refuse a charge to a settled reservation, by an attempt but the newest, or too large."""
     require_open(reservation_id, state)
     if attempt < state.attempt:
         raise InvalidRequest(
@@ -262,11 +250,7 @@ def require_covered(
     used: Mapping[str, int] | None,
     void_allowed: bool,
 ) -> None:
-    """Refuse an export that its reservation has not paid for.
-
-    Raises InvalidRequest where `used` names a component that the plan has not, and BudgetRefused
-    where nothing was charged, or less than was used, or the run is void.
-    """
+    """Raise BudgetRefused on an export that its reservation has not paid for."""
     if not any(charged.values()):
         raise BudgetRefused(
             f"Reservation {reservation.id} has charged nothing: there is nothing to export."

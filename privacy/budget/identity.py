@@ -5,8 +5,6 @@ import hmac
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import pairwise
 
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
@@ -35,24 +33,24 @@ class Overlap:
 def sketch(records: LabelledRecords, key: bytes) -> tuple[str, ...]:
     """Return the SKETCH_SIZE smallest digests of the distinct values, ascending, in hex.
 
-    Only holders of `key` can compute or test it. It depends neither on labels, order nor
-    repetitions, and holds every distinct value where there are no more than SKETCH_SIZE.
+    It depends neither on labels, order nor repetitions.
     """
     width = DIGEST_DIGITS // 2
     distinct = {digest[:width] for digest in _digests(records, key)}
-    return tuple(digest.hex() for digest in nsmallest(SKETCH_SIZE, distinct))
+    return tuple(digest.hex() for digest in sorted(distinct)[:SKETCH_SIZE])
 
 
 def overlap(one: Sequence[str], other: Sequence[str]) -> Overlap:
     """Estimate from two sketches under one key how much the smaller set shares with the other.
 
-    A sketch knows its whole set up to its largest digest, and everything where it is not full.
-    Up to the lesser of the two thresholds both are complete: of the smaller set's digests there, a
-    uniform sample of its images, the share is counted that the other set has too. Its standard
-    deviation is sqrt(p(1−p)/compared); of sets of equal size it errs upwards, by 0.02 at most,
-    since the lesser count divides. A set that is r times smaller leaves about k/r digests to
-    compare: if all of it lies in the larger one, that shows but with probability about e^(−k/r).
+    A set that is r times smaller leaves about k/r digests to compare: if all of it lies in the
+    larger one, that shows but with probability about e^(−k/r).
     """
+    # A sketch knows its whole set up to its largest digest, and everything where it is not full.
+    # Up to the lesser of the two thresholds both are complete: of the smaller set's digests there,
+    # a uniform sample of its images, the share is counted that the other set has too. Its standard
+    # deviation is sqrt(p(1−p)/compared); of sets of equal size it errs upwards, by 0.02 at most,
+    # since the lesser count divides.
     limit = min(_threshold(one), _threshold(other))
     mine = {digest for digest in one if digest <= limit}
     theirs = {digest for digest in other if digest <= limit}
@@ -113,7 +111,7 @@ class Content:
                 f"A sketch must be a tuple of digests of {DIGEST_DIGITS} lower-case hex digits."
             )
         most = min(SKETCH_SIZE, self.records)
-        if not 1 <= len(digests) <= most or any(a >= b for a, b in pairwise(digests)):
+        if not 1 <= len(digests) <= most or list(digests) != sorted(set(digests)):
             raise InvalidRequest(
                 f"A sketch of {self.records} records must be 1 to {most} different digests in "
                 f"ascending order, found {len(digests)}, or some repeated or out of order."
@@ -130,12 +128,9 @@ def fingerprint(records: LabelledRecords, key: bytes) -> str:
 
     Each record (shape, type, bytes, label) is hashed by HMAC-SHA256 and expanded by SHAKE-256 to
     2048 bits; these numbers are added mod 2^2048 (Bellare & Micciancio 1997, AdHash) and the sum is
-    hashed with the count.
-
-    Args:
-        records: as they come from the source, before any resizing.
-        key: 32 bytes. A plain hash would let anybody test whether they hold the same data.
+    hashed with the count. The records are those of the source, before any resizing.
     """
+    # A plain hash would let anybody test whether they hold the same data.
     key_bytes(key)
     header = f"umbra record 1|{_shape(records)}|uint8|int64|".encode()
     # Addition forgets the order and keeps repetitions (XOR would not), and 2048 bits put the
@@ -191,7 +186,6 @@ def partitions_of(view: View, dataset: str) -> tuple[Partition, ...]:
 def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None:
     """Check that a part of a data set is this content, binding it on its first use.
 
-    Content that schema 1 bound is bound again with its sketch, so that others can be compared.
     Raises InvalidRequest where N differs from what the content was bound with, and BudgetRefused
     where the content is a copy or a near copy of another data set, stands behind another part, or
     the part behind other content; where parts share records.
@@ -200,6 +194,7 @@ def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None
     owner = t.by_claim(claim)
     if owner is not None:
         require_part(t, dataset, partition, content)
+        # What schema 1 bound is bound again with its sketch, so that others can be compared.
         claim = f"sketch:{content.fingerprint}"
         if owner.kind == Kind.PARTITION or t.by_claim(claim) is not None:
             return

@@ -7,23 +7,13 @@ from typing import Any
 from privacy import validation
 from privacy.accounting import rdp
 from privacy.budget import admission as rules
-from privacy.budget.admission import Spending, odometer, read_state, spending
 from privacy.budget.identity import TRAIN, Content, bind, overlap_claim, require_part
 from privacy.errors import BudgetRefused, InvalidRequest
-from privacy.ledger import Head, Kind, Ledger, Row, View
-from privacy.ledger.records import (
-    RELATION,
-    Component,
-    Odometer,
-    Quote,
-    Receipt,
-    Reservation,
-    Settlement,
-    checked_plan,
-)
-from privacy.validation import positive_number
+from privacy.ledger import Head, Kind, Ledger, Row, Transaction, View, records
+from privacy.ledger.records import Component, Odometer, Quote, Receipt, Reservation, Settlement
 
-ADMITS = "rdp"  # the accountant that admits, written into every reservation
+# The accountant that admits, written into every reservation.
+ADMITS = "rdp"
 
 
 class Budget:
@@ -44,12 +34,12 @@ class Budget:
     def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
         """Give a data set its whole budget, for all runs on it together, once and for ever.
 
-        δ must be below 1/N when something is reserved. Declaring the same again changes nothing;
-        raises BudgetRefused where the name has another budget already.
+        Declaring the same again changes nothing; raises BudgetRefused where the name has another.
         """
+        # δ must be below 1/N, which is not known before something is reserved.
         validation.identifier("data set's name", name)
         body = {
-            "epsilon": positive_number("epsilon", epsilon),
+            "epsilon": validation.positive_number("epsilon", epsilon),
             "delta": validation.open_probability("delta", delta),
         }
         with self.ledger.transaction() as t:
@@ -59,7 +49,7 @@ class Budget:
             elif row.content != body:
                 declared = "ε={epsilon:g}, δ={delta:g}".format(**row.content)
                 raise BudgetRefused(f"{name!r} was declared with {declared}, for ever.")
-            return odometer(t, row)
+            return rules.odometer(t, row)
 
     def close(self, name: str) -> Odometer:
         """Admit nothing more for a data set, for ever; what is reserved may still be charged."""
@@ -68,13 +58,12 @@ class Budget:
             claim = f"close:{name}"
             if t.by_claim(claim) is None:
                 t.append(Kind.CLOSE, {}, dataset=name, claim=claim)
-            return odometer(t, declaration)
+            return rules.odometer(t, declaration)
 
     def accept_overlap(self, name: str, other: str) -> Head:
         """Accept that two data sets share records, so that for those both budgets add up.
 
-        Without it, content of which a good part lies in another data set is refused. An exact copy
-        stays refused. Repeated, in either order of the names, it returns the first acceptance.
+        An exact copy stays refused. Repeated, in either order, it returns the first acceptance.
         """
         with self.ledger.transaction() as t:
             for each in (name, other):
@@ -104,39 +93,27 @@ class Budget:
         """Set a plan's whole cost aside if the RDP filter admits it beside all that was admitted.
 
         Open reservations count in full, settled ones by what they charged, and only those of the
-        same part of the data set: see `privacy.budget.admission`.
+        same part of the data set. The same idempotency key returns the first reservation.
 
         Args:
-            run_id: the run that will charge.
-            dataset: the declared name.
             content: from `content_of`, of the very records that will be used.
-            unit: what is protected, as text.
+            unit: what is protected, as text; of its records there are at most `records_per_unit`.
             partition: the part of the data set that these records are; parts share no record.
-            records_per_unit: the most records one unit owns; budgets are per record, the audit
-                reports the guarantee for a unit.
-            plan: components with their steps.
+            records_per_unit: budgets are per record, the audit reports the guarantee for a unit.
             void: whether a seed makes the noise reproducible.
-            idempotency_key: the same key again returns the first reservation.
             spec_sha256: hash of the spec that makes the request.
 
-        Raises:
-            BudgetRefused: where the name is undeclared or closed, the content is a copy or near
-                copy of another data set or part, the part means other content or shares
-                records with another, δ ≥ 1/N, or the budget does not admit the plan.
-            IntegrityBroken: where the ledger does not verify.
+        Raises BudgetRefused where the name is undeclared or closed, the content is a copy or near
+        copy of another data set or part, the part means other content, δ ≥ 1/N, or the budget does
+        not admit the plan; IntegrityBroken where the ledger does not verify.
         """
-        if not isinstance(content, Content):
-            raise InvalidRequest(
-                f"A data set's content comes from content_of, found {type(content).__name__}."
-            )
-        parts = checked_plan(plan)
+        parts = records.checked_plan(plan)
         body = {
             "run": validation.identifier("run id", run_id),
-            "fingerprint": content.fingerprint,
-            "records": content.records,
+            **_identified(content),
             "unit": validation.text_line("privacy unit", unit),
             "records_per_unit": validation.positive_int("records_per_unit", records_per_unit),
-            "relation": RELATION,
+            "relation": records.RELATION,
             "void": validation.boolean("void", void),
             "accountant": ADMITS,
             "spec": None if spec_sha256 is None else validation.sha256("spec_sha256", spec_sha256),
@@ -145,35 +122,33 @@ class Budget:
         claim = f"reserve:{validation.text_line('idempotency key', idempotency_key)}"
         validation.identifier("data set's name", dataset)
         validation.identifier("partition's name", partition)
-        rdp.curve([part.mechanism for part in parts])  # cached, and costly: not under the lock
+        # Cached, and costly: not under the lock.
+        rdp.curve([part.mechanism for part in parts])
         self.ledger.require_sound()
         with self.ledger.transaction() as t:
             row = rules.repeated(t, claim, body, dataset)
-            if row is not None:
+            if row is None:
+                _require_admissible(t, dataset, partition, content, parts)
+                row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
+            else:
                 require_part(t, dataset, partition, content)
-                return Reservation.from_row(row)
-            declaration = rules.declared(t, dataset)
-            rules.require_delta(declaration, content.records)
-            bind(t, dataset, partition, content)
-            before = spending(t, dataset)[partition]
-            rules.admit(t, declaration, before, parts)
-            row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
             return Reservation.from_row(row)
 
     def begin_attempt(self, reservation_id: str, idempotency_key: str) -> int:
         """Begin an attempt of the run and return its number: 1, 2, 3, …
 
-        From then on no older attempt can charge, whether it still runs or not: masks and noise of
-        two attempts that charge in turn could be mixed up. The same idempotency key, to be drawn
-        at random, returns the same number. Raises BudgetRefused where the reservation is settled.
+        From then on no older attempt can charge, whether it still runs or not. The same idempotency
+        key, to be drawn at random, returns the same number. Raises BudgetRefused where the
+        reservation is settled.
         """
+        # Masks and noise of two attempts that charged in turn could be mixed up.
         validation.text_line("idempotency key", idempotency_key)
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
             claim = f"attempt:{reservation_id}:{idempotency_key}"
             row = t.by_claim(claim)
             if row is None:
-                state = read_state(t, opening)
+                state = rules.read_state(t, opening)
                 rules.require_open(reservation_id, state)
                 body = {"attempt": state.attempt + 1}
                 row = t.append(Kind.ATTEMPT, body, opening.dataset, reservation_id, claim)
@@ -184,15 +159,14 @@ class Budget:
     ) -> Receipt:
         """Spend steps before they are taken. When this returns, they are spent, on disk.
 
-        Only the newest `attempt` can charge. The same idempotency key returns the first receipt and
-        charges once. Draw it at random before the call and use it for repeats of this call only: a
-        key made of step numbers would let a restarted run take charged steps a second time.
+        Only the newest `attempt` can charge. The same idempotency key, drawn at random before the
+        call, returns the first receipt and charges once.
 
-        Raises:
-            InvalidRequest: also on an attempt that was not begun or is not the newest.
-            BudgetRefused: where the reservation is settled.
-            StepsExhausted: where fewer steps are left than requested.
+        Raises InvalidRequest also on an attempt that was not begun or is not the newest,
+        BudgetRefused where the reservation is settled, and StepsExhausted where fewer steps are
+        left than requested.
         """
+        # A key made of step numbers would let a restarted run take charged steps a second time.
         validation.text_line("idempotency key", idempotency_key)
         asked = {
             "component": validation.identifier("component's name", component),
@@ -205,7 +179,7 @@ class Budget:
             claim = f"charge:{reservation_id}:{idempotency_key}"
             row = rules.repeated(t, claim, asked, opening.dataset)
             if row is None:
-                state = read_state(t, opening)
+                state = rules.read_state(t, opening)
                 rules.require_chargeable(reservation_id, state, component, steps, attempt)
                 total = {**state.charged, component: state.charged[component] + steps}
                 body = {**asked, "charged": total}
@@ -223,7 +197,7 @@ class Budget:
             claim = f"settle:{reservation_id}"
             row = t.by_claim(claim)
             if row is None:
-                charged = read_state(t, opening).charged
+                charged = rules.read_state(t, opening).charged
                 row = t.append(
                     Kind.SETTLE, {"charged": charged}, opening.dataset, reservation_id, claim
                 )
@@ -250,26 +224,21 @@ class Budget:
         the exported weights, by default all that were charged. Raises BudgetRefused where nothing
         was charged, less than was used, or the run is void and `void_allowed` is false.
         """
-        validation.sha256("manifest_sha256", manifest_sha256)
-        validation.text_line("export's description", description)
-        validation.boolean("void_allowed", void_allowed)
+        body: dict[str, Any] = {
+            "manifest": validation.sha256("manifest_sha256", manifest_sha256),
+            "description": validation.text_line("export's description", description),
+        }
         if "/" in description or "\\" in description:
             raise InvalidRequest("An export's description must not hold a path.")
+        validation.boolean("void_allowed", void_allowed)
         if used is not None:
-            used = validation.steps_by_component("used", used)
+            body["used"] = validation.steps_by_component("used", used)
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
-            charged = read_state(t, opening).charged
+            charged = rules.read_state(t, opening).charged
             reservation = Reservation.from_row(opening)
             rules.require_covered(reservation, charged, used, void_allowed)
-            body: dict[str, Any] = {
-                "run": reservation.run_id,
-                "manifest": manifest_sha256,
-                "description": description,
-                "void": reservation.void,
-            }
-            if used is not None:
-                body["used"] = used
+            body |= {"run": reservation.run_id, "void": reservation.void}
             claim = f"export:{reservation_id}:{manifest_sha256}"
             row = rules.repeated(t, claim, body, opening.dataset)
             if row is None:
@@ -278,22 +247,17 @@ class Budget:
             return row.head
 
     def quote(self, dataset: str, plan: Sequence[Component], partition: str = TRAIN) -> Quote:
-        """Return what a plan would cost on one part of a data set, and whether it is admitted.
-
-        Nothing is set aside: another run may take the budget before this one reserves. `reserve`
-        checks that the content belongs to the name, and that δ < 1/N.
-        """
+        """Return what a plan would cost on one part of a data set, and whether it is admitted."""
+        # Nothing is set aside: another run may take the budget before this one reserves, which
+        # checks besides that the content belongs to the name, and that δ < 1/N.
         with self.ledger.reading() as view:
             return rules.quote_plan(*_question(view, dataset, plan, partition))
 
     def require_admissible(
         self, dataset: str, plan: Sequence[Component], partition: str = TRAIN
     ) -> None:
-        """Raise BudgetRefused on a plan that `reserve` would refuse now, as far as `quote` sees.
-
-        Raises:
-            IntegrityBroken: the ledger does not verify; what it says is spent counts for nothing.
-        """
+        """Raise BudgetRefused on a plan that `reserve` would refuse now, as far as `quote` sees."""
+        # What a ledger that does not verify says is spent counts for nothing.
         self.ledger.require_sound()
         with self.ledger.reading() as view:
             rules.admit(*_question(view, dataset, plan, partition))
@@ -313,17 +277,17 @@ class Budget:
     def charged_steps(self, reservation_id: str) -> dict[str, int]:
         """Return the steps charged so far, for every component of the plan."""
         with self.ledger.reading() as view:
-            return read_state(view, rules.opening(view, reservation_id)).charged
+            return rules.read_state(view, rules.opening(view, reservation_id)).charged
 
     def odometer(self, name: str) -> Odometer:
         """Return what is spent, committed and left."""
         with self.ledger.reading() as view:
-            return odometer(view, rules.declared(view, name))
+            return rules.odometer(view, rules.declared(view, name))
 
     def show(self) -> tuple[Odometer, ...]:
         """Return the odometers of all declared data sets, in the order of their declaration."""
         with self.ledger.reading() as view:
-            return tuple(odometer(view, row) for row in view.of(Kind.DECLARE))
+            return tuple(rules.odometer(view, row) for row in view.of(Kind.DECLARE))
 
     def history(self, name: str) -> Iterator[Row]:
         """Yield every row about a data set, oldest first: who did what and when."""
@@ -332,11 +296,33 @@ class Budget:
         return self.ledger.rows(dataset=name)
 
 
+def _identified(content: Content) -> dict[str, Any]:
+    if not isinstance(content, Content):
+        raise InvalidRequest(
+            f"A data set's content comes from content_of, found {type(content).__name__}."
+        )
+    return {"fingerprint": content.fingerprint, "records": content.records}
+
+
+def _require_admissible(
+    t: Transaction,
+    dataset: str,
+    partition: str,
+    content: Content,
+    plan: Sequence[Component],
+) -> None:
+    """Bind the content to its part, and raise unless the budget admits the plan on it."""
+    declaration = rules.declared(t, dataset)
+    rules.require_delta(declaration, content.records)
+    bind(t, dataset, partition, content)
+    rules.admit(t, declaration, rules.spending(t, dataset)[partition], plan)
+
+
 def _question(
     view: View, dataset: str, plan: Sequence[Component], partition: str
-) -> tuple[View, Row, Spending, tuple[Component, ...]]:
-    parts = checked_plan(plan)
+) -> tuple[View, Row, rules.Spending, tuple[Component, ...]]:
+    parts = records.checked_plan(plan)
     validation.identifier("partition's name", partition)
     declaration = rules.declared(view, dataset)
-    before = spending(view, dataset).get(partition, Spending((), (), ()))
+    before = rules.spending(view, dataset).get(partition, rules.Spending((), (), ()))
     return view, declaration, before, parts

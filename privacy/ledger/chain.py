@@ -1,17 +1,20 @@
-"""The hash of a row, and the replay that finds what does not fit."""
+"""The hash of a row, its signature, the replay that finds what does not fit, and the witness."""
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from privacy.errors import InvalidRequest
+from privacy.durable import write_file
+from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable, UmbraError
 from privacy.ledger.rows import Head, Kind, Row, canonical
 from privacy.validation import key_bytes
 
@@ -38,25 +41,20 @@ class Signer:
         return self._private.sign(_row_message(ledger_id, row_hash)).hex()
 
     def body(self, ledger_id: str, prev_hash: str) -> dict[str, str]:
-        """Return the body of the row that names this key, to follow the row `prev_hash`.
-
-        The key signs it there: so a key that nobody has is not put in force, and an officer who
-        pinned a key that has signed no other row yet can verify that the row was made with it.
-        """
+        """Return the body of the row that names this key, to follow the row `prev_hash`."""
+        # The key signs it there: so a key that nobody has is not put in force, and an officer who
+        # pinned a key that has signed no other row yet can verify that the row was made with it.
         message = _possession_message(ledger_id, prev_hash, self.public_key)
         return {"public_key": self.public_key, "possession": self._private.sign(message).hex()}
 
 
 def require_in_force(signer: Signer | None, in_force: str | None, where: str) -> None:
-    """Refuse to append with a key that is not in force, or without the one that is.
-
-    Raises InvalidRequest where the two differ; also where a key is here and none is in force, for
-    whoever signs must not take a history from which the signatures were removed.
-    """
+    """Raise InvalidRequest at a key that is not in force, or without the one that is."""
     own = None if signer is None else signer.public_key
     if own == in_force:
         return
     if in_force is None:
+        # Whoever signs must not take a history from which the signatures were removed.
         raise InvalidRequest(
             f"The ledger at {where} is not signed, or was replaced, yet there is a signing key "
             f"(public half {own}). Run `umbra audit`, then begin signing or move the key away."
@@ -70,10 +68,11 @@ def require_in_force(signer: Signer | None, in_force: str | None, where: str) ->
 class SignatureReplay:
     """Check the signatures of all rows in order: `feed` every row, then call `missing`.
 
-    Args:
-        pinned: a public key that was noted outside the ledger. Whoever writes the chain anew can
-            name keys of their own in it, but has no signature by this one.
+    `pinned` is a public key that was noted outside the ledger.
     """
+
+    # Whoever writes the chain anew can name keys of their own in it, but has no signature by the
+    # pinned one.
 
     def __init__(self, pinned: str | None = None) -> None:
         if pinned is not None and not _PUBLIC_KEY.fullmatch(pinned):
@@ -109,11 +108,9 @@ class SignatureReplay:
         return problems
 
     def missing(self) -> str | None:
-        """Return what is wrong with the whole, None where nothing is.
-
-        The keys hand over one to the next, so once the pinned one has signed, the newest row is
-        signed by it or by a key that it led to, or `feed` has said otherwise.
-        """
+        """Return what is wrong with the whole, None where nothing is."""
+        # The keys hand over one to the next, so once the pinned one has signed, the newest row is
+        # signed by it or by a key that it led to, or `feed` has said otherwise.
         if self._pinned is None or self._pinned_signed:
             return None
         found = f"ends under the key {self._in_force}" if self._in_force else "is not signed"
@@ -172,10 +169,7 @@ class Finding:
 def row_hash(row: Row) -> str:
     """Return SHA-256, in hex, over every column of `row` but the hash itself and the signature.
 
-    The columns are hashed as one JSON array: quotes, commas and null are escaped by JSON, so two
-    different rows never share an encoding (a plain concatenation would let text move from one
-    column to the next). Raises TypeError where a column is of a wrong type, as only a tampered
-    table can hold.
+    Raises TypeError where a column is of a wrong type, as only a tampered table can hold.
     """
     if type(row.seq) is not int:
         raise TypeError("seq is not an integer")
@@ -185,6 +179,8 @@ def row_hash(row: Row) -> str:
     for name in ("dataset", "reservation", "claim", "author", "signature"):
         if type(getattr(row, name)) not in (str, type(None)):
             raise TypeError(f"{name} is neither text nor null")
+    # One JSON array, in which quotes, commas and null are escaped, so that two different rows never
+    # share an encoding: in a plain concatenation text could move from one column to the next.
     before = [row.seq, row.kind, row.created_at, row.dataset, row.reservation, row.claim]
     after = [row.body, row.prev_hash]
     # The text keeps these hashes apart from any other use of SHA-256, the number the two encodings:
@@ -209,13 +205,10 @@ def replay(
 ) -> Iterator[Finding]:
     """Walk the whole chain once, in the order of `seq`, and yield everything that is broken.
 
-    Args:
-        rows: all rows from the first.
-        heads: heads recorded outside; one that is not met shows that rows were cut off or
-            rewritten.
-        public_key: a signing key noted outside, which the history must have been signed by.
+    `rows` are all from the first; `heads` and `public_key`, the signing key, were noted outside.
     """
     signatures = SignatureReplay(public_key)
+    # A head that is not met shows that rows were cut off or rewritten.
     awaited: defaultdict[int, set[str]] = defaultdict(set)
     for head in heads:
         awaited[head.seq].add(head.hash)
@@ -243,3 +236,64 @@ def replay(
     unsigned = signatures.missing()
     if unsigned:
         yield Finding(None, unsigned)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """The newest head that an installation saw, in a file outside the database.
+
+    One line, `LEDGER_ID SEQ:HASH`: an older copy put in the ledger's place does not fit it.
+    """
+
+    # Written after the commit, so it never names a row that the ledger does not hold. It may well
+    # name an older one: after a crash between commit and writing, or where two writers end in the
+    # other order than they committed. An older head is still an ancestor of every later one, so
+    # that is never a false alarm; a rollback is seen unless it goes back no further than there.
+    path: Path
+
+    def head(self, ledger_id: str) -> Head | None:
+        """Return the head that the ledger must still hold; None where nothing was seen yet.
+
+        Raises IntegrityBroken where the file is damaged, or another ledger was seen, and
+        LedgerUnavailable where it cannot be read.
+        """
+        try:
+            line = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            seen, head = line.decode("ascii").removesuffix("\n").split(" ")
+            parsed = Head.parse(head)
+        except (ValueError, InvalidRequest) as error:
+            raise IntegrityBroken(
+                f"{self.path} must hold the ledger's id and newest head. Run `umbra audit`; "
+                "if it finds nothing broken and the ledger is not an older copy, delete the file."
+            ) from error
+        if seen != ledger_id:
+            raise IntegrityBroken(
+                f"This installation used the ledger {seen} ({self.path}), found {ledger_id}: every "
+                "budget would be whole again. Put the ledger back or move that file away."
+            )
+        return parsed
+
+    def exists(self) -> bool:
+        """Return whether a ledger was seen here before, readable or not."""
+        return os.path.lexists(self.path)
+
+    def record(self, ledger_id: str, head: Head) -> None:
+        """Write the newest head. Raises LedgerUnavailable where it cannot be written."""
+        # Not synced: a power cut may bring back an older head, which is an ancestor as said above,
+        # and a charge must not wait for the disk twice.
+        try:
+            write_file(self.path, f"{ledger_id} {head}\n".encode("ascii"), sync=False)
+        except (OSError, UmbraError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> LedgerUnavailable:
+        return LedgerUnavailable(
+            f"{self.path}, which keeps the ledger's newest head, cannot be read or written: "
+            f"{getattr(error, 'strerror', None) or error}. Without it an older copy of the ledger "
+            "would not be noticed. Make it readable and writable, then repeat the command."
+        )

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import URL, Column, Connection, Index, Text, event, inspect
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable
 
-WAIT_S = 60  # how long a transaction waits for the ones before it
-WRITES = "umbra_writes"  # execution option of a connection whose transactions append
-_APPEND_LOCK = 0x756D627261  # "umbra": the advisory lock that serialises appends on PostgreSQL
+# How long a transaction waits for the ones before it.
+WAIT_S = 60
+# Execution option of a connection whose transactions append.
+WRITES = "umbra_writes"
+# "umbra": the advisory lock that serialises appends on PostgreSQL.
+_APPEND_LOCK = 0x756D627261
 
 _EXPECTED = "expected the path of a SQLite file or postgresql://USER@HOST/DATABASE."
 
@@ -24,13 +26,10 @@ _RESTORE = "Restore it from a copy, then run `umbra audit`."
 _DAMAGED = ("malformed", "not a database", "could not decode")
 
 
-def normalise(url: str | Path) -> URL:
-    """Return the SQLAlchemy URL of a path or a URL.
-
-    Raises InvalidRequest unless it is a SQLite file or a PostgreSQL URL.
-    """
+def normalise(url: str | Path) -> sa.URL:
+    """Return the SQLAlchemy URL of a SQLite file or of PostgreSQL; raise InvalidRequest else."""
     if isinstance(url, Path) or "://" not in url:
-        return URL.create("sqlite", database=str(Path(url).expanduser().absolute()))
+        return sa.URL.create("sqlite", database=str(Path(url).expanduser().absolute()))
     try:
         parsed = sa.make_url(url)
     except ArgumentError as error:
@@ -39,19 +38,16 @@ def normalise(url: str | Path) -> URL:
     if backend == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:") and not parsed.query:
-        return URL.create("sqlite", database=str(Path(str(parsed.database)).absolute()))
+        return sa.URL.create("sqlite", database=str(Path(str(parsed.database)).absolute()))
     shown = parsed.render_as_string(hide_password=True)
     raise InvalidRequest(f"The ledger cannot be kept in {shown!r}: {_EXPECTED}")
 
 
-def connect(url: URL) -> sa.Engine:
-    """Return an engine whose commits are on disk when they return.
-
-    Raises LedgerUnavailable where the PostgreSQL driver is not installed.
-    """
+def connect(url: sa.URL) -> sa.Engine:
+    """Return an engine whose commits are on disk when they return."""
     if url.get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": WAIT_S}, hide_parameters=True)
-        event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
     else:
         options = f"-c synchronous_commit=on -c lock_timeout={WAIT_S * 1000}"
         try:
@@ -68,7 +64,7 @@ def connect(url: URL) -> sa.Engine:
             raise LedgerUnavailable(
                 "A ledger on PostgreSQL needs its driver: pip install 'umbra-synth[postgres]'."
             ) from error
-    event.listen(engine, "begin", _begin)
+    sa.event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -90,7 +86,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
                 raise sqlite3.OperationalError("no write-ahead log can be kept on this file system")
 
 
-def _begin(connection: Connection) -> None:
+def _begin(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get(WRITES, False)
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -101,7 +97,7 @@ def _begin(connection: Connection) -> None:
 class Database:
     """The connections of one process to one ledger's database."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: sa.URL) -> None:
         self.engine = connect(url)
         # The file, None on PostgreSQL.
         self.path = Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
@@ -115,11 +111,8 @@ class Database:
         self._file = _identity(self.path)
 
     @contextmanager
-    def begin(self, writes: bool) -> Iterator[Connection]:
-        """Yield a connection inside a transaction, committed where nothing is raised inside.
-
-        Raises as `clear_errors` does, and LedgerUnavailable where the file was deleted or replaced.
-        """
+    def begin(self, writes: bool) -> Iterator[sa.Connection]:
+        """Yield a connection inside a transaction, committed where nothing is raised inside."""
         with clear_errors(self.where):
             # Appends to a file that was unlinked succeed and are lost; only the inode tells.
             if self._file is not None and self._file != _identity(self.path):
@@ -148,11 +141,7 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
 
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
-    """Turn the database's exceptions into ours.
-
-    Raises IntegrityBroken where the database says that its file is damaged, and LedgerUnavailable
-    on everything else the database, its driver or the disk refuses.
-    """
+    """Raise IntegrityBroken where the database says that it is damaged, else LedgerUnavailable."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -178,25 +167,25 @@ metadata = sa.MetaData()
 LEDGER = sa.Table(
     "umbra_ledger",
     metadata,
-    Column(
+    sa.Column(
         "seq",
         sa.BigInteger().with_variant(sa.Integer, "sqlite"),
         primary_key=True,
         autoincrement=False,
     ),
-    Column("kind", Text, nullable=False),
-    Column("created_at", Text, nullable=False),
-    Column("dataset", Text),
-    Column("reservation", Text),
-    Column("claim", Text, unique=True),
-    Column("body", Text, nullable=False),
-    Column("prev_hash", Text, nullable=False),
-    Column("hash", Text, nullable=False),
-    Column("author", Text),
-    Column("signature", Text),
-    Index("umbra_ledger_by_kind", "kind", "dataset", "seq"),
-    Index("umbra_ledger_by_dataset", "dataset", "seq"),
-    Index("umbra_ledger_by_reservation", "reservation", "seq"),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("dataset", sa.Text),
+    sa.Column("reservation", sa.Text),
+    sa.Column("claim", sa.Text, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("prev_hash", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("author", sa.Text),
+    sa.Column("signature", sa.Text),
+    sa.Index("umbra_ledger_by_kind", "kind", "dataset", "seq"),
+    sa.Index("umbra_ledger_by_dataset", "dataset", "seq"),
+    sa.Index("umbra_ledger_by_reservation", "reservation", "seq"),
 )
 
 COLUMNS = tuple(column.name for column in LEDGER.columns)
@@ -236,12 +225,12 @@ _POSTGRES_TRIGGERS = {
 }
 
 
-def has_table(connection: Connection) -> bool:
+def has_table(connection: sa.Connection) -> bool:
     """Return whether the table is there."""
-    return inspect(connection).has_table(LEDGER.name)
+    return sa.inspect(connection).has_table(LEDGER.name)
 
 
-def create_table(connection: Connection) -> None:
+def create_table(connection: sa.Connection) -> None:
     """Create the table and its triggers inside the connection's transaction."""
     metadata.create_all(connection)
     on_postgres = [_POSTGRES_FUNCTION, *_POSTGRES_TRIGGERS.values()]
@@ -250,7 +239,7 @@ def create_table(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-def add_columns(connection: Connection) -> None:
+def add_columns(connection: sa.Connection) -> None:
     """Give a table of schema 1 the columns that it lacks, inside the connection's transaction."""
     found = _columns(connection)
     for name in ADDED:
@@ -259,12 +248,10 @@ def add_columns(connection: Connection) -> None:
             connection.exec_driver_sql(f"ALTER TABLE {LEDGER.name} ADD COLUMN {name} TEXT")
 
 
-def structural_problems(connection: Connection) -> list[str]:
-    """Return what is wrong with the table around its rows: missing triggers, damaged indexes.
-
-    A damaged index could hide a reservation from the query that adds up what is spent, although
-    every row still bears its right hash.
-    """
+def structural_problems(connection: sa.Connection) -> list[str]:
+    """Return what is wrong with the table around its rows: missing triggers, damaged indexes."""
+    # A damaged index could hide a reservation from the query that adds up what is spent, although
+    # every row still bears its right hash.
     problems = []
     columns = _columns(connection)
     if columns not in (COLUMNS, COLUMNS[: -len(ADDED)]):
@@ -279,11 +266,11 @@ def structural_problems(connection: Connection) -> list[str]:
     return problems + [_no_trigger(name) for name in _POSTGRES_TRIGGERS if name not in found]
 
 
-def _columns(connection: Connection) -> tuple[str, ...]:
-    return tuple(column["name"] for column in inspect(connection).get_columns(LEDGER.name))
+def _columns(connection: sa.Connection) -> tuple[str, ...]:
+    return tuple(column["name"] for column in sa.inspect(connection).get_columns(LEDGER.name))
 
 
-def _sqlite_problems(connection: Connection) -> list[str]:
+def _sqlite_problems(connection: sa.Connection) -> list[str]:
     rows = connection.execute(
         sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :name"),
         {"name": LEDGER.name},

@@ -19,10 +19,7 @@ class StepsExhausted(BudgetRefused):
 
 @dataclass(frozen=True)
 class Component:
-    """One named part of a plan: a mechanism with the number of steps it may take at most.
-
-    Raises InvalidRequest on a bad name or something that is not a mechanism.
-    """
+    """One named part of a plan: a mechanism with the number of steps it may take at most."""
 
     name: str
     mechanism: Mechanism
@@ -105,11 +102,10 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Odometer:
-    """The declared budget of a data set and its status, by RDP, recomputed from rows.
+    """The declared budget of a data set and its status, by RDP, recomputed from rows."""
 
-    The parts of a data set share no record, so each may spend the whole budget (see
-    `privacy.budget.admission`). What is said here holds for the part that is furthest.
-    """
+    # The parts of a data set share no record, so each may spend the whole budget. What is said here
+    # holds for the part that is furthest.
 
     name: str  # the declared name
     epsilon: float  # declared
@@ -137,15 +133,12 @@ class Quote:
 
 
 def checked_plan(plan: Sequence[Component]) -> tuple[Component, ...]:
-    """Return the plan as it will be read back from the ledger.
-
-    Raises InvalidRequest where it is empty, repeats a name, or holds what its own constructors
-    would refuse: an object that came through pickle was never checked by them.
-    """
+    """Return the plan as it will be read back; raise InvalidRequest where it is no valid one."""
     components = tuple(plan) if isinstance(plan, Sequence) else ()
     if not components or not all(isinstance(part, Component) for part in components):
         raise InvalidRequest("A plan is one or more components, found something else.")
     names = [part.name for part in components]
     if len(set(names)) != len(names):
         raise InvalidRequest(f"The components of a plan need different names, found {names}.")
+    # An object that came through pickle was never checked by its own constructor.
     return tuple(Component.from_record(part.to_record()) for part in components)

@@ -14,23 +14,21 @@ _ENCODER = json.JSONEncoder(
 
 
 def canonical(value: Any) -> str:
-    """Return the only JSON text of `value`: keys sorted, no spaces, ASCII, no NaN or infinity.
+    """Return the only JSON text of `value`: keys sorted, no spaces, ASCII.
 
-    Floats are written by `repr`, which reads back to the same float64. Raises TypeError on a type
-    that JSON does not have, or a key that is not a string, and ValueError on NaN or an infinity.
+    Raises TypeError on a type that JSON does not have, or a key that is not a string, and
+    ValueError on NaN or an infinity.
     """
+    # Floats are written by `repr`, which reads back to the same float64.
     _refuse_foreign_keys(value)
     return _ENCODER.encode(value)
 
 
 def parse(text: str) -> Any:
-    """Read back what `canonical` wrote.
-
-    Raises ValueError where `text` is not JSON, or not the canonical text of what it says (spaces,
-    repeated or unsorted keys): two texts of one meaning would have two hashes.
-    """
+    """Read back what `canonical` wrote; raise ValueError on any other text."""
     value = json.loads(text)
-    # What was read from JSON has no foreign keys, so `_ENCODER` suffices.
+    # Spaces, repeated or unsorted keys: two texts of one meaning would have two hashes. What was
+    # read from JSON has no foreign keys, so `_ENCODER` suffices.
     if _ENCODER.encode(value) != text:
         raise ValueError("the JSON text is not in canonical form")
     return value
@@ -103,11 +101,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Head:
-    """The last row of the ledger at some moment: all rows up to it are fixed by its hash.
+    """The last row of the ledger at some moment: all rows up to it are fixed by its hash."""
 
-    Recorded outside the ledger (a checkpoint, an export), it shows a later truncation.
-    """
-
+    # Recorded outside the ledger (a checkpoint, an export), it shows a later truncation.
     seq: int
     hash: str
 

@@ -10,20 +10,10 @@ from sqlalchemy import URL, Connection
 
 from privacy.errors import IntegrityBroken, InvalidRequest, LedgerUnavailable, NoLedger
 from privacy.keys import key_id
-from privacy.ledger.chain import Finding, Signer, replay, require_in_force
-from privacy.ledger.database import (
-    LEDGER,
-    Database,
-    add_columns,
-    clear_errors,
-    create_table,
-    has_table,
-    normalise,
-    structural_problems,
-)
+from privacy.ledger import database as db
+from privacy.ledger.chain import Finding, Signer, Witness, replay, require_in_force
 from privacy.ledger.rows import SCHEMA_VERSION, Head, Kind, Row, checked_author
 from privacy.ledger.view import SELECT, Transaction, View, fetch
-from privacy.ledger.witness import Witness
 
 
 def require_known(version: object, where: str) -> int:
@@ -37,25 +27,23 @@ def require_known(version: object, where: str) -> int:
 
 
 def migrate(connection: Connection, transaction: Transaction) -> None:
-    """Bring a ledger of schema 1 to schema 2, inside the transaction that holds the append lock.
-
-    The columns and the row that says so become durable together: a crash leaves schema 1 or
-    schema 2. The rows that are there are not touched, so all recorded heads stay true.
-    """
+    """Bring a ledger of schema 1 to schema 2, inside the transaction that holds the append lock."""
+    # The columns and the row that says so become durable together: a crash leaves schema 1 or
+    # schema 2. The rows that are there are not touched, so all recorded heads stay true.
     # Another process may have been faster while this one waited for the lock.
     if transaction.terms().schema == SCHEMA_VERSION:
         return
-    add_columns(connection)
+    db.add_columns(connection)
     transaction.append(Kind.MIGRATE, {"schema": SCHEMA_VERSION}, claim=f"migrate:{SCHEMA_VERSION}")
 
 
-def find(database: Database) -> Row:
+def find(database: db.Database) -> Row:
     """Return the first row. Raises NoLedger where there is no ledger; makes no file."""
-    with clear_errors(database.where):
+    with db.clear_errors(database.where):
         present = database.path is None or database.path.exists()
     if present:
         with database.begin(writes=False) as connection:
-            if has_table(connection):
+            if db.has_table(connection):
                 return _first_row(connection, database.where)
     raise NoLedger(
         f"There is no ledger at {database.where}. `umbra budget declare NAME --epsilon E --delta "
@@ -64,7 +52,7 @@ def find(database: Database) -> Row:
 
 
 def find_or_create(
-    database: Database, key_id: str, author: str | None, witness: Witness | None
+    database: db.Database, key_id: str, author: str | None, witness: Witness | None
 ) -> Row:
     """Return the first row, beginning a ledger where there is none; of many processes one does.
 
@@ -82,13 +70,13 @@ def find_or_create(
                 "move the witness away."
             ) from None
     if database.path is not None:
-        with clear_errors(database.where):
+        with db.clear_errors(database.where):
             database.path.parent.mkdir(parents=True, exist_ok=True)
     with database.begin(writes=True) as connection:
         # Another process may have been faster while this one waited for the lock.
-        if has_table(connection):
+        if db.has_table(connection):
             return _first_row(connection, database.where)
-        create_table(connection)
+        db.create_table(connection)
         ledger_id = secrets.token_hex(16)
         body = {"schema": SCHEMA_VERSION, "ledger": ledger_id, "key": key_id}
         return Transaction(connection, ledger_id, author).append(
@@ -118,14 +106,16 @@ class Ledger:
     def __init__(
         self, url: URL, author: str | None, signer: Signer | None, witness: Witness | None
     ) -> None:
-        self._database = Database(url)
-        self.where = self._database.where  # path or URL for messages, without a password
+        self._database = db.Database(url)
+        # Path or URL for messages, without a password.
+        self.where = self._database.where
         self._author = checked_author(author)
         self._signer = signer
         self._witness = witness
         self._writable = False
         self._seen: Head | None = None
-        self.ledger_id = ""  # random, drawn when the ledger was created
+        # Random, drawn when the ledger was created.
+        self.ledger_id = ""
         # Names the fingerprint key that the ledger belongs to; reveals nothing of it.
         self.key_id = ""
 
@@ -143,24 +133,21 @@ class Ledger:
 
         Args:
             url: path of a SQLite file or a PostgreSQL URL.
-            key: from `load_or_create_key`. Without it the ledger can be read and verified, and
-                nothing can be appended; one of an older schema is then read as it is.
+            key: from `load_or_create_key`. Without it the ledger, as it is, can only be read.
             signing_key: 32-byte Ed25519 seed; needed to append where the ledger is signed.
             author: who is written beside every row: printable text, at most 128 characters.
-            witness: file outside the database that keeps the newest head seen here; made where
-                it is not there yet.
+            witness: file outside the database that keeps the newest head seen here.
 
         Raises:
             NoLedger: where there is none and none may be made.
-            LedgerUnavailable: where it cannot be reached, read or created, or a newer version
-                wrote it.
+            LedgerUnavailable: where it cannot be reached, or a newer version wrote it.
             InvalidRequest: where the key is not the one that the ledger was created with.
-            IntegrityBroken: where its first row is damaged, or it is not the ledger that the
-                witness saw, or an older copy of it.
+            IntegrityBroken: where its first row is damaged, or the witness saw another ledger or
+                a longer one.
         """
         signer = None if signing_key is None else Signer.from_seed(signing_key)
         seen = None if witness is None else Witness(Path(witness))
-        ledger = cls(normalise(url), author, signer, seen)
+        ledger = cls(db.normalise(url), author, signer, seen)
         if key is None:
             first = find(ledger._database)
         else:
@@ -179,12 +166,8 @@ class Ledger:
     def start_signing(self, signing_key: bytes) -> str:
         """Have all later rows signed by this key; return its public half, to be noted elsewhere.
 
-        From then on nobody can append without it, in no process. Where the ledger is signed
-        already, it must have been opened with the key in force, which hands over to the new one.
-        The same key again changes nothing.
-
-        Raises InvalidRequest where the key in force is not here, or the new one was replaced,
-        and otherwise as `transaction`.
+        From then on no process can append without it. The same key again changes nothing. Raises
+        InvalidRequest where the key in force is not here, or the new one was replaced before.
         """
         new = Signer.from_seed(signing_key)
         with self._appending() as transaction:
@@ -208,15 +191,13 @@ class Ledger:
     def rows(
         self, kind: Kind | None = None, dataset: str | None = None, reservation: str | None = None
     ) -> Iterator[Row]:
-        """Yield rows in order as they lie there, unchecked, a page in memory at a time.
-
-        Each page is its own short transaction: rows never change, so together they are a
-        consistent prefix, and a slow reader holds no lock.
-        """
-        query = SELECT.order_by(LEDGER.c.seq).limit(_PAGE)
+        """Yield rows in order as they lie there, unchecked, a page in memory at a time."""
+        # Each page is its own short transaction: rows never change, so together they are a
+        # consistent prefix, and a slow reader holds no lock.
+        query = SELECT.order_by(db.LEDGER.c.seq).limit(_PAGE)
         for column, value in (("kind", kind), ("dataset", dataset), ("reservation", reservation)):
             if value is not None:
-                query = query.where(LEDGER.c[column] == str(value))
+                query = query.where(db.LEDGER.c[column] == str(value))
         page_query = query
         while True:
             with self._database.begin(writes=False) as connection:
@@ -224,7 +205,7 @@ class Ledger:
             yield from page
             if len(page) < _PAGE:
                 return
-            page_query = query.where(LEDGER.c.seq > page[-1].seq)
+            page_query = query.where(db.LEDGER.c.seq > page[-1].seq)
 
     def verify(self, heads: Iterable[Head] = (), public_key: str | None = None) -> list[Finding]:
         """Replay the whole chain and check the table around it; an empty list is a sound ledger.
@@ -244,7 +225,7 @@ class Ledger:
             findings.append(Finding(None, str(error)))
         try:
             with self._database.begin(writes=False) as connection:
-                problems = structural_problems(connection)
+                problems = db.structural_problems(connection)
             findings += [Finding(None, problem) for problem in problems]
             findings += replay(self.rows(), heads, public_key)
         except IntegrityBroken as error:
@@ -278,8 +259,8 @@ class Ledger:
         Raises:
             InvalidRequest: where the ledger was opened without its key, or without the signing
                 key in force, or with a signing key while it is not signed.
-            LedgerUnavailable: where it cannot be written, or follows a newer schema by now. The
-                rows may be there all the same after a connection lost during the commit.
+            LedgerUnavailable: where it cannot be written; after a connection lost during the commit
+                the rows may be there all the same.
             IntegrityBroken: where it was rolled back or its last row was altered.
         """
         with self._appending() as transaction:

@@ -72,13 +72,13 @@ class View:
     def terms(self, strict: bool = True) -> Terms:
         """Return the schema and the signing key in force.
 
-        Raises IntegrityBroken at a damaged row if `strict`; otherwise passes over it, for a reader
-        who verifies and has to report all damage.
+        Raises IntegrityBroken at a damaged row if `strict`; otherwise passes over it.
         """
         kinds = (Kind.GENESIS.value, Kind.MIGRATE.value, Kind.SIGNER.value)
         version, public_key = None, None
         query = SELECT.where(LEDGER.c.kind.in_(kinds)).order_by(LEDGER.c.seq)
         for row in fetch(self._connection, query):
+            # Whoever reads to verify has to report all damage.
             if not strict and broken(row):
                 continue
             body = _checked(row).content
@@ -87,10 +87,7 @@ class View:
         return Terms(version, public_key)
 
     def require_ancestor(self, head: Head) -> None:
-        """Check that the ledger still holds what was seen of it before.
-
-        Raises IntegrityBroken where it was rolled back to an older copy or replaced.
-        """
+        """Raise IntegrityBroken where the ledger was rolled back to an older copy or replaced."""
         row = self.row(head.seq)
         if row is None or row.hash != head.hash:
             raise IntegrityBroken(
@@ -104,18 +101,15 @@ class View:
 
 
 class Transaction(View):
-    """A view that holds the append lock: what it reads stays true until it commits.
-
-    Attributes:
-        newest: the last row, those appended here included; None while the ledger is created.
-        signer: signs every row that is appended; None where rows are not signed.
-    """
+    """A view that holds the append lock: what it reads stays true until it commits."""
 
     def __init__(self, connection: Connection, ledger_id: str, author: str | None = None) -> None:
         super().__init__(connection)
         self._ledger_id = ledger_id
         self._author = author
+        # Signs every row that is appended; None where rows are not signed.
         self.signer: Signer | None = None
+        # Those appended here included; None while the ledger is created.
         self.newest = self.last_row()
 
     def append(
@@ -142,10 +136,7 @@ class Transaction(View):
         return row
 
     def hand_over(self, new: Signer) -> Row:
-        """Append the row that puts a signing key in force, and sign by it from then on.
-
-        Raises InvalidRequest where the key was in force before and replaced.
-        """
+        """Append the row that puts a new signing key in force, and sign by it from then on."""
         claim = f"signer:{new.public_key}"
         if self.by_claim(claim) is not None:
             raise InvalidRequest(

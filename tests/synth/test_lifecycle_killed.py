@@ -18,8 +18,7 @@ from privacy.audit.ledger import audit_ledger
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, NoLedger
 from privacy.ledger import Kind, Ledger
-from privacy.ledger.chain import Signer
-from privacy.ledger.witness import Witness
+from privacy.ledger.chain import Signer, Witness
 from synth.checkpoint import newest
 from synth.training import PRIVATE, WARMUP
 from tests.synth.killing import NEVER, Instant, Nursery, Start

@@ -2,11 +2,11 @@
 
 import pytest
 
-from pipeline.audit import mechanism
-from pipeline.audit.mechanism import audit_step
+from pipeline.audit.run import audit_step
 from pipeline.plan import plan
 from pipeline.progress import SilentProgress
 from pipeline.spec.load import SpecError
+from privacy.audit import mechanism
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 

@@ -102,7 +102,7 @@ def test_other_images_than_the_runs_are_refused(finished, monkeypatch):
 def test_a_holdout_that_was_paid_for_must_be_the_same(house, blots_spec, monkeypatch):
     run = house.reserve(blots_spec(PAID, PRIVATE_HOLDOUT))
     spec = run.spec()
-    train, holdout = release._private(run, spec.data)
+    train, holdout = release._private(run, spec)
     assert (len(train), len(holdout)) == (40, 20)
     source = type(spec.data.source)
     load = source.load
@@ -115,7 +115,7 @@ def test_a_holdout_that_was_paid_for_must_be_the_same(house, blots_spec, monkeyp
 
     monkeypatch.setattr(source, "load", changed)
     with pytest.raises(DataError, match="reserved for"):
-        release._private(run, spec.data)
+        release._private(run, spec)
 
 
 @pytest.mark.parametrize("name", ["run.key", "train-content"])

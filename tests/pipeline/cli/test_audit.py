@@ -218,7 +218,7 @@ def found_out(monkeypatch):
         void=False,
     )
     verdicts = {"step": step, "trained": trained}
-    monkeypatch.setattr("pipeline.audit.mechanism.audit_step", lambda *arguments: verdicts["step"])
+    monkeypatch.setattr("pipeline.audit.run.audit_step", lambda *arguments: verdicts["step"])
     monkeypatch.setattr("pipeline.audit.run.audit_training", lambda *arguments: verdicts["trained"])
     return verdicts
 
@@ -359,7 +359,7 @@ def test_a_broken_ledger_is_not_built_upon(umbra, finished, tamper, monkeypatch)
     def refuse(*arguments):
         raise AssertionError("went on")
 
-    monkeypatch.setattr("pipeline.audit.mechanism.audit_step", refuse)
+    monkeypatch.setattr("pipeline.audit.run.audit_step", refuse)
     tamper(house, "UPDATE umbra_ledger SET body = replace(body, '\"steps\":4', '\"steps\":1')")
     result = umbra("audit", run.run_id, "--empirical")
     assert result.code == 4

@@ -10,8 +10,8 @@ from pipeline.cluster.budget_actor import (
     budget_manager,
 )
 from pipeline.runs.ledger_access import LedgerAccess
-from privacy.budget import StepsExhausted
 from privacy.errors import LedgerUnavailable
+from privacy.ledger.records import StepsExhausted
 
 COMPONENT = "dp-sgd"
 STEPS = 4

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from pipeline.home import Home
-from pipeline.privacy_statement import charged_mechanisms
+from pipeline.runs.ledger_access import charged_mechanisms
 from privacy.accounting import epsilon_bounds
 from privacy.audit.ledger import audit_ledger
 from privacy.budget import Budget

@@ -7,9 +7,8 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from pipeline.privacy_statement import privacy_statement
 from pipeline.runs.export import export_run
-from pipeline.runs.ledger_access import recorded_heads
+from pipeline.runs.ledger_access import privacy_statement, recorded_heads
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
 from synth.data.manifest import manifest_sha256
 from synth.data.shards import read_shards

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import Engine, event
 
-from privacy.budget import StepsExhausted
 from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable
 from privacy.ledger import Kind
+from privacy.ledger.records import StepsExhausted
 from privacy.mechanisms import Gaussian
 
 

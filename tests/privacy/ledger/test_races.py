@@ -8,9 +8,10 @@ import time
 import pytest
 
 from privacy.accounting import accountant
-from privacy.budget import Budget, Component, StepsExhausted
+from privacy.budget import Budget, Component
 from privacy.errors import BudgetRefused
 from privacy.ledger import Kind
+from privacy.ledger.records import StepsExhausted
 from privacy.mechanisms import Gaussian
 
 EPSILON, DELTA = 3.0, 1e-5

@@ -7,7 +7,7 @@ import pytest
 from privacy.budget import Budget, Component
 from privacy.errors import IntegrityBroken, LedgerUnavailable, NoLedger
 from privacy.ledger import Head, Kind, Ledger
-from privacy.ledger.witness import Witness
+from privacy.ledger.chain import Witness
 from privacy.mechanisms import Gaussian
 
 

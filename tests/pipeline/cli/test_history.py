@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from pipeline.runs.ledger_access import describe_row
+from pipeline.cli.budget import describe_row
 from privacy.ledger import Kind, Row
 
 
@@ -29,6 +29,6 @@ def test_a_kind_that_is_not_known_is_named(finished):
 
 
 def test_every_kind_about_a_data_set_has_a_description():
-    from pipeline.runs.ledger_access import _DESCRIPTIONS
+    from pipeline.cli.budget import _DESCRIPTIONS
 
     assert set(Kind) - set(_DESCRIPTIONS) == {Kind.GENESIS, Kind.MIGRATE, Kind.SIGNER}

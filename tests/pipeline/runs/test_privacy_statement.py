@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.privacy_statement import charged_mechanisms, privacy_statement
+from pipeline.runs.ledger_access import charged_mechanisms, privacy_statement
 from privacy.audit.opacus import opacus_epsilon
 
 
