@@ -22,7 +22,6 @@ _LIGHT = (
     "pipeline.home",
     "pipeline.plan",
     "pipeline.runs.directory",
-    "pipeline.runs.state",
     "pipeline.runs.status",
     "pipeline.spec",
     "privacy.accounting",

@@ -11,8 +11,7 @@ import click
 from pipeline.cli.output import emit, ignore_closed_pipe, json_option, pairs, printable, table
 from pipeline.home import Home
 from pipeline.progress import duration
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.state import RunState
+from pipeline.runs.directory import RunDirectory, RunState
 from pipeline.runs.status import JobClient, run_status
 from privacy.errors import IntegrityBroken, InvalidRequest
 

@@ -21,6 +21,7 @@ from privacy.errors import InvalidRequest, UmbraError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.plan import Plan
     from pipeline.progress import Progress
     from pipeline.spec import Workers
     from privacy.budget import Quote
@@ -51,35 +52,31 @@ def plan(spec: Path, as_json: bool) -> None:
     made = planning.plan(load_spec(spec))
     quoted = planning.budget_quotes(made, Home.locate())
     facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
+    emit(facts, as_json, lambda console: _show_plan(console, made, quoted))
 
-    def show(console: "Console") -> None:
-        cost, asked = made.cost, made.spec
-        console.print(
-            pairs(
-                f"Plan of {asked.name}",
-                {
-                    "data set": f"{asked.data.name}, N = {asked.data.records}",
-                    "calibrated by": asked.privacy.calibration.upper(),
-                    **{_LABELS.get(n, n): _figure(value) for n, value in made.numbers.items()},
-                    "parameters": f"{cost.parameters:,}",
-                    "views in all": f"{cost.views:,.0f}",
-                    "training (estimate)": _work(cost.training_flops, cost.training_seconds),
-                    "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
-                    "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
-                    "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
-                },
-            )
-        )
-        rows = [(name.upper(), bound) for name, bound in facts["epsilon"].items()]
-        title = f"ε at δ = {asked.privacy.delta:g}"
-        console.print(table(title, ["accountant", "ε at most"], rows, [1]))
-        for component in (*made.components, *made.holdout_components):
-            console.print(f"charged as {component.name}: {component.mechanism}")
-        _show_budget(console, asked.data.name, quoted)
-        for note in made.notes:
-            console.print(f"Note: {note}")
 
-    emit(facts, as_json, show)
+def _show_plan(console: "Console", made: "Plan", quoted: "dict[str, Quote]") -> None:
+    cost, spec = made.cost, made.spec
+    facts = {
+        "data set": f"{spec.data.name}, N = {spec.data.records}",
+        "calibrated by": spec.privacy.calibration.upper(),
+        **{_LABELS.get(name, name): _figure(value) for name, value in made.numbers.items()},
+        "parameters": f"{cost.parameters:,}",
+        "views in all": f"{cost.views:,.0f}",
+        "training (estimate)": _work(cost.training_flops, cost.training_seconds),
+        "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
+        "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
+        "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
+    }
+    console.print(pairs(f"Plan of {spec.name}", facts))
+    bounds = [(name.upper(), bound) for name, bound in made.epsilon.to_dict().items()]
+    title = f"ε at δ = {spec.privacy.delta:g}"
+    console.print(table(title, ["accountant", "ε at most"], bounds, [1]))
+    for component in (*made.components, *made.holdout_components):
+        console.print(f"charged as {component.name}: {component.mechanism}")
+    _show_budget(console, spec.data.name, quoted)
+    for note in made.notes:
+        console.print(f"Note: {note}")
 
 
 def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -> None:
@@ -153,19 +150,18 @@ def submit(
     spec: Path, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
 ) -> None:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
-    from pipeline.runs.engine import execute
-    from pipeline.runs.engine import submit as reserve
+    from pipeline.runs import engine
     from pipeline.spec import load_spec
 
     home, requested = Home.locate(), load_spec(spec)
     _require_usable_cluster(address, detach)
-    run = reserve(requested, home, embedded=address is None, workers=workers)
+    run = engine.submit(requested, home, embedded=address is None, workers=workers)
     if detach:
         _detach(run, home, address, workers, as_json)
         return
     click.echo(f"run {run.run_id}", err=True)
     with _shown(run, home, as_json) as progress:
-        execute(run, home, progress, address, workers)
+        engine.execute(run, home, progress, address, workers)
 
 
 @click.command()
@@ -218,24 +214,22 @@ def _shown(run: RunDirectory, home: Home, as_json: bool) -> "Iterator[Progress]"
 def _detach(
     run: RunDirectory, home: Home, address: str | None, workers: "Workers | None", as_json: bool
 ) -> None:
-    """Start `run` in the background and print its id."""
-    started = {"run_id": run.run_id, **_start_in_background(run, home, address, workers)}
+    """Start `run` as a job if `address` is a Jobs API, else in a process here; print its id."""
+    from pipeline.cluster.connection import is_jobs_api
+
+    started = {"run_id": run.run_id}
+    if address is not None and is_jobs_api(address):
+        started["job"] = _submit_job(run, home, address, workers)
+    else:
+        _start_process(run, address, workers)
     emit(started, as_json, lambda console: console.print(run.run_id))
 
 
-def _start_in_background(
-    run: RunDirectory, home: Home, address: str | None, workers: "Workers | None"
-) -> dict[str, str]:
-    """Submit the run as a job if `address` is a Jobs API, else start a process for it here."""
-    from pipeline.cluster.connection import is_jobs_api
-
-    if address is None or not is_jobs_api(address):
-        _start_process(run, address, workers)
-        return {}
+def _submit_job(run: RunDirectory, home: Home, address: str, workers: "Workers | None") -> str:
     from pipeline.runs.control import submit_job
 
     try:
-        return {"job": submit_job(run, home, address, workers).submission_id}
+        return submit_job(run, home, address, workers).submission_id
     except InvalidRequest:
         raise
     except UmbraError as error:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pipeline.cluster.connection import OPEN_CLUSTER, require_token
 from pipeline.home import Home
-from pipeline.runs.state import JOB_VARIABLE, RayJob
+from pipeline.runs.directory import JOB_VARIABLE, RayJob
 from pipeline.spec import Workers
 from privacy.errors import UmbraError
 

@@ -13,9 +13,8 @@ import numpy as np
 from pipeline.audit.ledger import Audit
 from pipeline.metrics import FEATURES, SYNTHETIC, PaidMetrics, likeness, paid_metrics, released
 from pipeline.runs.dataset_identity import HOLDOUT, load_partition
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import RunDirectory, RunState
 from pipeline.runs.ledger_access import charged_mechanisms, guarantees
-from pipeline.runs.state import RunState
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, accountant, epsilon_bounds
 from privacy.accounting.base import round_up

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.home import Home
 from pipeline.runs.dataset_identity import TRAIN
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import RayJob, RunDirectory
 from pipeline.runs.ingest import give_back
 from pipeline.runs.ledger_access import open_budget, record_head
-from pipeline.runs.state import RayJob
 from pipeline.runs.status import request_stop, run_status
 from privacy.budget import Settlement
 from privacy.errors import InvalidRequest, UmbraError

@@ -11,15 +11,12 @@ from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from pipeline import plan as planning
 from pipeline.home import Home
-from pipeline.plan import Plan, holdout_components, plan, training_components
 from pipeline.progress import Progress
-from pipeline.runs.control import CANCELLED
+from pipeline.runs import control, ingest, ledger_access
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ingest import INGEST, give_back, ingest
-from pipeline.runs.ledger_access import LedgerAccess, record_head, verify_ledger_ancestry
-from pipeline.runs.state import JOB_VARIABLE, RayJob, RunState
+from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
 from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
@@ -27,7 +24,8 @@ from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger import Ledger
 
 if TYPE_CHECKING:
-    from pipeline.tracking.tracker import TrackedRun
+    from pipeline.stages import Context
+    from pipeline.tracking.tracker import StageRun, TrackedRun
 
 _MLFLOW_SECONDS = 10.0  # that a failed run waits for MLflow, to record the failure there
 
@@ -47,7 +45,7 @@ def submit(
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
     home.ensure()
-    access = LedgerAccess.of(home)
+    access = ledger_access.LedgerAccess.of(home)
     budget = Budget(access.open())
     declared = budget.odometer(spec.data.name)
     if declared.delta != spec.privacy.delta:
@@ -57,11 +55,14 @@ def submit(
             "one."
         )
     # Refuse what the budget refuses before torch is imported and the data are read.
-    components = {TRAIN: training_components(spec), HOLDOUT: holdout_components(spec)}
+    components = {
+        TRAIN: planning.training_components(spec),
+        HOLDOUT: planning.holdout_components(spec),
+    }
     for part, charged in components.items():
         if charged:
             budget.require_admissible(spec.data.name, charged, part)
-    planned = plan(spec, trial=False)
+    planned = planning.plan(spec, trial=False)
     if embedded:
         from pipeline.cluster.connection import require_room, this_machine
 
@@ -69,11 +70,11 @@ def submit(
         require_room(_with_workers(spec, workers).resources, this_machine())
     run = home.new_run(spec)
     try:
-        ingest(run, spec, planned, access.key, budget)
+        ingest.ingest(run, spec, planned, access.key, budget)
     except BaseException:
         if run.state().reservation_id is None:
             # A run that did not record its reservation could neither charge it nor give it back.
-            give_back(run, budget)
+            ingest.give_back(run, budget)
             shutil.rmtree(run.path)
         raise
     return run
@@ -107,9 +108,8 @@ def execute(
     with run.lock():
         if run.state().status == "done":
             raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
-        spec = _with_workers(run.spec(), workers)
-        planned = plan(run.spec(), trial=False)
-        access = LedgerAccess.of(home)
+        spec, access = run.spec(), ledger_access.LedgerAccess.of(home)
+        planned = planning.plan(spec, trial=False)
         if run.state().reservation_id is not None:
             # Where the run's ledger is missing, `access.open` would create another one.
             Ledger.open(home.ledger_url).close()
@@ -117,32 +117,42 @@ def execute(
         with _sigterm_interrupts(), _outcome_recorded(run):
             run.begin()
             run.update(job=_current_job(run), waiting="")
-            verify_ledger_ancestry(run, budget.ledger)
-            if not run.state().is_done(INGEST):
-                ingest(run, run.spec(), planned, access.key, budget)
-            open_mlflow = partial(_open_in_mlflow, run, home, run.spec(), planned, budget)
-            with _environment(run, spec, address, open_mlflow) as tracked_run:
+            ledger_access.verify_ledger_ancestry(run, budget.ledger)
+            if not run.state().is_done(ingest.INGEST):
+                ingest.ingest(run, spec, planned, access.key, budget)
+            open_mlflow = partial(_open_in_mlflow, run, home, spec, planned, budget)
+            spec = _with_workers(spec, workers)
+            with _environment(run, spec, address, open_mlflow) as tracked:
                 # Ray and torch take seconds to import: they are imported where they are needed.
+                from pipeline import stages
                 from pipeline.cluster.budget_actor import budget_manager
-                from pipeline.stages import STAGES, Context
 
-                manager = budget_manager(access)  # starts a process; do not wait for it here
-                tracked = tracked_run()
-                context = Context(home, run, spec, planned, budget, manager, tracked, progress)
-                for stage in STAGES:
-                    if run.state().is_done(stage.name):
-                        continue
-                    run.update(stage=stage.name)
-                    started = monotonic()
-                    with tracked.stage(stage.name) as stage_run:
-                        stage.run(context, stage_run)
-                    run.finish_stage(stage.name, monotonic() - started)
-                    head = budget.ledger.head()
-                    record_head(run, head)
-                    tracked.ledger_head(str(head))
+                # Before MLflow is waited for: the manager's process starts meanwhile.
+                manager = budget_manager(access)
+                context = stages.Context(
+                    home, run, spec, planned, budget, manager, tracked(), progress
+                )
+                for stage in stages.STAGES:
+                    if not run.state().is_done(stage.name):
+                        with _recorded(context, stage.name) as stage_run:
+                            stage.run(context, stage_run)
                 run.update(status="done", process=None)
-                tracked.finish()
+                context.tracked.finish()
     return run.state()
+
+
+@contextmanager
+def _recorded(context: "Context", stage: str) -> "Iterator[StageRun]":
+    """Record a stage in state, MLflow and, when it is done, with the ledger's head."""
+    run, tracked = context.run, context.tracked
+    run.update(stage=stage)
+    started = monotonic()
+    with tracked.stage(stage) as stage_run:
+        yield stage_run
+    run.finish_stage(stage, monotonic() - started)
+    head = context.budget.ledger.head()
+    ledger_access.record_head(run, head)
+    tracked.ledger_head(str(head))
 
 
 def _with_workers(spec: Spec, workers: Workers | None) -> Spec:
@@ -209,7 +219,7 @@ def _opened_in_background(
 
 
 def _open_in_mlflow(
-    run: RunDirectory, home: Home, spec: Spec, planned: Plan, budget: Budget
+    run: RunDirectory, home: Home, spec: Spec, planned: planning.Plan, budget: Budget
 ) -> "TrackedRun":
     from pipeline.tracking.release import Release
     from pipeline.tracking.tracker import RunIdentity, Tracker
@@ -244,7 +254,7 @@ def _outcome_recorded(run: RunDirectory) -> Iterator[None]:
         run.update(status="failed", process=None, message=str(error))
         raise
     except KeyboardInterrupt:
-        run.update(status="cancelled", process=None, message=CANCELLED)
+        run.update(status="cancelled", process=None, message=control.CANCELLED)
         raise
     except BaseException as error:
         # The text of an unexpected error may hold private values: record its type alone.

@@ -17,6 +17,8 @@ from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
 INGEST = "ingest"
+# The field of the run's state for the reservation of each part of the data set.
+_RESERVATIONS = {TRAIN: "reservation_id", HOLDOUT: "holdout_reservation_id"}
 
 
 def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget) -> None:
@@ -38,27 +40,18 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
             f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
             "The declared number enters the accounting: correct it in the spec."
         )
-    DatasetIdentity.keep(run, TRAIN, loaded)
-    holdout = _paying_holdout(spec, loaded, key)
-    if holdout is not None:
-        DatasetIdentity.keep(run, HOLDOUT, holdout)
-    reservation = budget.reserve(
-        run.run_id,
-        data.name,
-        content_of(loaded, key),
-        spec.privacy.unit,
-        records_per_unit=spec.privacy.records_per_unit,
-        plan=plan.components,
-        void=plan.void,
-        idempotency_key=_key(run, TRAIN),
-        spec_sha256=spec.sha256(),
-    )
-    reserved = {"reservation_id": reservation}
-    if holdout is not None:
-        paying = _reserve_holdout(run, spec, plan, holdout, key, budget)
-        reserved["holdout_reservation_id"] = paying
-    for each in reserved.values():
-        record_head(run, each.head)
+    records = {TRAIN: loaded}
+    if (holdout := _paying_holdout(spec, loaded, key)) is not None:
+        records[HOLDOUT] = holdout
+    for part, each in records.items():
+        DatasetIdentity.keep(run, part, each)
+    reserved = {
+        name: _reserve(run, spec, plan, part, records[part], key, budget)
+        for part, name in _RESERVATIONS.items()
+        if part in records
+    }
+    for reservation in reserved.values():
+        record_head(run, reservation.head)
     run.update(**{name: each.id for name, each in reserved.items()})
     run.finish_stage(INGEST, monotonic() - started)
 
@@ -93,23 +86,26 @@ def _paying_holdout(spec: Spec, train: LabelledRecords, key: bytes) -> LabelledR
     return holdout
 
 
-def _reserve_holdout(
+def _reserve(
     run: RunDirectory,
     spec: Spec,
     plan: Plan,
-    holdout: LabelledRecords,
+    part: str,
+    records: LabelledRecords,
     key: bytes,
     budget: Budget,
 ) -> Reservation:
+    train = part == TRAIN
     return budget.reserve(
         run.run_id,
         spec.data.name,
-        content_of(holdout, key),
+        content_of(records, key),
         spec.privacy.unit,
-        partition=HOLDOUT,
+        partition=part,
         records_per_unit=spec.privacy.records_per_unit,
-        plan=plan.holdout_components,
-        void=False,  # a seed does not determine this noise
-        idempotency_key=_key(run, HOLDOUT),
+        plan=plan.components if train else plan.holdout_components,
+        # A seed does not determine the noise of figures on the holdout.
+        void=train and plan.void,
+        idempotency_key=_key(run, part),
         spec_sha256=spec.sha256(),
     )

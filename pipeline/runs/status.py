@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.progress import duration, run_periodically
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.state import RayJob, RunState
+from pipeline.runs.directory import RayJob, RunDirectory, RunState
 from privacy.errors import UmbraError
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.state import ProcessIdentity
+from pipeline.runs.directory import ProcessIdentity, RunDirectory
 
 
 @pytest.fixture

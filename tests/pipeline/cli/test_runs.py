@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.runs.state import ProcessIdentity
+from pipeline.runs.directory import ProcessIdentity
 
 GONE = ProcessIdentity(2**22 + 1, "long ago")
 

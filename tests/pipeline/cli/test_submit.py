@@ -186,7 +186,7 @@ def test_detached_and_died_at_once(umbra, house, write_spec, in_place_of_python)
 
 def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
     """`cancel` tells the very process that holds the run, and no other."""
-    from pipeline.runs.state import ProcessIdentity
+    from pipeline.runs.directory import ProcessIdentity
 
     run = house.reserve(blots_spec())
     child = os.fork()
@@ -214,7 +214,7 @@ def test_sigterm_reaches_the_process_that_works(umbra, house, blots_spec):
 
 
 def _started(pid):
-    from pipeline.runs import state as process
+    from pipeline.runs import directory as process
 
     return process._started(pid)
 

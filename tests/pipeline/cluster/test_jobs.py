@@ -5,7 +5,7 @@ import pytest
 from pipeline.cluster.connection import OPEN_CLUSTER
 from pipeline.cluster.jobs import _last_line, _NoSuchJob, _sanitized, job_environment
 from pipeline.home import Home
-from pipeline.runs.state import RayJob
+from pipeline.runs.directory import RayJob
 from privacy.errors import UmbraError
 
 

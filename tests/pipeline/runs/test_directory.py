@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.state import ProcessIdentity, RunState, StageRecord
+from pipeline.runs.directory import ProcessIdentity, RunDirectory, RunState, StageRecord
 from pipeline.spec import parse_spec
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from tests.builders import SMALL_SPEC

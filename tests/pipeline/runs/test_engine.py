@@ -18,8 +18,7 @@ from pipeline.cluster.jobs import JobReport
 from pipeline.progress import SilentProgress
 from pipeline.runs import control, engine
 from pipeline.runs.control import submit_job
-from pipeline.runs.directory import RunDirectory
-from pipeline.runs.state import ProcessIdentity, RayJob
+from pipeline.runs.directory import ProcessIdentity, RayJob, RunDirectory
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
 from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
 

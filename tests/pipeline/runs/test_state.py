@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from pipeline.runs import state as process
-from pipeline.runs.state import ProcessIdentity
+from pipeline.runs import directory as process
+from pipeline.runs.directory import ProcessIdentity
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cluster.jobs import JobReport
 from pipeline.runs import status as subject
-from pipeline.runs.state import ProcessIdentity, RayJob
+from pipeline.runs.directory import ProcessIdentity, RayJob
 from pipeline.runs.status import run_status
 from privacy.errors import UmbraError
 
