@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from privacy.gradients import choose
 from privacy.gradients.base import GradientEngine
 from privacy.gradients.memory import activation_bytes
-from synth.loss import DenoisingLoss, autocast
-from synth.preconditioning import Denoiser
+from synth.preconditioning import Denoiser, DenoisingLoss, autocast
 from synth.settings import PRECISIONS, Precision
 
 from .steps import LIMIT, in_each_order, micro_batches, non_private, records_in, sum_of_clipped

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from synth.loss import DenoisingLoss, draw_views
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.unet import UNet, UNetConfig
 
 _CLASSES = 10

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from privacy.cuda_graph import Work, capture
 from privacy.errors import InvalidRequest
-from synth.loss import autocast
-from synth.preconditioning import Denoiser
+from synth.preconditioning import Denoiser, autocast
 from synth.settings import PRECISIONS, Precision
 from synth.unet import SKIP_SCALE, Attention, ResidualBlock, resampled
 

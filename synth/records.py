@@ -21,8 +21,7 @@ from privacy.errors import InvalidRequest
 from privacy.records import LabelledRecords
 from privacy.validation import positive_int
 from synth.data.shards import from_uint8
-from synth.loss import drop_labels, form_views
-from synth.preconditioning import Preconditioning
+from synth.preconditioning import Preconditioning, drop_labels, form_views
 
 _DOMAIN = "umbra/views/2"
 # Streams of a record's seed.

@@ -26,10 +26,9 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
 from synth.checkpoint import Checkpoint, keep_last, newest, save
-from synth.loss import DenoisingLoss, draw_views, drop_labels
 from synth.methods.base import Attempt, Meter, OnProgress
 from synth.methods.diffusion import PRIVATE, WARMUP
-from synth.preconditioning import Denoiser
+from synth.preconditioning import Denoiser, DenoisingLoss, draw_views, drop_labels
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
 from synth.storage import StoragePath

@@ -40,10 +40,9 @@ from privacy.ledger import Ledger
 from privacy.mechanisms import Mechanism
 from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
-from synth.loss import DenoisingLoss, draw_views
 from synth.methods.base import Attempt, Method
 from synth.methods.diffusion import Diffusion
-from synth.preconditioning import Denoiser
+from synth.preconditioning import Denoiser, DenoisingLoss, draw_views
 from synth.records import Records
 
 # Public: what is secret is which canaries are in.

@@ -52,12 +52,8 @@ class Diffusion(base.Method):
         model: ModelSettings,
         train: TrainSettings,
     ) -> None:
-        self._records = records
-        self._facts = facts
-        self._clip_norm = clip_norm
-        self._resources = resources
-        self._model = model
-        self.train = train
+        self._records, self._facts, self._clip_norm = records, facts, clip_norm
+        self._resources, self._model, self.train = resources, model, train
 
     def components(
         self, epsilon: float, delta: float, calibration: Literal["rdp", "prv"]
@@ -173,15 +169,19 @@ class Diffusion(base.Method):
 
     def micro_batch(self, denoiser: "Denoiser") -> int:
         """Return the records in memory at a time: the spec's number, or as many as fit."""
-        from privacy.gradients.memory import balanced_microbatch, largest_batch
+        from privacy.gradients import memory
 
         own, workers = self.train.micro_batch, self._resources.workers
         if self._resources.device_type == "cpu":
             return own or self._fitting(denoiser)
         # A GPU takes micro-batches of one size, filled up with empty rows: never larger than a
         # worker's batch and, where the spec leaves it open, a whole number of them in a large one.
-        largest = largest_batch(self.train.batch / workers, -(-self._records // workers))
-        return min(own, largest) if own else balanced_microbatch(self._fitting(denoiser), largest)
+        largest = memory.largest_batch(self.train.batch / workers, -(-self._records // workers))
+        return (
+            min(own, largest)
+            if own
+            else memory.balanced_microbatch(self._fitting(denoiser), largest)
+        )
 
     def _fitting(self, denoiser: "Denoiser") -> int:
         """Return the records that half of a worker's memory holds, up to enough work at a time."""

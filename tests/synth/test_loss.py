@@ -8,8 +8,15 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from privacy.errors import InvalidRequest
-from synth.loss import DenoisingLoss, draw_views, drop_labels
-from synth.preconditioning import EDM, PRECONDITIONINGS, VE, Denoiser
+from synth.preconditioning import (
+    EDM,
+    PRECONDITIONINGS,
+    VE,
+    Denoiser,
+    DenoisingLoss,
+    draw_views,
+    drop_labels,
+)
 from synth.unet import UNet, UNetConfig
 
 N, K, CLASSES = 3, 4, 2

@@ -20,8 +20,7 @@ from privacy.gradients.graph import CapturedEngine
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
-from synth.loss import DenoisingLoss
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss
 from synth.records import NoisedViews, Records
 from synth.unet import UNet, UNetConfig
 from tests.builders import tensors_in

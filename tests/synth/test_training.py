@@ -22,9 +22,8 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
 from synth.checkpoint import newest
-from synth.loss import DenoisingLoss, draw_views
 from synth.methods.base import Attempt
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
 from synth.training import PRIVATE, WARMUP, Trainer, Training

@@ -10,8 +10,7 @@ from torch import nn
 from privacy.errors import DataError
 from privacy.noise import SecureGaussian
 from privacy.records import LabelledRecords
-from synth.loss import DenoisingLoss, draw_views
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import Records
 from synth.settings import WarmupSettings
 from synth.training import release_class_means, train_on_means

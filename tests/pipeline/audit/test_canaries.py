@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from pipeline.audit.run import guess, losses, make_canaries, planted
 from privacy.class_sums import noisy_class_sums
 from privacy.gradients import ENGINES
-from synth.loss import DenoisingLoss, draw_views
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import Records
 from synth.unet import UNet, UNetConfig
 

@@ -13,7 +13,7 @@ from pipeline.plan import build_method
 from pipeline.progress import SilentProgress
 from pipeline.sources.npz import NpzSource
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
-from synth.loss import DenoisingLoss
+from synth.preconditioning import DenoisingLoss
 from synth.training import Trainer
 
 # Learns by heart in this many steps, unless noise keeps it from it.

@@ -9,8 +9,7 @@ from privacy.gradients import ENGINES, engines
 from privacy.gradients.base import trainable
 from privacy.gradients.engines import TwoPassEngine, backward
 from privacy.gradients.grad_samplers import RULES, batched_apply
-from synth.loss import DenoisingLoss, draw_views
-from synth.preconditioning import EDM, Denoiser
+from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.unet import UNet, UNetConfig
 
 N, K = 4, 3
