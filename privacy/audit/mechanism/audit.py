@@ -26,17 +26,19 @@ _ROUNDING = 1e-6
 _RECORDS, _STEPS, _Q = 8, 8, 0.9
 
 
-def levels(name: str, units: np.ndarray, records: int) -> Check:
-    """Check that every record moves its coordinates by exactly C / (q N) or not at all.
+def levels(name: str, units: np.ndarray, norms: np.ndarray) -> Check:
+    """Check that every record moves its coordinates by exactly its clipped norm or not at all.
 
-    `units` holds steps without noise, [..., layers, width], in units of a clipped record; the first
-    `records` coordinates belong to records, and nothing may move the others.
+    `units` holds steps without noise, [..., layers, width], in units of C / (q N); the first
+    coordinates belong to records of these `norms` before the clip, in units of C, and nothing may
+    move the others.
     """
-    own, idle = units[..., :records], units[..., records:]
+    own, idle = np.split(units, [len(norms)], axis=-1)
+    own = own / np.minimum(norms, 1.0)
     # A record is in the batch, in all of its layers, or it is not.
     taken = own[..., :1, :] > 0.5
     off = max(float(np.abs(own - taken).max()), float(np.abs(idle).max()))
-    detail = f"steps of single records lie between {own.min():.6g} and {own.max():.6g} of the bound"
+    detail = f"steps of single records lie between {own.min():.6g} and {own.max():.6g} of theirs"
     return Check(name, off <= _ROUNDING, None, detail)
 
 
@@ -44,8 +46,8 @@ def sensitivity(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> 
     """Check how far the whole gradient moves when the canary comes: to its bound, or not at all.
 
     Both runs have the same masks and the same noise, so all of the difference is due to the record,
-    also through its effect on others. A canary in the batch is far longer than C, so it has to move
-    the sum by all of its bound: less would mean that its weight depends on the rest of the batch.
+    also through its effect on others. The canary is longer than C, so in a batch it has to move the
+    sum by all of its bound: less would mean that its weight depends on the rest of the batch.
     """
     again = _FixedSeed.of(path, toy)
     runs = [(again.run(size), again.run(size, canary=False)) for size in workers]
@@ -200,7 +202,7 @@ def _exact(evidence: Evidence) -> list[Check]:
         Check("every gradient is finite", all(o.finite for o in outcomes), None, "all runs"),
         Check("workers hold the same gradient", all(o.agreed for o in outcomes), None, "all runs"),
         laws.freshness("noise is fresh", evidence.noise, LAYERS),
-        levels("a record adds C / (q N) or nothing", moved, evidence.toy.dpsgd.records),
+        levels("a record adds C / (q N) or nothing", moved, evidence.toy.norms),
         laws.same_for_any_workers("batches do not depend on the workers", evidence.masks),
     ]
 

@@ -22,6 +22,10 @@ from privacy.poisson import PoissonSampler
 LAYERS = 3
 IDLE = 8  # coordinates that belong to no record
 
+# Norms of toy records in units of C: a clip that is a little off shows where a norm is just above C
+# or just below it, and a missing one where it is far above. The first is the canary's.
+NORMS = (1.01, 0.99, 1.5, 3.0, 30.0, 3e4)
+
 
 def toy_size(q: float) -> int:
     """Return how many toy records make a batch of about two, between 8 and 512."""
@@ -63,15 +67,19 @@ class Toy:
         """The network; nothing trains it."""
         return Readout(self.dpsgd.records + IDLE)
 
+    @property
+    def norms(self) -> np.ndarray:
+        """Norms of the records' gradients in units of C, float64 [N]."""
+        return np.resize(NORMS, self.dpsgd.records)[::-1]
+
     @cached_property
     def records(self) -> Tensor:
         """Views [N, K, layers, width], float64.
 
-        Norms go from 3 C to 30,000 C. Views come in pairs that stray from their mean as far as it
-        is long, on idle coordinates and in opposite directions.
+        They come in pairs that stray from their mean as far as it is long, on idle coordinates and
+        in opposite directions.
         """
-        n, clip_norm = self.dpsgd.records, self.dpsgd.clip_norm
-        norms = 3 * clip_norm * 10.0 ** (torch.arange(n, dtype=torch.float64) % 5)
+        n, norms = self.dpsgd.records, torch.from_numpy(self.dpsgd.clip_norm * self.norms)
         views = torch.zeros(n, self.views, LAYERS, n + IDLE, dtype=torch.float64)
         every = torch.arange(n)
         views[every, :, :, every] = (norms / LAYERS**0.5)[:, None, None]
@@ -82,7 +90,7 @@ class Toy:
         return views
 
     def in_units(self, gradients: np.ndarray) -> np.ndarray:
-        """Scale gradients so that a clipped record's step is 1 on each of its coordinates."""
+        """Scale gradients so that a step of norm C is 1 on each of a record's coordinates."""
         return gradients * (self.dpsgd.expected_batch * LAYERS**0.5 / self.dpsgd.clip_norm)
 
     def in_deviations(self, gradients: np.ndarray) -> np.ndarray:

@@ -157,10 +157,11 @@ class TestToy:
             toy.model.zero_grad()
             mean_output(toy.model, toy.records[record]).backward()
             own = torch.stack([layer.grad for layer in toy.model.layers])
-            assert 3 * 0.7 - 1e-9 <= float(own.norm()) <= 3e4 * 0.7 * (1 + 1e-9)
+            norm = float(toy.norms[record])
             expected = torch.zeros_like(own)
-            expected[:, record] = 0.7 / math.sqrt(LAYERS)
-            torch.testing.assert_close(own * (0.7 / own.norm()), expected)
+            expected[:, record] = 0.7 * norm / math.sqrt(LAYERS)
+            torch.testing.assert_close(own, expected)
+            expected *= min(1, 1 / norm)
             part = toy.records[record : record + 1]
             found = engine.sum_of_clipped(toy.model, mean_output, (part,), 0.7, 1)
             torch.testing.assert_close(torch.stack(list(found.values())), expected)
@@ -170,6 +171,11 @@ class TestToy:
         toy = Toy(dataclasses.replace(ACCOUNTED, records=8), views)
         first, second = toy.records[0, :2].flatten(1)
         assert abs(float(first @ second)) < 1e-6 * float(first.norm() * second.norm())
+
+    def test_norms_lie_on_both_sides_of_the_clip_norm(self):
+        norms = Toy(dataclasses.replace(ACCOUNTED, records=8), 2).norms
+        assert {0.99, 1.01, 1.5} < set(norms)
+        assert norms[-1] == 1.01 and norms.max() == 3e4
 
     def test_batches_are_of_about_two(self):
         assert [toy_size(q) for q in (1.0, 0.25, 0.02, 1e-6)] == [8, 8, 100, 512]
@@ -307,16 +313,17 @@ class TestLaws:
 
     @pytest.mark.parametrize("change", [1e-3, -1e-3])
     def test_a_step_that_is_not_exact_is_found(self, change):
-        units = np.zeros((5, LAYERS, 8 + IDLE))
+        units, norms = np.zeros((5, LAYERS, 8 + IDLE)), np.array([0.5, *[2.0] * 7])
         units[0, :, 3] = units[2, :, 7] = 1.0
-        assert levels("l", units, 8).passed
+        units[3, :, 0] = 0.5
+        assert levels("l", units, norms).passed
         for index in ((0, 1, 3), (4, 0, 0), (1, 2, 9)):
             wrong = units.copy()
             wrong[index] += change
-            assert not levels("l", wrong, 8).passed
+            assert not levels("l", wrong, norms).passed
         twice = units.copy()
         twice[0, :, 3] = 2.0
-        assert not levels("l", twice, 8).passed
+        assert not levels("l", twice, norms).passed
 
     def test_sensitivity_is_told_by_every_step(self):
         def found(engine, start):
