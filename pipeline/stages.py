@@ -176,12 +176,7 @@ def _made(run: RunDirectory, notes: Path, number: int) -> ShardEntry | None:
 
 
 class Evaluate:
-    """Measure the images: `metrics.json` to internal/ or release/, `dp-metrics.json` if paid for.
-
-    Figures against private images stay in `internal/`. Against a public reference they are
-    released; the ceiling needs the training images themselves, so it is released only where those
-    are public. Against a private reference noisy counts are released where the spec pays for them.
-    """
+    """Measure the images; figures go to internal/ and, where they may be released, to release/."""
 
     name = "evaluate"
 
@@ -197,10 +192,13 @@ class Evaluate:
             traces = run.internal / TRACES
             results = evaluation.evaluate(spec, run.release, traces, stage.advance, holdout)
         write_json(run.internal / metrics.METRICS, results)
+        # Against a public reference figures are released; the ceiling needs the training images
+        # themselves, so it is released only where those are public, too.
         released = metrics.releasable(spec, results)
         if released:
             write_json(run.release / metrics.METRICS, released)
             tracked.metrics(Release.evaluation(metrics.flat(released), reference="public"))
+        # Against a private one, noisy counts where the spec pays for them.
         if paying and not (run.release / metrics.DP_METRICS).exists():
             paid = _pay(context, paying, results)
             if paid is None:
@@ -214,6 +212,7 @@ def _pay(
     context: Context, reservation_id: str, results: dict[str, object]
 ) -> metrics.PaidMetrics | None:
     """Charge the holdout's reservation, then draw; None if an attempt that died charged it."""
+    # The attempt may have drawn, and a second draw would need a second charge.
     lost = any(context.budget.charged_steps(reservation_id).values())
     reservation = context.budget.reservation(reservation_id)
     if not lost:

@@ -52,10 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def load_commands() -> click.Group:
-    """Return the group of all commands.
-
-    Their modules import no large library: a command imports what it needs when it runs.
-    """
+    """Return the group of all commands."""
+    # Their modules import no large library: a command imports what it needs when it runs.
     from pipeline.cli import audit, budget, runs, submit
 
     @click.group(
@@ -81,10 +79,8 @@ def load_commands() -> click.Group:
 
 @contextmanager
 def _libraries_silenced() -> Iterator[None]:
-    """Keep threads and loggers of libraries from printing tracebacks: these may be private.
-
-    A full disk, for one, makes Ray's log files fail in the middle of a run.
-    """
+    """Keep threads and loggers of libraries from printing tracebacks: these may be private."""
+    # A full disk, for one, makes Ray's log files fail in the middle of a run.
     if os.environ.get(_TRACEBACK) == "1":
         yield
         return

@@ -24,10 +24,7 @@ _FILE_WIDTH = 10_000
 
 
 def emit(data: Any, as_json: bool, show: Callable[["Console"], None]) -> None:
-    """Print `data` as JSON, or what `show` draws on a console (which obeys NO_COLOR).
-
-    JSON has no infinity and no NaN: such numbers become null.
-    """
+    """Print `data` as JSON, or what `show` draws on a console (which obeys NO_COLOR)."""
     with ignore_closed_pipe():
         if as_json:
             text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
@@ -38,10 +35,8 @@ def emit(data: Any, as_json: bool, show: Callable[["Console"], None]) -> None:
 
 @contextmanager
 def ignore_closed_pipe() -> Iterator[None]:
-    """End the block quietly when the reader of standard output closes the pipe.
-
-    The command keeps its own exit code: a broken ledger is broken whoever reads about it.
-    """
+    """End the block quietly when the reader of standard output closes the pipe."""
+    # The command keeps its own exit code: a broken ledger is broken whoever reads about it.
     try:
         yield
     except BrokenPipeError:
@@ -56,7 +51,8 @@ def silence_output() -> None:
 
 
 def printable(text: str) -> str:
-    """Replace characters that could control a terminal; the text may come from strangers."""
+    """Replace characters that could control a terminal."""
+    # The text may come from strangers: a class name, a cluster's message.
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -111,6 +107,7 @@ def _console() -> "Console":
 
 
 def _finite(data: Any) -> Any:
+    # JSON has no infinity and no NaN: such numbers become null.
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, Mapping):

@@ -1,4 +1,4 @@
-"""`umbra plan`, `submit` and `resume`: what a spec would cost, and running it."""
+"""`umbra plan`, `submit` and `resume`: what a spec would cost, running it, and how it ended."""
 
 import os
 import subprocess
@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.output import emit, json_option, pairs, table
-from pipeline.home import Home
+from pipeline.home import Home, without_password
 from pipeline.progress import duration
 from pipeline.runs.directory import RunDirectory
 from privacy.errors import InvalidRequest, UmbraError
@@ -21,10 +21,11 @@ from privacy.errors import InvalidRequest, UmbraError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.metrics import PaidMetrics
     from pipeline.plan import Plan
     from pipeline.progress import Progress
     from pipeline.spec import Workers
-    from privacy.budget import Quote
+    from privacy.budget import Budget, Quote
 
 _POLL_SECONDS = 0.2
 _GIGA = 1e9
@@ -108,15 +109,11 @@ class _Workers(click.ParamType):
     name = "N|auto"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> "Workers":
-        from pydantic import TypeAdapter, ValidationError
-
-        from pipeline.spec import Workers
-
-        given = int(value) if str(value).isdecimal() else value
-        try:
-            return TypeAdapter(Workers).validate_python(given)
-        except ValidationError:
-            self.fail(f"expected a number from 1 or 'auto', found {value!r}", param, ctx)
+        if value == "auto":
+            return "auto"
+        if str(value).isdecimal() and 1 <= int(value) < 2**63:
+            return int(value)
+        return self.fail(f"expected a number from 1 or 'auto', found {value!r}", param, ctx)
 
 
 def _execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,7 +201,6 @@ def _shown(run: RunDirectory, home: Home, as_json: bool) -> "Iterator[Progress]"
 
     with run.log_path.open("a") as log:
         yield Both(SilentProgress() if as_json else show_progress(), LineProgress(log))
-    from pipeline.cli.summary import show_summary, summarise
     from pipeline.runs.ledger_access import open_budget
 
     summary = summarise(run, home, open_budget(home))
@@ -241,6 +237,7 @@ def _submit_job(run: RunDirectory, home: Home, address: str, workers: "Workers |
 
 def _start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
     """Execute `run` in a process that outlives this terminal; return when the run has started."""
+    # Its output goes to the run's log: an error before the run began has no other place.
     command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
     if address:
         command += ["--address", address]
@@ -263,3 +260,101 @@ def _start_process(run: RunDirectory, address: str | None, workers: "Workers | N
                 f"stays reserved; start it with `umbra resume {run.run_id}`."
             )
         time.sleep(_POLL_SECONDS)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run on one screen."""
+
+    run_id: str
+    # (name, accuracy when trained on synthetic images, the same on real ones if released)
+    classifiers: tuple[tuple[str, float, float | None], ...]
+    scores: tuple[tuple[str, float], ...]  # metrics on features
+    withheld: str  # why there are no metrics, empty where there are
+    paid: "PaidMetrics | None"
+    privacy: dict[str, Any]  # what was spent, and the audit's verdict
+    places: dict[str, str]  # of the report, the data and MLflow
+
+
+def summarise(run: RunDirectory, home: Home, budget: "Budget") -> Summary:
+    """Audit a finished run and collect what its owner wants to know first."""
+    from pipeline import metrics
+
+    results = metrics.released(run)
+    ceilings = results.get(metrics.CEILING, {})
+    return Summary(
+        run_id=run.run_id,
+        classifiers=tuple(
+            (name, result["accuracy"], ceilings[name]["accuracy"] if name in ceilings else None)
+            for name, result in results.get(metrics.SYNTHETIC, {}).items()
+        ),
+        scores=tuple(metrics.likeness(results).items()) if results else (),
+        withheld="" if results else _why_withheld(run),
+        paid=metrics.paid_metrics(run),
+        privacy=_privacy(run, budget),
+        places={
+            "report": str(run.release / "report.html"),
+            "data": str(run.release / "data"),
+            "MLflow": f"mlflow ui --backend-store-uri {without_password(home.mlflow_uri)}",
+            "export": f"umbra export {run.run_id} DIR",
+        },
+    )
+
+
+def _why_withheld(run: RunDirectory) -> str:
+    from pipeline.metrics import METRICS
+
+    if (run.internal / METRICS).exists():
+        return "the reference is private: its metrics stay in the run's internal folder"
+    return "no evaluation was asked for"
+
+
+def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
+    from pipeline.audit.ledger import audit_run
+    from pipeline.runs.ledger_access import privacy_statement
+
+    reserved = run.state().reservation_id
+    assert reserved is not None  # noqa: S101 - a finished run has reserved
+    statement = privacy_statement(budget, reserved)
+    meter = budget.odometer(statement["dataset"])
+    audit = audit_run(budget.ledger, run)
+    bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in statement["epsilon"].items())
+    return {
+        "spent by this run": f"ε ≤ {bounds} at δ = {statement['delta']:g}, for {statement['unit']}",
+        "budget of the data": (
+            f"{meter.name}: ε = {meter.epsilon}, spent {meter.spent}, left {meter.left}"
+        ),
+        "void": "YES: a seed was given, so the run guarantees no privacy"
+        if statement["void"]
+        else "no",
+        "audit": "passed" if audit.ok else "FAILED: run `umbra audit` for the findings",
+    }
+
+
+def show_summary(console: "Console", summary: Summary) -> None:
+    """Print accuracy, scores, what was spent, and where everything is."""
+    if summary.classifiers:
+        rows = [
+            (name, f"{100 * accuracy:.1f} %", "–" if top is None else f"{100 * top:.1f} %")
+            for name, accuracy, top in summary.classifiers
+        ]
+        columns = ["classifier", "trained on synthetic", "trained on real"]
+        console.print(table("Accuracy on the real holdout", columns, rows, [1, 2]))
+        scores = [(name, f"{value:.4g}") for name, value in summary.scores]
+        console.print(table("Likeness to the real holdout", ["metric", "value"], scores, [1]))
+    elif summary.paid:
+        _show_paid(console, summary.paid)
+    elif summary.withheld:
+        console.print(f"{summary.withheld}\n")
+    console.print(pairs("Privacy", summary.privacy))
+    console.print(pairs("Where", summary.places))
+
+
+def _show_paid(console: "Console", paid: "PaidMetrics") -> None:
+    rows = [
+        (name, f"{100 * of.value:.1f} %", f"{100 * of.low:.1f} to {100 * of.high:.1f} %")
+        for name, of in paid.classifiers.items()
+    ]
+    columns = ["classifier", "accuracy, noisy", f"{100 * paid.confidence:.0f} % interval"]
+    title = f"Accuracy on the private holdout, released for ε = {paid.epsilon}"
+    console.print(table(title, columns, rows, [1, 2]))

@@ -1,8 +1,4 @@
-"""Ingest: load the private set, compare it with the spec, and reserve its budget.
-
-This comes before Ray or MLflow are started, so that bad data or too small a budget are refused at
-once and leave nothing behind.
-"""
+"""Ingest: load the private set, compare it with the spec, and reserve its budget."""
 
 from time import monotonic
 
@@ -32,8 +28,8 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         UmbraError: the run's folder cannot be written. The reservation remains: a repeated call
             finds it, and `give_back` settles it.
     """
-    started = monotonic()
-    data = spec.data
+    # Before Ray or MLflow are started, so that bad data are refused at once.
+    started, data = monotonic(), spec.data
     loaded = load_partition(data, TRAIN)
     if len(loaded) != data.records:
         raise DataError(

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, get_args
 
@@ -85,7 +83,8 @@ class Document:
         return self.lines.get(path, 1)
 
     def add(self, path: FieldPath, line: int, expected: str, found: str) -> None:
-        """Add a problem; reading goes on, so that all of them are reported at once."""
+        """Add a problem."""
+        # Reading goes on, so that all of them are reported at once.
         self.problems.append(Problem(self.file, line, path, expected, found))
 
 
@@ -117,6 +116,7 @@ def _plain(node: yaml.Node, path: FieldPath, document: Document) -> Any:
     """Return the plain value of a node; add its lines and problems to `document`."""
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
+    # An alias names a node again; written out, a small file could fill the memory.
     if id(node) in document.nodes:
         document.add(path, line, "values written out", "a YAML alias (*name)")
         return None
@@ -204,7 +204,8 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
 
 
 def _merged(earlier: Problem | None, later: Problem) -> Problem:
-    """Merge the problems of a field of two types (a count or "auto"), which fails for each."""
+    """Merge the problems of one field."""
+    # A field of two types (a count or "auto") fails for each.
     if earlier is None or later.expected in earlier.expected:
         return earlier or later
     expected = f"{earlier.expected} or {later.expected}"
@@ -277,7 +278,9 @@ def _known_keys(loc: tuple[int | str, ...], model: type[BaseModel]) -> list[str]
 
 def _unused_keys(path: FieldPath, document: Document, model: type[BaseModel]) -> list[str]:
     """Return unknown keys written at `path`: perhaps a misspelt required one."""
-    written, known = reduce(getitem, path, document.value), _known_keys(path, model)
+    written, known = document.value, _known_keys(path, model)
+    for part in path:
+        written = written[part]
     return [key for key in written if key not in known] if known else []
 
 

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline.cli.summary import summarise
+from pipeline.cli.submit import summarise
 
 
 def told(house, run):
