@@ -8,7 +8,6 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from eval.classifiers import architecture
 from eval.features import (
     LAYOUT_CELLS,
     OCTAVES,
@@ -21,7 +20,7 @@ from eval.frechet import MomentAccumulator, Moments, frechet
 from eval.memorisation import nearest
 from eval.prdc import precision_recall
 from eval.settings import NEAREST
-from eval.utility import split, train_and_test
+from eval.utility import architecture, split, train_and_test
 
 from .timing import Case
 from .writing import smooth_images

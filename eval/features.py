@@ -26,17 +26,14 @@ _INCEPTION_BATCH, _PROBE_SIDE = 64, 32
 
 
 class FeatureExtractor(Protocol):
-    """A fixed map from an image to a vector; it learns nothing from the images it is given.
+    """A fixed map from an image to a vector; it learns nothing from the images it is given."""
 
-    Attributes:
-        name: registry name.
-        metric: name of the Fréchet distance between its features: "fid" for Inception alone,
-            "frechet_<name>" for any other, since numbers of different extractors do not compare.
-        dimension: length d of a feature vector.
-    """
-
+    #: Registry name.
     name: str
+    #: Name of the Fréchet distance between its features: "fid" for Inception alone,
+    #: "frechet_<name>" for any other, since numbers of different extractors do not compare.
     metric: str
+    #: Length d of a feature vector.
     dimension: int
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -54,11 +51,7 @@ def extractor(
 ) -> FeatureExtractor:
     """Return the extractor called `name` for images with that number of channels.
 
-    Args:
-        name: "gabor" (built in) or "inception" (needs `path`).
-        channels: channels of the images.
-        path: local TorchScript file; read by "inception" only.
-        device: torch device on which to compute.
+    "gabor" is built in, "inception" needs the `path` of a local TorchScript file.
 
     Raises:
         ValueError: no such name, or the extractor cannot be built from these arguments.
@@ -84,24 +77,10 @@ def batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
 class GaborFeatures:
     """Small fixed filter bank: features [N, 48 + 16 * channels] of images of 8x8 pixels and up.
 
-    Pixels are scaled to [0, 1]; brightness is the average over channels. The features are:
-
-    - layout: brightness averaged over a 4x4 grid of cells, 16 numbers;
-    - texture: on each of three octaves (native, half and quarter resolution), brightness filtered
-      by complex Gabor wavelets of four orientations, their modulus averaged over the quadrants:
-      3 * 4 * 4 = 48 numbers, the first order of a scattering transform (Bruna and Mallat 2013);
-    - colour: for each channel but the last, its difference from brightness over the same 4x4 grid.
-
+    Pixels are scaled to [0, 1]; brightness is the average over channels.
     They are blind to phase and order inside a cell, the sign of an edge, joint texture of several
     octaves, meaning. They detect blur, noise, wrong class shares and dropped classes; they do not
     rank good generators as Inception does. Distances compare only between sets of one image shape.
-
-    Args:
-        channels: channels of the images.
-        device: torch device on which to compute.
-
-    Raises:
-        ValueError: fewer than one channel.
     """
 
     name = "gabor"
@@ -137,7 +116,12 @@ class GaborFeatures:
         pixels = torch.from_numpy(channels_first).to(self._device).double().div_(255)
         brightness = pixels.mean(dim=1, keepdim=True)
         colour = pixels[:, :-1] - brightness
+        # Layout: brightness averaged over a 4x4 grid, 16 numbers. Colour: for each channel but the
+        # last, its difference from brightness over the same grid.
         parts = [_cells(brightness, LAYOUT_CELLS), _cells(colour, LAYOUT_CELLS)]
+        # Texture: at native, half and quarter resolution, the moduli of complex Gabor wavelets of
+        # four orientations, averaged over the quadrants: 3 * 4 * 4 = 48 numbers, the first order of
+        # a scattering transform (Bruna and Mallat 2013).
         for octave in range(OCTAVES):
             if octave > 0:
                 # An odd last row or column still counts, averaged over the pixels it has.
@@ -155,11 +139,7 @@ class GaborFeatures:
 
 
 def gabor_kernels() -> Tensor:
-    """Return Gabor wavelets float64 [2 * orientations, 1, 5, 5]: real parts, then imaginary parts.
-
-    exp(-|u|^2 / 2 s^2) * (exp(i k.u) - b), with b such that the kernel sums to zero (a flat image
-    has no texture), scaled to unit energy so that all respond to white noise alike.
-    """
+    """Return Gabor wavelets float64 [2 * orientations, 1, 5, 5]: real parts, then imaginary."""
     side = torch.arange(_KERNEL_SIDE, dtype=torch.float64) - _KERNEL_SIDE // 2
     vertical, horizontal = torch.meshgrid(side, side, indexing="ij")
     envelope = torch.exp(-(vertical**2 + horizontal**2) / (2 * _ENVELOPE**2))
@@ -168,6 +148,8 @@ def gabor_kernels() -> Tensor:
         angle = math.pi * orientation / ORIENTATIONS
         along = horizontal * math.cos(angle) + vertical * math.sin(angle)
         wave = torch.polar(envelope, 2 * math.pi * along / _WAVELENGTH)
+        # exp(-|u|^2 / 2 s^2) * (exp(i k.u) - b), with b such that the kernel sums to zero, because
+        # a flat image has no texture; of unit energy, so that all respond to white noise alike.
         kernel = wave - envelope * (wave.sum() / envelope.sum())
         kernels.append(kernel / kernel.abs().square().sum().sqrt())
     bank = torch.stack(kernels)
@@ -188,15 +170,9 @@ class InceptionFeatures:
     - input uint8 [B, 3, H, W] with values 0..255, of any size; grey images are repeated to three
       channels;
     - it resizes to 299x299 (bilinear, as the original TensorFlow graph does) and normalises itself;
-    - output [B, 2048], the pooled features; called with `return_features=True` where it has that
-      argument, because without it the shared file returns class probabilities.
+    - output [B, 2048], the pooled features.
 
-    Args:
-        path: local TorchScript file. It runs code: use one you trust.
-        device: torch device on which to compute.
-
-    Raises:
-        ValueError: no such file, not a TorchScript file, or not such a network.
+    The file runs code: use one you trust. Raises ValueError if it is missing or not such a network.
     """
 
     name = "inception"
@@ -208,6 +184,7 @@ class InceptionFeatures:
         self._network = _load_network(path, self._device)
         forward: Any = self._network.forward
         arguments = {argument.name for argument in forward.schema.arguments}
+        # Without this argument the shared file returns class probabilities.
         self._options = {"return_features": True} if "return_features" in arguments else {}
         self._probe(path)
 
@@ -221,11 +198,8 @@ class InceptionFeatures:
         check_images(images, "images")
         if images.shape[3] not in (1, 3):
             raise ValueError(f"inception: expected 1 or 3 channels, found {images.shape[3]}")
-        parts = [
-            self._features(part).cpu().double().numpy()
-            for part in batches(images, _INCEPTION_BATCH)
-        ]
-        return np.concatenate(parts)
+        parts = [self._features(part).cpu().double() for part in batches(images, _INCEPTION_BATCH)]
+        return torch.cat(parts).numpy()
 
     def _features(self, images: np.ndarray) -> Tensor:
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -27,33 +27,25 @@ class Moments:
 
 @dataclass(frozen=True)
 class FrechetResult:
-    """A squared Fréchet distance and its terms.
+    """A squared Fréchet distance and its terms."""
 
-    Attributes:
-        metric: "fid" or "frechet_<extractor>".
-        distance: mean_term + covariance_term, at least zero. Squared, as FID is reported.
-        mean_term: |m1 - m2|^2.
-        covariance_term: tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
-        real_count, synthetic_count: number of images of each set.
-        dimension: length of a feature vector. A count at or below it gives a singular
-            covariance and a distance that is too large.
-    """
-
+    #: "fid" or "frechet_<extractor>".
     metric: str
+    #: mean_term + covariance_term, at least zero. Squared, as FID is reported.
     distance: float
+    #: |m1 - m2|^2.
     mean_term: float
+    #: tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
     covariance_term: float
     real_count: int
     synthetic_count: int
+    #: Length of a feature vector. A count at or below it gives a singular covariance and a distance
+    #: that is too large.
     dimension: int
 
 
 class MomentAccumulator:
-    """Accumulates mean and covariance of feature vectors from batches.
-
-    Args:
-        dimension: length d of a feature vector.
-    """
+    """Accumulates mean and covariance of feature vectors of length `dimension` from batches."""
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
@@ -82,11 +74,8 @@ class MomentAccumulator:
         self.count = total
 
     def moments(self) -> Moments:
-        """Return the moments of everything added so far.
-
-        Raises:
-            ValueError: fewer than two vectors, which have no covariance.
-        """
+        """Return the moments of everything added; raise ValueError for fewer than two vectors."""
+        # One vector has no covariance.
         if self.count < 2:
             raise ValueError(f"moments: expected at least two images, found {self.count}")
         return Moments(self.count, self._mean.copy(), self._scatter / (self.count - 1))

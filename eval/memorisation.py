@@ -18,8 +18,10 @@ CAVEAT = (
     "show plain copies and what one simple attacker gains; the guarantee rests on the ledger."
 )
 
-_ROWS, _NUMBERS = 2048, 2**22  # a block of distances, a block of images in float64: 32 MiB each
-_PARTS = 20  # enough to average over; each costs a column of M numbers
+# A block of distances, a block of images in float64: 32 MiB each.
+_ROWS, _NUMBERS = 2048, 2**22
+# Enough to average over; each costs a column of M numbers.
+_PARTS = 20
 _QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _CONFIDENCE = 0.95
 _NEIGHBOURS = 5
@@ -89,33 +91,25 @@ def _vectors(block: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Copies:
-    """Distances of synthetic images to the training images and to held-out real ones.
+    """Distances of synthetic images to the training images and to held-out real ones."""
 
-    Shares are averages over parts of equal size: 0.5 is expected of images that were made without
-    either set.
-
-    Attributes:
-        exact_train: synthetic images equal, pixel by pixel, to some training image; None for
-            features.
-        exact_holdout: the same with the holdout, where only chance or blank images make them.
-        closer_to_train: share of synthetic images nearer to the part of the training set than to
-            that of the holdout; ties count half.
-        ratio: quantiles of d_train / (d_train + d_holdout) over equal sizes, by their share: 0 is
-            a copy of a training image, 1/2 as near to either, and 1/2 where both are 0.
-        distance_train: quantiles of the distance to the nearest of all training images.
-        distance_holdout: quantiles of the distance to the nearest of all holdout images.
-        size: images on either side of the comparison.
-        parts: how many disjoint parts it was averaged over.
-        synthetic_count, train_count, holdout_count: number of images of each set.
-    """
-
+    #: Synthetic images equal, pixel by pixel, to some training image; None for features.
     exact_train: int | None
+    #: The same with the holdout, where only chance or blank images make them.
     exact_holdout: int | None
+    #: Share of synthetic images nearer to the part of the training set than to that of the holdout,
+    #: averaged over parts of equal size; ties count half. 0.5 is expected of images that were made
+    #: without either set.
     closer_to_train: float
+    #: Quantiles of d_train / (d_train + d_holdout) over equal sizes, by their share: 0 is a copy of
+    #: a training image, 1/2 as near to either, and 1/2 where both are 0.
     ratio: dict[str, float]
+    #: Quantiles of the distance to the nearest of all training images.
     distance_train: dict[str, float]
     distance_holdout: dict[str, float]
+    #: Images on either side of the comparison.
     size: int
+    #: How many disjoint parts it was averaged over.
     parts: int
     synthetic_count: int
     train_count: int
@@ -206,42 +200,34 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The attack at one threshold, which is taken from the holdout.
+    """The attack at one threshold, which is taken from the holdout."""
 
-    Attributes:
-        rate: the rate of false positives at which the threshold is set.
-        false_positives: holdout images above the threshold: at most `rate` of them.
-        false_positive_rate: exact 95 % interval of Clopper and Pearson (1934) for their rate.
-        true_positives: training images above the threshold.
-        true_positive_rate: their share.
-        interval: its exact 95 % interval, the threshold taken as given.
-    """
-
+    #: The rate of false positives at which the threshold is set.
     rate: float
+    #: Holdout images above the threshold: at most `rate` of them.
     false_positives: int
+    #: Exact 95 % interval of Clopper and Pearson (1934) for their rate.
     false_positive_rate: tuple[float, float]
+    #: Training images above the threshold, and their share.
     true_positives: int
     true_positive_rate: float
+    #: Its exact 95 % interval, the threshold taken as given.
     interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Success of membership inference by one score.
+    """Success of membership inference by one score."""
 
-    Attributes:
-        auc: probability that a training image scores above a holdout image; ties count half.
-        interval: asymptotic 95 % interval of DeLong et al. (1988); of no width where every score of
-            one kind is above all of the other.
-        null: the middle 95 % of the area under 1000 random splits of the same scores: the range
-            expected where nothing leaks.
-        points: thresholds at 1 % and 0.1 % false positives.
-        train_count, holdout_count: number of images of each set.
-    """
-
+    #: Probability that a training image scores above a holdout image; ties count half.
     auc: float
+    #: Asymptotic 95 % interval of DeLong et al. (1988); of no width where every score of one kind
+    #: is above all of the other.
     interval: tuple[float, float]
+    #: The middle 95 % of the area under 1000 random splits of the same scores: the range expected
+    #: where nothing leaks.
     null: tuple[float, float]
+    #: Thresholds at 1 % and 0.1 % false positives.
     points: tuple[OperatingPoint, ...]
     train_count: int
     holdout_count: int
@@ -281,14 +267,9 @@ def membership_attacks(
 
 
 def membership(train: np.ndarray, holdout: np.ndarray, *, seed: int = 0) -> Membership:
-    """Evaluate membership scores, larger for likelier members.
+    """Evaluate membership scores, float [n] and [m], larger for likelier members.
 
-    Args:
-        train, holdout: float [n] and [m], n and m at least 2.
-        seed: of the random splits.
-
-    Raises:
-        ValueError: fewer than two scores in a set, or one that is not finite.
+    Raises ValueError for fewer than two scores in a set, or one that is not finite.
     """
     for name, scores in (("training", train), ("holdout", holdout)):
         if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
@@ -325,7 +306,8 @@ def _null(ranks: np.ndarray, n: int, seed: int) -> tuple[float, float]:
 
 def _operating_point(train: np.ndarray, holdout: np.ndarray, rate: float) -> OperatingPoint:
     """Evaluate the lowest threshold that at most `rate` of the holdout exceeds."""
-    allowed = int(rate * len(holdout) + 1e-9)  # 0.01 * 2900 is 28.999999999999996
+    # 0.01 * 2900 is 28.999999999999996.
+    allowed = int(rate * len(holdout) + 1e-9)
     threshold = np.sort(holdout)[len(holdout) - 1 - allowed]
     alarms, found = int((holdout > threshold).sum()), int((train > threshold).sum())
     return OperatingPoint(

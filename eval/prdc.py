@@ -15,27 +15,24 @@ import joblib
 import numpy as np
 from prdc import compute_prdc
 
-from eval.arrays import check_features
-from eval.settings import MAX_IMAGES, NEAREST
+from eval import arrays, settings
 
 
 @dataclass(frozen=True)
 class PrecisionRecallResult:
-    """The four numbers, and what they were computed from.
+    """The four numbers, and what they were computed from."""
 
-    Attributes:
-        precision: in [0, 1], fidelity.
-        recall, coverage: in [0, 1], diversity.
-        density: at least 0, fidelity; near 1 for two sets of one distribution.
-        nearest: the k of the k-th neighbour.
-        real_count, synthetic_count: images compared, after the cap.
-    """
-
+    #: In [0, 1], fidelity.
     precision: float
+    #: In [0, 1], diversity.
     recall: float
+    #: At least 0, fidelity; near 1 for two sets of one distribution.
     density: float
+    #: In [0, 1], diversity.
     coverage: float
+    #: The k of the k-th neighbour.
     nearest: int
+    #: Images compared, after the cap.
     real_count: int
     synthetic_count: int
 
@@ -44,28 +41,27 @@ def precision_recall(
     real: np.ndarray,
     synthetic: np.ndarray,
     *,
-    nearest: int = NEAREST,
-    max_images: int = MAX_IMAGES,
+    nearest: int = settings.NEAREST,
+    max_images: int = settings.MAX_IMAGES,
     seed: int = 0,
 ) -> PrecisionRecallResult:
     """Return precision, recall, density and coverage of synthetic features against real ones.
 
-    A set larger than `max_images` is replaced by a seeded random sample. The four numbers depend on
-    the size of the sets, so compare only runs with equal counts.
+    The four numbers depend on the size of the sets, so compare only runs with equal counts.
 
     Args:
         real: features [N, d] of the reference images.
         synthetic: features [M, d] of the synthetic images, by the same extractor.
         nearest: the k of the k-th neighbour.
-        max_images: the most images of either set to compare.
+        max_images: the most images of either set to compare; a larger set is sampled.
         seed: of the sample.
 
     Raises:
         TypeError: not floats.
         ValueError: different d, not finite, or too few images for `nearest`.
     """
-    check_features(real, "real features")
-    check_features(synthetic, "synthetic features")
+    arrays.check_features(real, "real features")
+    arrays.check_features(synthetic, "synthetic features")
     if real.shape[1] != synthetic.shape[1]:
         raise ValueError(
             "synthetic features: expected the dimension of the real ones, "

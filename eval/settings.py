@@ -5,7 +5,7 @@ A spec is checked against them before anything heavy is imported.
 
 from typing import Literal, get_args
 
-#: Classifiers of `eval.classifiers`, in the order in which they are reported.
+#: Classifiers of `eval.utility`, in the order in which they are reported.
 ClassifierName = Literal["logreg", "mlp", "cnn"]
 CLASSIFIER_NAMES: tuple[ClassifierName, ...] = get_args(ClassifierName)
 #: Feature extractors of `eval.features`; "inception" needs a local TorchScript file.

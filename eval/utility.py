@@ -1,14 +1,17 @@
 """Downstream utility: train on synthetic images, choose the epoch on synthetic, test on real.
 
-The protocol of DPDM (Dockhorn et al. 2023): 90 % of the synthetic images train, the other 10 %
-choose the epoch by accuracy, the chosen weights are tested once on real images. 50 epochs of Adam
-at 3e-4, batch 128, pixels in [-1, 1]. The ceiling that real data would reach is the same function
+The protocol and the classifiers of DPDM (Dockhorn et al. 2023): 90 % of the synthetic images train,
+the other 10 % choose the epoch by accuracy, the chosen weights are tested once on real images.
+50 epochs of Adam at 3e-4, batch 128. The ceiling that real data would reach is the same function
 given real training images.
+
+A classifier is built from the shape of an image and takes images [B, C, H, W] in [-1, 1] to logits
+[B, classes]; its initial weights come from torch's global generator.
 """
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,54 +21,115 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from eval.arrays import check_images, check_labels
-from eval.classifiers import architecture
-from eval.settings import BATCH_SIZE, EPOCHS, LEARNING_RATE, VALIDATION_FRACTION
+from eval import arrays, settings
 
 _PREDICTION_BATCH = 1000
+_HIDDEN, _DROPOUT = 100, 0.5
+# Sides in pixels: what two poolings leave something of, and what they do without padding.
+_SMALLEST, _SMALLEST_UNPADDED = 4, 18
+
+
+def logistic_regression(height: int, width: int, channels: int, classes: int) -> nn.Module:
+    """Return one linear layer, d -> classes with d = height * width * channels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(height * width * channels, classes))
+
+
+def mlp(height: int, width: int, channels: int, classes: int) -> nn.Module:
+    """Return d -> 100 -> classes with d = height * width * channels; 784-100-10 on MNIST."""
+    hidden = nn.Linear(height * width * channels, _HIDDEN)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(_HIDDEN, classes))
+
+
+def cnn(height: int, width: int, channels: int, classes: int) -> nn.Module:
+    """Return three 3x3 convolutions (32, 64, 128) with two poolings, then 128 -> classes.
+
+    Raises ValueError where a side is shorter than four pixels.
+    """
+    if min(height, width) < _SMALLEST:
+        raise ValueError(
+            f"cnn: expected images of at least {_SMALLEST}x{_SMALLEST} pixels, "
+            f"found {height}x{width}; use logreg or mlp"
+        )
+    # The paper's network does not pad; smaller images than its own would vanish without.
+    padding = 0 if min(height, width) >= _SMALLEST_UNPADDED else 1
+    flattened = 128 * _side_left(height, padding) * _side_left(width, padding)
+
+    def halved(inputs: int, outputs: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=padding)
+        return [convolution, nn.MaxPool2d(2), nn.ReLU(), nn.Dropout(_DROPOUT)]
+
+    return nn.Sequential(
+        *halved(channels, 32),
+        *halved(32, 64),
+        nn.Conv2d(64, 128, kernel_size=3, padding=padding),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(flattened, 128),
+        nn.ReLU(),
+        nn.Dropout(_DROPOUT),
+        nn.Linear(128, classes),
+    )
+
+
+def _side_left(side: int, padding: int) -> int:
+    """Return the pixels along a side after conv, pool, conv, pool, conv."""
+    shrink = 2 - 2 * padding
+    return ((side - shrink) // 2 - shrink) // 2 - shrink
+
+
+#: (height, width, channels, classes) -> network
+Architecture = Callable[[int, int, int, int], nn.Module]
+CLASSIFIERS: dict[str, Architecture] = {"logreg": logistic_regression, "mlp": mlp, "cnn": cnn}
+
+
+def architecture(name: str) -> Architecture:
+    """Return the architecture registered under `name`; raise ValueError if there is none."""
+    if name not in CLASSIFIERS:
+        raise ValueError(f"classifier: expected one of {', '.join(CLASSIFIERS)}, found {name!r}")
+    return CLASSIFIERS[name]
 
 
 @dataclass(frozen=True)
 class ClassifierResult:
-    """Accuracy of a classifier that was trained on one set and tested on another.
-
-    Attributes:
-        name: registry name of the classifier.
-        accuracy: fraction of test images classified correctly, in [0, 1].
-        per_class: the same for each true class; None where the test set has no such image.
-        confusion: [C, C] counts, row the true class and column the predicted one.
-        chosen_epoch: the epoch, counted from 1, whose weights were tested.
-        validation_accuracy: accuracy of that epoch on the held-out part of the training set.
-    """
+    """Accuracy of a classifier that was trained on one set and tested on another."""
 
     name: str
+    #: Fraction of test images classified correctly, in [0, 1].
     accuracy: float
+    #: The same for each true class; None where the test set has no such image.
     per_class: tuple[float | None, ...]
+    #: [C, C] counts, row the true class and column the predicted one.
     confusion: tuple[tuple[int, ...], ...]
+    #: The epoch, counted from 1, whose weights were tested.
     chosen_epoch: int
+    #: Accuracy of that epoch on the held-out part of the training set.
     validation_accuracy: float
 
 
 class _Labelled(NamedTuple):
-    """Images uint8 [N, C, H, W] (bytes until a batch is drawn, to save room), labels int64 [N]."""
-
+    # uint8 [N, C, H, W]: bytes until a batch is drawn, to save room.
     images: Tensor
+    # int64 [N].
     labels: Tensor
+
+
+class _Best(NamedTuple):
+    epoch: int
+    accuracy: float
+    weights: dict[str, Tensor]
 
 
 def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the row numbers that train (90 %) and those that choose the epoch (10 %).
 
-    They are a seeded permutation of 0..count-1, so the order of the images does not matter.
-
-    Raises:
-        ValueError: fewer than ten images, of which a tenth is no image.
+    Raises ValueError for fewer than ten images, of which a tenth is no image.
     """
-    held_out = int(count * VALIDATION_FRACTION)
+    held_out = int(count * settings.VALIDATION_FRACTION)
     if held_out < 1:
         raise ValueError(
             f"training images: expected at least 10 to hold a tenth out, found {count}"
         )
+    # Permuted, so that the order of the images does not matter.
     order = np.random.default_rng(seed).permutation(count)
     return order[held_out:], order[:held_out]
 
@@ -78,9 +142,9 @@ def train_and_test(
     test_labels: np.ndarray,
     *,
     classes: int,
-    epochs: int = EPOCHS,
-    learning_rate: float = LEARNING_RATE,
-    batch_size: int = BATCH_SIZE,
+    epochs: int = settings.EPOCHS,
+    learning_rate: float = settings.LEARNING_RATE,
+    batch_size: int = settings.BATCH_SIZE,
     seed: int = 0,
     device: str = "cpu",
 ) -> ClassifierResult:
@@ -112,26 +176,37 @@ def train_and_test(
     _check_settings(classes, epochs, learning_rate, batch_size)
     build = architecture(name)
     _check_data(train_images, train_labels, test_images, test_labels, classes)
-    train_rows, held_out_rows = split(len(train_images), seed)
     place = torch.device(device)
-    train = _to_device(train_images[train_rows], train_labels[train_rows], place)
-    held_out = _to_device(train_images[held_out_rows], train_labels[held_out_rows], place)
-
+    train, held_out = (
+        _to_device(train_images[rows], train_labels[rows], place)
+        for rows in split(len(train_images), seed)
+    )
     with _seeded(seed, place):
         height, width, channels = train_images.shape[1:]
         network = build(height, width, channels, classes).to(place)
         optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-        chosen_epoch, best, weights = 0, -1.0, network.state_dict()
-        for epoch in range(1, epochs + 1):
-            _train_epoch(network, optimiser, train, batch_size)
-            reached = _accuracy(network, held_out)
-            if reached > best:
-                chosen_epoch, best = epoch, reached
-                weights = copy.deepcopy(network.state_dict())
-
-    network.load_state_dict(weights)
+        best = _train(network, optimiser, train, held_out, epochs, batch_size)
+    network.load_state_dict(best.weights)
     test = _to_device(test_images, test_labels, place)
-    return _result(name, _confusion(network, test, classes), chosen_epoch, best)
+    return _result(name, _confusion(network, test, classes), best)
+
+
+def _train(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    train: _Labelled,
+    held_out: _Labelled,
+    epochs: int,
+    batch_size: int,
+) -> _Best:
+    best = _Best(0, -1.0, network.state_dict())
+    for epoch in range(1, epochs + 1):
+        _train_epoch(network, optimiser, train, batch_size)
+        reached = _accuracy(network, held_out)
+        # The first of equal epochs is kept.
+        if reached > best.accuracy:
+            best = _Best(epoch, reached, copy.deepcopy(network.state_dict()))
+    return best
 
 
 def _train_epoch(
@@ -148,6 +223,7 @@ def _train_epoch(
 
 def _predict(network: nn.Module, images: Tensor) -> Tensor:
     network.eval()
+    # In parts, because all activations of a large set do not fit in memory at once.
     with torch.inference_mode():
         parts = [network(_scaled(part)).argmax(dim=1) for part in images.split(_PREDICTION_BATCH)]
     return torch.cat(parts)
@@ -163,17 +239,15 @@ def _confusion(network: nn.Module, data: _Labelled, classes: int) -> np.ndarray:
     return torch.bincount(cells, minlength=classes * classes).view(classes, classes).cpu().numpy()
 
 
-def _result(
-    name: str, confusion: np.ndarray, chosen_epoch: int, validation_accuracy: float
-) -> ClassifierResult:
+def _result(name: str, confusion: np.ndarray, best: _Best) -> ClassifierResult:
     right, totals = confusion.diagonal(), confusion.sum(axis=1)
     return ClassifierResult(
         name=name,
         accuracy=int(right.sum()) / int(totals.sum()),
         per_class=tuple(int(r) / int(n) if n else None for r, n in zip(right, totals, strict=True)),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
-        chosen_epoch=chosen_epoch,
-        validation_accuracy=validation_accuracy,
+        chosen_epoch=best.epoch,
+        validation_accuracy=best.accuracy,
     )
 
 
@@ -199,10 +273,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _check_settings(classes: int, epochs: int, learning_rate: float, batch_size: int) -> None:
-    for setting, value, least in zip(
-        ("classes", "epochs", "batch_size"), (classes, epochs, batch_size), (2, 1, 1), strict=True
-    ):
-        if value < least:
+    given = {"classes": classes, "epochs": epochs, "batch_size": batch_size}
+    for setting, value in given.items():
+        if value < (least := 2 if setting == "classes" else 1):
             raise ValueError(f"{setting}: expected at least {least}, found {value}")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate: expected a positive number, found {learning_rate}")
@@ -217,8 +290,8 @@ def _check_data(
 ) -> None:
     sets = {"training": (train_images, train_labels), "test": (test_images, test_labels)}
     for kind, (images, labels) in sets.items():
-        check_images(images, f"{kind} images")
-        check_labels(labels, len(images), classes, f"{kind} labels")
+        arrays.check_images(images, f"{kind} images")
+        arrays.check_labels(labels, len(images), classes, f"{kind} labels")
     if train_images.shape[1:] != test_images.shape[1:]:
         raise ValueError(
             "test images: expected the training images' shape "

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from privacy import durable
@@ -35,9 +35,8 @@ _OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class ObjectStat:
-    """What a store knows of an object: `st_size`, its length in bytes, named as by `os.stat`."""
+class ObjectStat(NamedTuple):
+    """What a store knows of an object, named as by `os.stat`: its length in bytes."""
 
     st_size: int
 
@@ -46,13 +45,9 @@ class ObjectStat:
 class ObjectPath:
     """The address of an object or a prefix, `s3://` and `key`, which begins with the bucket.
 
-    It has the methods of `pathlib.Path` that readers of a run use. Objects are written whole, by
-    `write`: a writer that is killed half way must leave no object, so `open` only reads.
-
-    Every method that reaches the store raises:
-        UmbraError: the store does not answer or refuses; the text holds no credential.
-        FileNotFoundError: there is no such object, where one is read.
-        InvalidRequest: the extra `s3` is not installed.
+    It has the methods of `pathlib.Path` that readers of a run use. Every one that reaches the store
+    raises UmbraError where this does not answer or refuses (the text holds no credential),
+    FileNotFoundError where there is no such object, and InvalidRequest without the extra `s3`.
 
     >>> path = ObjectPath.parse("s3://bucket/runs") / "manifest.json"
     >>> str(path), path.name, str(path.parent)
@@ -108,6 +103,7 @@ class ObjectPath:
 
     def open(self, mode: str) -> io.BytesIO:
         """Return the whole object as a file to read; `mode` is "rb"."""
+        # A writer that is killed half way must leave no object.
         if mode != "rb":
             raise io.UnsupportedOperation(f"{self} is written whole, by `write`")
         return io.BytesIO(self.read_bytes())
@@ -141,22 +137,19 @@ class ObjectPath:
         """Yield the objects and prefixes below that match, in order."""
         with self._connect() as store:
             found = store.glob(f"{self.key}/{pattern}")
-        yield from map(self._from_key, sorted(found))
+        yield from (ObjectPath(PurePosixPath(key)) for key in sorted(found))
 
     def rglob(self, pattern: str) -> Iterator["ObjectPath"]:
         """Yield the objects below, at any depth, whose names match, in order."""
         with self._connect() as store:
             found = store.find(str(self.key))
-        yield from (path for path in map(self._from_key, sorted(found)) if path.key.match(pattern))
+        keys = map(PurePosixPath, sorted(found))
+        yield from (ObjectPath(key) for key in keys if key.match(pattern))
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object; a store does not say whether there was one."""
         with self._connect() as store:
             store.rm_file(str(self.key))
-
-    @staticmethod
-    def _from_key(key: str) -> "ObjectPath":
-        return ObjectPath(PurePosixPath(key))
 
     def _type(self) -> str | None:
         try:
@@ -211,12 +204,7 @@ def parse_address(address: str) -> StoragePath:
 
 
 def require_writable(storage: StoragePath) -> None:
-    """Write, read and remove a small file.
-
-    Raises:
-        UmbraError: that failed; the message holds no credential.
-        InvalidRequest: the client library of the store is not installed.
-    """
+    """Write, read and remove a small file; raise UmbraError, without credentials, if that fails."""
     probe = storage / f".umbra-probe-{secrets.token_hex(4)}"
     try:
         if isinstance(storage, Path) and not storage.is_dir():
@@ -276,9 +264,7 @@ def local_copy(path: StoragePath) -> Iterator[Path]:
 def write_bytes(path: StoragePath, data: bytes) -> None:
     """Write `data` to `path` atomically and durably, replacing what is there.
 
-    Raises:
-        UmbraError: the disk is full or not writable, or the store cannot be written; `path` is as
-            it was before.
+    Raises UmbraError where it cannot be written; `path` is then as it was.
     """
     if isinstance(path, ObjectPath):
         path.write(data)
@@ -307,14 +293,13 @@ def json_bytes(record: Mapping[str, Any]) -> bytes:
 def write_folder(path: StoragePath, files: Mapping[str, bytes], seal: str) -> None:
     """Write a folder of `files`, replacing one that is there; `seal` is the name of one of them.
 
-    Raises:
-        UmbraError: the disk is full or not writable, or the store cannot be written. The old
-            folder is then there, or none.
+    Raises UmbraError where it cannot be written. The old folder is then there, or none.
     """
     if isinstance(path, ObjectPath):
         # A store cannot rename: the old folder is removed before the new one is written.
         remove_folder(path, seal)
-        for name in sorted(files, key=lambda name: name == seal):  # the seal last
+        # The seal last.
+        for name in sorted(files, key=lambda name: name == seal):
             (path / name).write(files[name])
         return
     with durable.new_folder(path, replace=True) as part:
@@ -337,10 +322,8 @@ def is_half_written(path: StoragePath, seal: str) -> bool:
 
 
 def remove_leftovers(folder: StoragePath) -> None:
-    """Remove the temporary files that killed writers left in a local `folder`.
-
-    A store keeps none: what it received of an unfinished put is no object.
-    """
+    """Remove the temporary files that killed writers left in a local `folder`."""
+    # A store keeps none: what it received of an unfinished put is no object.
     if isinstance(folder, Path):
         durable.remove_leftovers(folder)
 

@@ -18,7 +18,7 @@ from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger import Head, Kind, Ledger
 from synth.data.manifest import MANIFEST, manifest_sha256, verify
-from synth.export.statement import PRIVACY, read_statement, verify_export
+from synth.export.documents import PRIVACY, read_statement, verify_export
 
 _EPSILON_TOLERANCE = 1e-3  # relative; versions of the accountants differ by less
 

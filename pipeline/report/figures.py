@@ -33,10 +33,11 @@ class Tick(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A figure of one accountant at the end of the curve; `label` is moved apart from others."""
+    """A figure of one accountant at the end of the curve."""
 
     name: str
     at: float
+    #: Height of its text, which is moved apart from the others.
     label: float
     text: str
 
@@ -54,11 +55,12 @@ class EpsilonCurve(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the confusion matrix: where, how many, and which share of its row."""
+    """A cell of the confusion matrix."""
 
     x: float
     y: float
     count: int
+    #: Of the images of its row, in [0, 1].
     share: float
     truth: str
     taken_for: str
@@ -75,18 +77,14 @@ class ConfusionMap(NamedTuple):
 
 
 def strip(images: np.ndarray) -> str:
-    """Return a PNG data URI of up to twelve images a row on a transparent ground, unscaled.
-
-    Args:
-        images: uint8 [N, H, W, C], N ≥ 1.
-    """
+    """Return images uint8 [N, H, W, C] as a PNG data URI, twelve a row, N ≥ 1, unscaled."""
     count, height, width, channels = images.shape
     gap = max(1, width // 14)
     columns = min(count, STRIP_COLUMNS)
     rows = math.ceil(count / columns)
-    sheet = np.zeros(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels + 1), dtype=np.uint8
-    )
+    # The further channel is opacity: between the images the page shows through.
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, channels + 1)
+    sheet = np.zeros(shape, dtype=np.uint8)
     for index, image in enumerate(images):
         y, x = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[y : y + height, x : x + width, :channels] = image
@@ -114,11 +112,9 @@ def nice_ticks(largest: float, about: int = 5) -> tuple[float, ...]:
 def epsilon_curve(
     charges: Sequence[tuple[int, float]], bounds: EpsilonBounds
 ) -> EpsilonCurve | None:
-    """Return the curve of a run's charges with every accountant's ε at its end; None if uncharged.
+    """Return the curve of charges (charged steps, ε by RDP), ascending; None if uncharged.
 
-    Args:
-        charges: (charged steps, ε by RDP), ascending.
-        bounds: ε of all charges.
+    `bounds`, every accountant's ε of all charges, stand at its end.
     """
     if not charges or charges[-1][0] == 0 or not all(math.isfinite(e) for _, e in charges):
         return None
@@ -189,7 +185,8 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def epsilon(value: float, digits: int = 2) -> str:
-    """Format an ε, rounded up to `digits` decimals: a printed bound must not be smaller."""
+    """Format an ε, rounded up to `digits` decimals."""
+    # A printed bound must not be smaller than the bound.
     if not math.isfinite(value):
         return "∞"
     # Decimal from the shortest text of the float: exact, and 1.1 does not become 1.11.
@@ -200,7 +197,8 @@ def epsilon(value: float, digits: int = 2) -> str:
 
 
 def left(value: float) -> str:
-    """Format what is left of a budget, rounded down: a page must not offer more than there is."""
+    """Format what is left of a budget, rounded down."""
+    # A page must not offer more than there is.
     if not math.isfinite(value):
         return "∞"
     return f"{Decimal(repr(float(value))).quantize(Decimal('0.01'), ROUND_FLOOR):f}"
@@ -239,11 +237,9 @@ def number(value: float | int | str) -> str:
 
 
 def detection(epsilon_: float, delta: float, false_alarms: float) -> float:
-    """Return the largest share of members any attacker can find at that rate of false alarms.
-
-    min(e^ε·a + δ, 1 − e^{−ε}(1 − δ − a)): the region that (ε, δ) leaves to a test (Kairouz, Oh,
-    Viswanath 2015, theorem 2.1), for every attacker, whatever else is known.
-    """
+    """Return the largest share of members any attacker can find at that rate of false alarms."""
+    # min(e^ε·a + δ, 1 − e^{−ε}(1 − δ − a)): the region that (ε, δ) leaves to a test (Kairouz, Oh,
+    # Viswanath 2015, theorem 2.1), for every attacker, whatever else is known.
     low = math.exp(min(epsilon_, 700.0)) * false_alarms + delta
     high = 1 - math.exp(-epsilon_) * (1 - delta - false_alarms)
     return min(1.0, low, high)

@@ -11,7 +11,7 @@ from pipeline.spec import Spec
 from privacy.budget import Budget
 from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
-from synth.export.card import CardFacts
+from synth.export.documents import CardFacts
 from synth.export.formats import Exported, export_dataset
 
 

@@ -1,6 +1,6 @@
 """Data sources: where private and reference images come from.
 
-A source is one file with its options (a section of the spec, with its own `kind`) and one line in
+A source is a class with its options (a section of the spec, with its own `kind`) and one line in
 `Source`.
 """
 
@@ -8,14 +8,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.sources.base import SourceOptions
-from pipeline.sources.digits import DigitsSource
-from pipeline.sources.folder import FolderSource
-from pipeline.sources.idx import IdxSource
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.parquet import ParquetSource
+from pipeline.sources.arrays import DigitsSource, IdxSource, NpzSource
+from pipeline.sources.images import FolderSource, ParquetSource
 
-__all__ = ["Source", "SourceOptions"]
+__all__ = ["DigitsSource", "FolderSource", "IdxSource", "NpzSource", "ParquetSource", "Source"]
 
 #: A source section of a spec, discriminated by `kind`.
 Source = Annotated[

@@ -7,22 +7,21 @@ shapes, formats), and never a pixel or a label: those are private, and error tex
 Shape suffixes: N images, H height, W width, C channels.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
-_MODES = {1: "L", 3: "RGB"}
+# Grey and RGB.
+CHANNELS = (1, 3)
 _PART_BYTES = 2**24
-_MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 
 
 class SourceOptions(BaseModel, ABC):
@@ -103,45 +102,16 @@ def rows_at_a_time(size: int, channels: int) -> int:
 
 def check_spec(channels: int, classes: Sequence[str]) -> None:
     """Raise DataError for a number of channels or a class list that no data could fit."""
-    if channels not in _MODES:
+    if channels not in CHANNELS:
         raise DataError(f"channels: 1 (grey) or 3 (RGB) was expected, found {channels}")
     if not classes or len(set(classes)) != len(classes):
         raise DataError("classes: at least one name and no name twice were expected")
 
 
-def decode_image(source: Path | bytes, size: int, channels: int, where: str | Path) -> np.ndarray:
-    """Decode one PNG or JPEG of exactly the expected size and colour to uint8 [H,W,C].
-
-    Raises:
-        DataError: it is missing, damaged, or of another format, size or colour.
-    """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        with Image.open(BytesIO(data), formats=["PNG", "JPEG"]) as image:
-            if image.size != (size, size):  # before decoding, so that no huge image is unpacked
-                width, height = image.size
-                raise DataError(
-                    f"{where}: an image of {size}×{size} pixels was expected, "
-                    f"found {height}×{width} (height, width); resize it or change the spec"
-                )
-            if image.mode != _MODES[channels]:
-                raise DataError(
-                    f"{where}: an {_MODE_NAMES[_MODES[channels]]} image was expected, "
-                    f"found {_MODE_NAMES.get(image.mode, f'mode {image.mode}')}"
-                )
-            image.verify()  # decoding alone passes over wrong checksums; uses up the image
-        with Image.open(BytesIO(data)) as image:
-            return np.asarray(image).reshape(size, size, channels)
-    except FileNotFoundError:
-        raise DataError(f"{where} does not exist") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{where}: a PNG or JPEG was expected, found something else") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: the image is damaged or cannot be read") from error
-
-
-def require_file(path: Path) -> None:
-    """Raise DataError unless `path` is a file."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise DataError(f"{path}: a file was expected, found {found}")
+def unreadable(where: str | Path, expected: str, error: Exception) -> DataError:
+    """Return the error to raise where a library cannot read a file: why, without quoting it."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else type(error).__name__
+    return DataError(
+        f"{where}: {expected} was expected, found something else or a damaged file ({reason})"
+    )

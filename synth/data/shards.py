@@ -28,7 +28,8 @@ from synth.storage import StoragePath, write_bytes
 if TYPE_CHECKING:
     import torch
 
-_WEYL = 0x9E3779B1  # odd, so number · _WEYL mod 2³² never repeats for 2³² shards
+# Odd, so number · _WEYL mod 2³² never repeats for 2³² shards.
+_WEYL = 0x9E3779B1
 _PATTERN = "train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"
 
 
@@ -81,8 +82,7 @@ def shard_generator(
 def to_uint8(x_NCHW: "torch.Tensor") -> np.ndarray:
     """Convert images in [−1, 1] to bytes [N,H,W,C]: clip, scale by 127.5, round.
 
-    Raises:
-        UmbraError: a pixel is not finite.
+    Raises UmbraError where a pixel is not finite.
 
     >>> import torch
     >>> to_uint8(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 1, 1, 3)).tolist()
@@ -98,12 +98,10 @@ def to_uint8(x_NCHW: "torch.Tensor") -> np.ndarray:
 
 
 def from_uint8(images_NHWC: np.ndarray) -> "torch.Tensor":
-    """Convert bytes to float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; `to_uint8` undoes it.
-
-    The scale is that of the type, never one measured on the data.
-    """
+    """Convert bytes to float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; `to_uint8` undoes it."""
     import torch
 
+    # The scale is that of the type, never one measured on the data.
     return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
@@ -220,7 +218,8 @@ def _parquet(table: pa.Table) -> bytes:
         version="2.6",
         data_page_version="1.0",
         data_page_size=1 << 20,
-        compression="NONE",  # PNG is compressed already
+        # PNG is compressed already.
+        compression="NONE",
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
@@ -245,5 +244,6 @@ def _read(path: StoragePath, sha256: str | None) -> LabelledRecords:
         images_NHWC = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
         labels = table["label"].to_numpy().astype(np.int64, casting="safe")
         return LabelledRecords(images_NHWC, labels)
-    except Exception as error:  # Arrow and Pillow raise many kinds over damaged bytes
+    except Exception as error:
+        # Arrow and Pillow raise many kinds over damaged bytes.
         raise IntegrityBroken(f"{path} is damaged: make the shard again") from error

@@ -24,8 +24,7 @@ from privacy.records import LabelledRecords
 from synth.data.manifest import DATA, Manifest, ShardEntry, file_entry, load_manifest, shard_entry
 from synth.data.manifest import verify as verify_release
 from synth.data.shards import encode_png, read_shards
-from synth.export.card import CARD, CardFacts, render_card
-from synth.export.statement import PRIVACY, checked_statement
+from synth.export.documents import CARD, PRIVACY, CardFacts, checked_statement, render_card
 from synth.storage import StoragePath, json_bytes
 
 _SPLIT = "train"
@@ -35,18 +34,15 @@ _NPZ = f"{DATA}/{_SPLIT}.npz"
 
 @dataclass(frozen=True)
 class Format:
-    """An export format.
+    """An export format."""
 
-    Attributes:
-        write: writes the data of a release (its folder, its manifest) into the folder of an export
-            and returns the manifest of what was written.
-        reading: a Python program that opens the data, with FOLDER for the export; None where
-            `datasets.load_dataset` opens the folder by its card alone.
-        class_folders: the images lie in one folder for each class.
-    """
-
+    #: Writes the data of a release (its folder, its manifest) into the folder of an export and
+    #: returns the manifest of what was written.
     write: Callable[[StoragePath, Manifest, Path], Manifest]
+    #: A Python program that opens the data, with FOLDER for the export; None where
+    #: `datasets.load_dataset` opens the folder by its card alone.
     reading: str | None = None
+    #: The images lie in one folder for each class.
     class_folders: bool = False
 
 
@@ -74,7 +70,7 @@ def export_dataset(
         release: a folder with `manifest.json` and its shards.
         target: absent or an empty folder; after an error it is as it was.
         card: what the data set card says beside numbers.
-        privacy: the privacy statement; see `synth.export.statement`.
+        privacy: the privacy statement; see `synth.export.documents`.
         allow_void: export even a data set without a privacy guarantee.
 
     Raises:

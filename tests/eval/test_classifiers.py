@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from eval.classifiers import CLASSIFIERS, architecture
 from eval.settings import CLASSIFIER_NAMES
+from eval.utility import CLASSIFIERS, architecture
 
 
 def parameters(network: nn.Module) -> int:

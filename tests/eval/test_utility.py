@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from eval.classifiers import CLASSIFIERS
-from eval.utility import split, train_and_test
+from eval.utility import CLASSIFIERS, split, train_and_test
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.sources.folder import FolderSource
+from pipeline.sources import FolderSource
 from privacy.keys import load_or_create_key
 from synth.data.shards import read_shards
 

@@ -11,7 +11,7 @@ from pipeline.audit.run import RunAudit, audit_training
 from pipeline.models import build_denoiser
 from pipeline.plan import build_method
 from pipeline.progress import SilentProgress
-from pipeline.sources.npz import NpzSource
+from pipeline.sources import NpzSource
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.preconditioning import DenoisingLoss
 from synth.training import Trainer

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.audit.ledger import audit_run
 from pipeline.home import Home
-from pipeline.report.view import ReportView, report_view
+from pipeline.report.page import ReportView, report_view
 from pipeline.runs.ledger_access import open_budget
 from privacy.accounting import EpsilonBounds
 

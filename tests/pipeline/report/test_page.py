@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline.metrics import PaidMetrics
-from pipeline.report.page import build_page
-from pipeline.report.view import ReportView
+from pipeline.report.page import ReportView, build_page
 from privacy.accounting import EpsilonBounds
 from privacy.accounting.guarantee import Guarantee
 from privacy.errors import IntegrityBroken
@@ -246,7 +245,7 @@ def test_results_of_other_classes_are_refused(view: ReportView) -> None:
 def test_metrics_are_read_through_the_gate(house, blots_spec) -> None:
     """A metrics.json in release/ is not shown where the spec says that the holdout is private."""
     from pipeline.audit.ledger import audit_run
-    from pipeline.report.view import report_view
+    from pipeline.report.page import report_view
 
     run = house.finish(house.reserve(blots_spec(("    public: true", "    public: false"))))
     (run.release / "metrics.json").write_bytes((run.internal / "metrics.json").read_bytes())

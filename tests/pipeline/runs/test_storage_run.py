@@ -21,7 +21,7 @@ from privacy.ledger import Kind, Ledger
 from synth.checkpoint import newest
 from synth.data.manifest import load_manifest, verify
 from synth.data.shards import plan_shards
-from synth.export.statement import verify_export
+from synth.export.documents import verify_export
 from synth.storage import ObjectPath, local_copy, relative
 
 pytestmark = pytest.mark.slow

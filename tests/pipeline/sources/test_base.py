@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.sources import Source
+from pipeline.sources import FolderSource, IdxSource, Source
 from pipeline.sources.base import checked
-from pipeline.sources.folder import FolderSource
-from pipeline.sources.idx import IdxSource
 from privacy.errors import DataError
 
 IMAGES = np.zeros((3, 4, 4, 1), dtype=np.uint8)

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.sources import base
-from pipeline.sources.digits import DigitsSource
-from pipeline.sources.folder import FolderSource
-from pipeline.sources.idx import IdxSource
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.parquet import ParquetSource
+from pipeline.sources import DigitsSource, FolderSource, IdxSource, NpzSource, ParquetSource, base
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 from synth.data.shards import Shard, encode_png, write_shard

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline.sources.digits import DigitsSource
+from pipeline.sources import DigitsSource
 from privacy.errors import DataError
 
 CLASSES = tuple("0123456789")

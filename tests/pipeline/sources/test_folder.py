@@ -1,8 +1,10 @@
+from unicodedata import normalize
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.sources.folder import FolderSource
+from pipeline.sources import FolderSource
 from privacy.errors import DataError
 
 
@@ -93,3 +95,35 @@ def test_stray_files_and_missing_folders_are_refused(toy, tmp_path):
         load(tmp_path / "absent", toy)
     with pytest.raises(DataError, match="a folder was expected, found a file"):
         load(tmp_path / "notes.txt", toy)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "/etc", "..", ".", "", "a/"])
+def test_a_class_is_one_sub_folder_and_leads_nowhere_else(toy, tmp_path, name):
+    toy.to_folder(tmp_path / "in")
+    Image.new("L", (6, 6)).save(_made(tmp_path / "elsewhere") / "1.png")
+    Image.new("L", (6, 6)).save(_made(tmp_path / "in" / "cat" / "b") / "1.png")
+    with pytest.raises(DataError, match="one sub-folder can have"):
+        load(tmp_path / "in", toy, classes=(*toy.classes, name))
+
+
+@pytest.mark.parametrize("name", ["08", "1e3", "no", ".dot", "cat.png", "-rf", "a b", "कुत्ता"])
+def test_a_folder_of_any_name_is_its_class(toy, tmp_path, name):
+    Image.new("L", (6, 6)).save(_made(tmp_path / name) / "1.png")
+    assert load(tmp_path, toy, classes=("other", name)).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_two_spellings_of_unicode_are_one_name(toy, tmp_path, forms):
+    on_disk, in_spec = (normalize(form, "café") for form in forms)
+    Image.new("L", (6, 6)).save(_made(tmp_path / on_disk) / "1.png")
+    assert load(tmp_path, toy, classes=("other", in_spec)).labels.tolist() == [1]
+    with pytest.raises(DataError, match="two names differ only in how Unicode spells them"):
+        load(tmp_path, toy, classes=(on_disk, in_spec))
+    _made(tmp_path / in_spec)
+    with pytest.raises(DataError, match="two folders have this name"):
+        load(tmp_path, toy, classes=("other", in_spec))
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.sources.idx import IdxSource
+from pipeline.sources import IdxSource
 from privacy.errors import DataError
 
 

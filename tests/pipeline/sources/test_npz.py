@@ -1,7 +1,11 @@
+import io
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 
-from pipeline.sources.npz import NpzSource
+from pipeline.sources import NpzSource
 from privacy.errors import DataError
 
 
@@ -95,3 +99,45 @@ def test_cut_off_changed_and_missing_archives_are_refused(toy, tmp_path):
         load(path, toy)
     with pytest.raises(DataError, match="found nothing"):
         load(tmp_path / "absent.npz", toy)
+
+
+def archive(header):
+    """Return an .npz whose images have this text as their header."""
+    text = header.encode().ljust(117) + b"\n"
+    images = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+    labels = io.BytesIO()
+    np.save(labels, np.zeros(1, np.int64))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        made.writestr("images.npy", images)
+        made.writestr("labels.npy", labels.getvalue())
+    return buffer.getvalue()
+
+
+def patched(data, local, central, value):
+    """Set a byte of every member's local header and of its entry in the directory."""
+    data = bytearray(data)
+    for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset] = value
+            at = data.find(signature, at + 1)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: patched(data, 6, 8, 1),  # encrypted
+        lambda data: patched(data, 8, 10, 93),  # compressed by Zstandard
+        lambda data: archive("{'descr':'|u1','fortran_order':False,'shape':(4,6,6"),
+        lambda data: archive("{'descr':'|u1','fortran_order':False,'shape':(99999999999999,6,6),}"),
+        lambda data: archive("{'descr':'|u1','fortran_order':False,'shape':(-1,6,6),}"),
+        lambda data: archive("{'descr':'|S1','fortran_order':0}"),
+    ],
+)
+def test_what_another_tool_zipped_is_a_clear_error(toy, tmp_path, change):
+    path = toy.to_npz(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=r"set\.npz: a NumPy archive .* was expected"):
+        load(path, toy)

@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.sources.parquet import ParquetSource
+from pipeline.sources import ParquetSource
 from privacy.errors import DataError
 from synth.data.shards import encode_png, plan_shards, write_shard
 
@@ -132,3 +133,86 @@ def test_damaged_missing_and_empty_files_are_refused(toy, shards, tmp_path_facto
         path.write_bytes(content)
         with pytest.raises(DataError, match=path.name):
             load(shards, toy)
+
+
+def place(made, folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made, folder / file)
+    return folder
+
+
+@pytest.fixture
+def made(toy, tmp_path_factory):
+    return plain(toy, tmp_path_factory.mktemp("made") / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train.parquet", "test.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("train/part-0.parquet", "validation/part-0.parquet"),
+        ("Train/0.parquet", "VAL/0.parquet"),
+        ("my_train_set.parquet", "my_dev_set.parquet"),
+        ("trainImages.parquet", "testImages.parquet"),
+        ("train2024.parquet", "eval2024.parquet"),
+        ("train.parquet", "more.parquet"),
+        ("train-00000-of-00002.parquet", "train_extra-00000-of-00001.parquet"),
+        ("images-00000-of-00001.parquet", "masks-00000-of-00001.parquet"),
+        ("train.parquet", "test/deep/down/0.PARQUET"),
+    ],
+)
+def test_two_splits_are_told_apart_by_any_part_of_a_path(toy, made, tmp_path, files):
+    with pytest.raises(DataError, match="files of one split were expected, found "):
+        load(place(made, tmp_path / "test-set", *files), toy)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("default/train/0000.parquet", "default/train/0001.parquet"),
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+        ("part-0.parquet", "contest/latest.parquet"),
+        ("a.parquet/part-0.parquet", "a.parquet/part-1.parquet"),
+        ("label=3/a.parquet", "label=4/a.parquet"),
+    ],
+)
+def test_one_split_in_many_files_is_read(toy, made, tmp_path, files):
+    loaded = load(place(made, tmp_path / "test", *files), toy)
+    assert np.array_equal(loaded.labels, np.tile(toy.labels, 2))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        ".ipynb_checkpoints/train-checkpoint.parquet",
+        ".cache/huggingface/a.parquet",
+        "_temporary/0/a.parquet",
+        "_metadata.parquet",
+        "data/.a.parquet",
+    ],
+)
+def test_hidden_copies_are_passed_over(toy, made, tmp_path, same, copy):
+    same(load(place(made, tmp_path / ".hidden" / "_set", "train.parquet", copy), toy), toy)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (list(b"\x89PNG"), pa.list_(pa.uint8())),
+        ("iVBORw0KGgo=", pa.string()),
+        (5, pa.int64()),
+    ],
+)
+def test_bytes_of_another_type_are_refused(toy, tmp_path, value, kind):
+    column = pa.array([{"bytes": value, "path": "x"}] * 10, pa.struct({"bytes": kind}))
+    with pytest.raises(DataError, match=r"a\.parquet: .*bytes: binary.*expected, found image"):
+        load(plain(toy, tmp_path / "a.parquet", image=column), toy)
+
+
+@pytest.mark.parametrize("content", [b"PAR1" + bytes(20) + b"PAR1", b"version https://git-lfs"])
+def test_what_arrow_cannot_read_is_a_clear_error(toy, tmp_path, content):
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: a Parquet file was expected"):
+        load(tmp_path / "a.parquet", toy)

@@ -5,7 +5,7 @@ import pytest
 
 from synth.data.manifest import Manifest
 from synth.data.shards import encode_png, plan_shards, write_shard
-from synth.export.card import CardFacts
+from synth.export.documents import CardFacts
 
 NAMES = ("zero", "T-shirt/top", "apple")
 COUNTS = (5, 3, 4)

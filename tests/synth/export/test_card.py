@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from synth.data.manifest import load_manifest
-from synth.export.card import render_card
+from synth.export.documents import render_card
 
 
 def front_matter(text: str) -> dict:

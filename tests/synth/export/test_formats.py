@@ -17,8 +17,8 @@ from PIL import Image
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
+from synth.export.documents import verify_export
 from synth.export.formats import FORMATS, class_folders, export_dataset
-from synth.export.statement import verify_export
 
 every_format = pytest.mark.parametrize("name", list(FORMATS))
 

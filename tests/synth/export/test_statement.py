@@ -3,7 +3,7 @@ import math
 import pytest
 
 from privacy.errors import IntegrityBroken, InvalidRequest
-from synth.export.statement import FIELDS, checked_statement, read_statement
+from synth.export.documents import FIELDS, checked_statement, read_statement
 
 
 def test_a_complete_statement_passes_with_what_else_it_says(privacy):
