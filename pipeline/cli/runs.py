@@ -11,8 +11,9 @@ import click
 from pipeline.cli.output import emit, ignore_closed_pipe, json_option, pairs, printable, table
 from pipeline.home import Home
 from pipeline.progress import duration
+from pipeline.runs import control
+from pipeline.runs.control import run_status
 from pipeline.runs.directory import RunDirectory, RunState
-from pipeline.runs.status import JobClient, run_status
 from privacy.errors import IntegrityBroken, InvalidRequest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _STOP_SECONDS, _STOP_POLL = 60.0, 0.2
 @json_option
 def runs(as_json: bool) -> None:
     """List the runs, oldest first."""
-    client = JobClient()
+    client = control.JobClient()
     rows = [_row(run, client) for run in Home.locate().runs()]
 
     def show(console: "Console") -> None:
@@ -58,7 +59,7 @@ def runs(as_json: bool) -> None:
     emit(rows, as_json, show)
 
 
-def _row(run: RunDirectory, client: JobClient) -> dict[str, Any]:
+def _row(run: RunDirectory, client: control.JobClient) -> dict[str, Any]:
     try:
         state, now = run.state(), run_status(run, client)
     except IntegrityBroken:
@@ -159,8 +160,6 @@ def _log_lines(run: RunDirectory, follow: bool) -> Iterator[str]:
 @json_option
 def cancel(run_id: str, give_up: bool, as_json: bool) -> None:
     """Stop the process or the Ray job that works on RUN. What was charged stays charged."""
-    from pipeline.runs import control
-
     home = Home.locate()
     run = home.run(run_id)
     stopped = control.cancel(run)

@@ -6,17 +6,14 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.cluster import calls
-from pipeline.cluster.calls import WorkerFailed, get_result
 from privacy.errors import UmbraError
 
 MAX_RESTARTS = 2  # of a group that failed; `umbra resume` may follow
@@ -51,7 +48,7 @@ class ActorPool:
         # replace one, and where there is room now, is the caller's decision.
         self._kind = ray.remote(max_concurrency=2, max_restarts=0, **options)(kind)
         self._arguments = arguments
-        self._numbers = count()
+        self._begun = 0
         self._actors: dict[int, Any] = {}
         self._calls: dict[Any, tuple[int, bool]] = {}  # reference: actor, whether its start
 
@@ -70,7 +67,7 @@ class ActorPool:
 
     def start(self, **options: Any) -> int:
         """Start an actor and return its number; without room it starts when there is some."""
-        number = next(self._numbers)
+        self._begun = number = self._begun + 1
         self._actors[number] = self._kind.options(**options).remote(*self._arguments)
         self._calls[self._actors[number].progress.remote()] = (number, True)
         return number
@@ -85,38 +82,38 @@ class ActorPool:
         """Return the ends of pending starts and calls, which `wait` has returned."""
         return [self._end(reference) for reference in references]
 
+    def _end(self, reference: Any) -> Finished:
+        actor, started = self._calls.pop(reference)
+        try:
+            return Finished(actor, started, result=calls.get_result(reference))
+        except UmbraError as error:
+            return Finished(actor, started, error=error)
+
     def progress(self) -> dict[int, Any]:
         """Return the progress of the actors that have started; those that are stuck are missing."""
-        started = self._actors.keys() - {
-            actor for actor, starting in self._calls.values() if starting
-        }
+        starting = {actor for actor, is_start in self._calls.values() if is_start}
+        started = self._actors.keys() - starting
         asked = {self._actors[actor].progress.remote(): actor for actor in started}
         found = {}
         if asked:
             ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_PROGRESS_SECONDS)
             for reference in ready:
-                with suppress(UmbraError):  # the death of an actor ends a pending call, too
-                    found[asked[reference]] = get_result(reference)
+                # The death of an actor ends a pending call, too.
+                with suppress(UmbraError):
+                    found[asked[reference]] = calls.get_result(reference)
         return found
 
     def dismiss(self, actor: int) -> None:
         """End an actor, also one that is stuck, and forget its calls."""
         handle = self._actors.pop(actor)
         self._calls = {of: call for of, call in self._calls.items() if call[0] != actor}
-        with suppress(RayError):
+        with suppress(ray.exceptions.RayError):
             ray.kill(handle)
 
     def dismiss_all(self) -> None:
         """End all actors."""
         for actor in list(self._actors):
             self.dismiss(actor)
-
-    def _end(self, reference: Any) -> Finished:
-        actor, started = self._calls.pop(reference)
-        try:
-            return Finished(actor, started, result=get_result(reference))
-        except UmbraError as error:
-            return Finished(actor, started, error=error)
 
 
 @dataclass(frozen=True)
@@ -163,13 +160,12 @@ class ActorGroup:
                             # A terminal that is gone must not end what is charged already.
                             with suppress(OSError):
                                 on_progress(progress)
-                    last = get_result(pool.call(first, "progress"))
                     with suppress(OSError):
-                        on_progress(last)
+                        on_progress(calls.get_result(pool.call(first, "progress")))
                     return
-            except WorkerFailed as error:
+            except calls.WorkerFailed as error:
                 if not restarts_left:
-                    raise WorkerFailed(f"{self.name}: {error}") from None
+                    raise calls.WorkerFailed(f"{self.name}: {error}") from None
 
     @contextmanager
     def _started(self) -> Iterator[tuple[ActorPool, int]]:
@@ -193,9 +189,9 @@ def _cause(pool: ActorPool, error: UmbraError) -> UmbraError:
     """Return the error that is meant for users, if one of the group arrives within seconds."""
     # An actor that lost touch with the one that failed fails, too, and may be heard of before it.
     end = monotonic() + _ERROR_SECONDS
-    while isinstance(error, WorkerFailed) and pool.pending and (left := end - monotonic()) > 0:
-        for other in pool.ended(calls.wait(pool.pending, left)[0]):
-            if other.error is not None and not isinstance(other.error, WorkerFailed):
+    while isinstance(error, calls.WorkerFailed) and pool.pending and monotonic() < end:
+        for other in pool.ended(calls.wait(pool.pending, end - monotonic())[0]):
+            if other.error is not None and not isinstance(other.error, calls.WorkerFailed):
                 return other.error
     return error
 
@@ -219,23 +215,22 @@ def reserved_room(
         ]
     finally:
         for group in asked:
-            with suppress(RayError):
+            with suppress(ray.exceptions.RayError):
                 remove_placement_group(group)
 
 
-def _wait_for_some(groups: list[PlacementGroup]) -> list[PlacementGroup]:
+def _wait_for_some(groups: list[Any]) -> list[Any]:
     """Return the groups that have room a few seconds after the first has; remove the others."""
-    ready: list[PlacementGroup] = []
-    end = math.inf
-    while len(ready) < len(groups) and monotonic() < end:
+    ready, waiting, end = list[Any](), groups, math.inf
+    while waiting and monotonic() < end:
         calls.check_abort_conditions()
         # Added up, because on a busy machine it may take longer to hear of one that is ready.
-        ready += [group for group in groups if group not in ready and group.wait(0.1)]
+        ready += [group for group in waiting if group.wait(0.1)]
+        waiting = [group for group in waiting if group not in ready]
         if ready:
             end = min(end, monotonic() + _ROOM_SECONDS)
-    for group in groups:
-        if group not in ready:
-            remove_placement_group(group)
+    for group in waiting:
+        remove_placement_group(group)
     return ready
 
 

@@ -5,6 +5,7 @@ its logs, its dashboard and the driver's terminal, so they are removed in the wo
 them and kept in the run's `internal/` folder.
 """
 
+import math
 import os
 import tempfile
 import traceback
@@ -22,7 +23,7 @@ from synth.storage import write_bytes
 _SECONDS_BETWEEN_CHECKS = 3.0  # a check asks the cluster or writes to the disk
 _GRACE_SECONDS = 20.0
 _ROOM_SECONDS = 8.0  # after which a wait for room is reported, and between two reports
-_PAGE = bytes(4096)
+_RESUME = "`umbra resume` continues from the last durable state"
 
 
 class WorkerFailed(UmbraError):
@@ -55,8 +56,7 @@ def sanitize_errors(traces: Path) -> Iterator[None]:
         except Exception:
             where = "its trace could not be written"
         raise WorkerFailed(
-            f"a worker failed with {type(error).__name__}; {where}. `umbra resume` continues from "
-            "the last durable state"
+            f"a worker failed with {type(error).__name__}; {where}. {_RESUME}"
         ) from None
 
 
@@ -69,26 +69,20 @@ def get_result(reference: Any) -> Any:
         WorkerDied: the worker's process or machine is gone.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
 
     wait([reference])
     try:
         return ray.get(reference)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, UmbraError):
-            raise cause from None
-        if isinstance(cause, RayError):  # of a call whose result was this one's argument
-            raise _died(cause) from None
-        raise WorkerFailed(f"a worker failed with {type(cause).__name__}") from None
-    except RayError as error:
-        raise _died(error) from None
-
-
-def _died(error: Exception) -> WorkerDied:
-    return WorkerDied(
-        f"a worker process died ({type(error).__name__}): it ran out of memory or was killed; "
-        "`umbra resume` continues from the last durable state"
+    except ray.exceptions.RayError as error:
+        # The cause is Ray's own error, too, for a call whose argument was another one's result.
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if isinstance(cause, UmbraError):
+        raise cause from None
+    if not isinstance(cause, ray.exceptions.RayError):
+        raise WorkerFailed(f"a worker failed with {type(cause).__name__}")
+    raise WorkerDied(
+        f"a worker process died ({type(cause).__name__}): it ran out of memory or was killed; "
+        f"{_RESUME}"
     )
 
 
@@ -100,11 +94,11 @@ def wait(references: Sequence[Any], timeout: float | None = None) -> tuple[list[
     """
     import ray
 
-    end = None if timeout is None else monotonic() + timeout
+    end = math.inf if timeout is None else monotonic() + timeout
     while True:
-        left = _SECONDS_BETWEEN_CHECKS if end is None else max(0.0, end - monotonic())
-        ready, pending = ray.wait(list(references), timeout=min(left, _SECONDS_BETWEEN_CHECKS))
-        if ready or (end is not None and monotonic() >= end):
+        left = min(_SECONDS_BETWEEN_CHECKS, max(0.0, end - monotonic()))
+        ready, pending = ray.wait(list(references), timeout=left)
+        if ready or monotonic() >= end:
             return ready, pending
         check_abort_conditions()
 
@@ -196,34 +190,35 @@ def disk_write_error(folder: Path) -> UmbraError | None:
     where = folder
     try:
         _write_page(where)
-        where = Path(tempfile.gettempdir())  # raises OSError where no such folder can be used
+        # Raises OSError, too, where no temporary folder can be used.
+        where = Path(tempfile.gettempdir())
         _write_page(where)
     except OSError as error:
         return UmbraError(
             f"nothing can be written in {where} ({error.strerror}): free or repair the disk, "
-            "then `umbra resume` continues from the last durable state"
+            f"then {_RESUME}"
         )
     return None
 
 
 def _write_page(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(_PAGE)
+        file.write(bytes(4096))
 
 
 def lost_node_condition() -> Callable[[], UmbraError | None]:
     """Return a condition for `abort_when`: the raylet of this machine has died."""
     import ray
-    from ray.exceptions import RayError
 
     here = ray.get_runtime_context().get_node_id()
 
     def lost() -> UmbraError | None:
-        with suppress(RayError):  # a cluster that does not answer says nothing of its machines
+        # A cluster that does not answer says nothing of its machines.
+        with suppress(ray.exceptions.RayError):
             if not any(node["NodeID"] == here and node["Alive"] for node in ray.nodes()):
                 return UmbraError(
                     "Ray's raylet on this machine died: it was killed, or the machine was too busy "
-                    "to answer. `umbra resume` continues from the last durable state"
+                    f"to answer. {_RESUME}"
                 )
         return None
 

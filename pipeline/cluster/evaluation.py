@@ -8,13 +8,10 @@ from typing import Any
 import ray
 import torch
 
-from eval.features import extractor
-from eval.frechet import feature_moments, frechet
-from eval.prdc import precision_recall
-from eval.utility import train_and_test
-from pipeline.cluster.calls import get_result, sanitize_errors, wait, waiting_for_room
+from eval import features, frechet, prdc, utility
+from pipeline.cluster import calls
 from pipeline.metrics import CEILING, FEATURES, SYNTHETIC
-from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity, load_partition
+from pipeline.runs import dataset_identity as identity
 from pipeline.spec import Evaluate, Spec
 from privacy.records import LabelledRecords
 from synth.data.shards import read_shards
@@ -28,7 +25,7 @@ def evaluate(
     release: StoragePath,
     traces: Path,
     on_task: Callable[[], None],
-    holdout: DatasetIdentity | None = None,
+    holdout: identity.DatasetIdentity | None = None,
 ) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
 
@@ -44,44 +41,44 @@ def evaluate(
     """
     # A task whose worker or machine died is done again elsewhere; one that raised is not.
     task = ray.remote(_measure).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
-    room = task.remote(traces, dict)  # ends as soon as the others have room
-    names = _section(spec).classifiers
-    of = (spec, release, holdout)
+    # Ends as soon as the others have room.
+    room = task.remote(traces, dict)
+    names, of = _section(spec).classifiers, (spec, release, holdout)
     tasks = {
         task.remote(traces, _classify, *of, kind, name): (kind, name)
         for name in names
         for kind in (SYNTHETIC, CEILING)
     }
-    features = task.remote(traces, _compare_features, *of)
-    with waiting_for_room("metrics", {"CPU": 1}):
-        get_result(room)
+    compared = task.remote(traces, _compare_features, *of)
+    with calls.waiting_for_room("metrics", {"CPU": 1}):
+        calls.get_result(room)
     # Tasks end in any order; the results are in the order of the spec.
     results: dict[str, Any] = {kind: dict.fromkeys(names) for kind in (SYNTHETIC, CEILING)}
-    waiting = [features, *tasks]
+    waiting = [compared, *tasks]
     while waiting:
-        (done,), waiting = wait(waiting)
-        if done is features:
-            results[FEATURES] = get_result(done)
+        (done,), waiting = calls.wait(waiting)
+        if done is compared:
+            results[FEATURES] = calls.get_result(done)
         else:
             kind, name = tasks[done]
-            results[kind][name] = get_result(done)
+            results[kind][name] = calls.get_result(done)
         on_task()
     return results
 
 
 def _measure(traces: Path, metric: Callable[..., dict[str, Any]], *of: Any) -> dict[str, Any]:
-    with sanitize_errors(traces):
+    with calls.sanitize_errors(traces):
         torch.set_num_threads(1)
         return metric(*of)
 
 
 def _classify(
-    spec: Spec, release: StoragePath, holdout: DatasetIdentity | None, kind: str, name: str
+    spec: Spec, release: StoragePath, holdout: identity.DatasetIdentity | None, kind: str, name: str
 ) -> dict[str, Any]:
-    section = _section(spec)
-    train = _synthetic(release) if kind == SYNTHETIC else load_partition(spec.data, TRAIN)
-    test = load_partition(spec.data, HOLDOUT, holdout)
-    result = train_and_test(
+    section, load = _section(spec), identity.load_partition
+    train = _synthetic(release) if kind == SYNTHETIC else load(spec.data, identity.TRAIN)
+    test = load(spec.data, identity.HOLDOUT, holdout)
+    result = utility.train_and_test(
         name,
         train.values,
         train.labels,
@@ -96,16 +93,18 @@ def _classify(
 
 
 def _compare_features(
-    spec: Spec, release: StoragePath, holdout: DatasetIdentity | None
+    spec: Spec, release: StoragePath, holdout: identity.DatasetIdentity | None
 ) -> dict[str, Any]:
     section = _section(spec)
     path = None if section.features == "builtin" else section.features
-    extract = extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    sets = load_partition(spec.data, HOLDOUT, holdout).values, _synthetic(release).values
-    distance = frechet(extract.metric, *(feature_moments(extract, images) for images in sets))
-    features = (extract(images) for images in sets)
-    prdc = precision_recall(*features, nearest=section.neighbours, seed=section.seed)
-    return {"frechet": asdict(distance), "precision_recall": asdict(prdc)}
+    extract = features.extractor("gabor" if path is None else "inception", spec.data.channels, path)
+    real = identity.load_partition(spec.data, identity.HOLDOUT, holdout)
+    sets = real.values, _synthetic(release).values
+    moments = (frechet.feature_moments(extract, images) for images in sets)
+    distance = frechet.frechet(extract.metric, *moments)
+    both = (extract(images) for images in sets)
+    nearest = prdc.precision_recall(*both, nearest=section.neighbours, seed=section.seed)
+    return {"frechet": asdict(distance), "precision_recall": asdict(nearest)}
 
 
 def _section(spec: Spec) -> Evaluate:

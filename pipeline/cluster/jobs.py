@@ -19,16 +19,13 @@ _MISLEADING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _STOP_SECONDS = "30"  # from the request to stop until a job is killed; Ray's own 3 s are too few
 _SECRET_WORDS = ("pass", "pwd", "secret", "token", "key")
 _OURS = "umbra: "
-_MISSING = 404
-
-JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed", "gone"]
 
 
 @dataclass(frozen=True)
 class JobReport:
     """The status of a job; "gone" is one that the cluster does not know, or no longer."""
 
-    status: JobStatus
+    status: Literal["pending", "running", "stopped", "succeeded", "failed", "gone"]
     message: str = ""  # Umbra's last line in the job's output, or Ray's reason if it never began
 
     @property
@@ -64,8 +61,7 @@ class Jobs:
         """
         # The command itself reserves no processor: its workers wait for theirs.
         command = ["umbra", "resume", run_id, "--json"]
-        if workers is not None:
-            command += ["--workers", str(workers)]
+        command += [] if workers is None else ["--workers", str(workers)]
         variables = job_environment(home) | {JOB_VARIABLE: job.submission_id}
         with _sanitized(self.address):
             self._client.submit_job(
@@ -128,11 +124,10 @@ def _sanitized(address: str) -> Iterator[None]:
     except UmbraError:
         raise
     except Exception as error:
-        text = str(error)
-        if f"status code {_MISSING}" in text:
+        status = str(error).partition("status code ")[2][:3]
+        if status == "404":
             raise _NoSuchJob(f"the Jobs API at {address} knows no such job") from None
-        kind, status = type(error).__name__, text.partition("status code ")[2][:3]
-        why = f"HTTP {status}" if status.isdigit() else kind
+        why = f"HTTP {status}" if status.isdigit() else type(error).__name__
         raise UmbraError(
             f"the Jobs API at {address} refused or did not answer ({why}); its log on the cluster "
             "(dashboard.log) says more"

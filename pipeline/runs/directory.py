@@ -123,7 +123,7 @@ class RunState(BaseModel):
 
     run_id: str
     spec_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    status: Status = "created"  # as last recorded; `pipeline.runs.status` finds what is true now
+    status: Status = "created"  # as last recorded; `pipeline.runs.control` finds what is true now
     stage: str | None = None  # runs, or failed
     stages: tuple[StageRecord, ...] = ()  # are done
     # How often the run was started: each attempt draws its own masks and noise.

@@ -17,7 +17,6 @@ from pipeline.progress import Progress
 from pipeline.runs import control, ingest, ledger_access
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
-from pipeline.runs.status import heartbeat
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
@@ -178,7 +177,7 @@ def _environment(
     if address is not None:
         require_token(address)
     with ExitStack() as stack:
-        stack.enter_context(heartbeat(run))
+        stack.enter_context(control.heartbeat(run))
         stack.enter_context(abort_when(partial(disk_write_error, run.internal)))
         tracked_run = stack.enter_context(_opened_in_background(open_mlflow))
         resources = stack.enter_context(cluster(address, spec.resources.object_store_gib))

@@ -15,22 +15,19 @@ from privacy.errors import InvalidRequest
 
 # Costs are functions of the spec alone, known before any record is read.
 _COST = {"epsilon_rdp", "epsilon_prv", "epsilon_pld", "delta", "noise_multiplier", "steps"}
-PLAN_NAMES = frozenset(
-    _COST
-    | {"sampling_probability", "expected_batch", "clip_norm", "views", "parameters", "warmup_steps"}
-)
+_PLANNED = {"sampling_probability", "expected_batch", "clip_norm", "views", "parameters"}
+PLAN_NAMES = frozenset(_COST | _PLANNED | {"warmup_steps"})
 # Charges are written before the noise is drawn, so they depend on no record either.
 SPENT_NAMES = frozenset(_COST | {"dataset_epsilon", "attempts", "warmup_steps"})
 
 _WORD = r"[a-z][a-z0-9_]*"
-_EVALUATION_PATTERN = re.compile(
-    rf"(?:{_WORD}\.(?:accuracy|ceiling|class\.\d+)"
-    rf"|fid|frechet_{_WORD}|precision|recall|density|coverage)"
-)
-_PAID_PATTERN = re.compile(
-    rf"(?:{_WORD}\.accuracy(?:_low|_high)?|class\.\d+\.count(?:_low|_high)?|epsilon)"
-)
-_STAGE_PATTERN = re.compile(_WORD)
+_INTERVAL = "(?:_low|_high)?"
+_PATTERNS = {
+    "time": _WORD,
+    "eval": rf"{_WORD}\.(?:accuracy|ceiling|class\.\d+)"
+    rf"|fid|frechet_{_WORD}|precision|recall|density|coverage",
+    "dp": rf"{_WORD}\.accuracy{_INTERVAL}|class\.\d+\.count{_INTERVAL}|epsilon",
+}
 PUBLIC = "public"
 
 
@@ -56,19 +53,23 @@ class Release:
         object.__setattr__(self, "values", MappingProxyType(checked))
 
     @classmethod
+    def _of(cls, section: str, values: Mapping[str, float]) -> Self:
+        return cls({f"{section}.{name}": value for name, value in values.items()})
+
+    @classmethod
     def plan(cls, values: Mapping[str, float]) -> Self:
         """Release what the run was planned to cost (names of `PLAN_NAMES`)."""
-        return cls(_prefixed("plan", values))
+        return cls._of("plan", values)
 
     @classmethod
     def spent(cls, values: Mapping[str, float]) -> Self:
         """Release what the ledger has charged (names of `SPENT_NAMES`)."""
-        return cls(_prefixed("spent", values))
+        return cls._of("spent", values)
 
     @classmethod
     def seconds(cls, stage: str, seconds: float) -> Self:
         """Release how long a stage took, as `time.<stage>`."""
-        return cls({f"time.{stage}": seconds})
+        return cls._of("time", {stage: seconds})
 
     @classmethod
     def rows(cls, rows: int) -> Self:
@@ -90,25 +91,17 @@ class Release:
                 f"reference {PUBLIC!r}; keep them in internal/, or pay for them with a charged "
                 "mechanism"
             )
-        return cls(_prefixed("eval", values))
+        return cls._of("eval", values)
 
     @classmethod
     def paid(cls, values: Mapping[str, float]) -> Self:
         """Release noisy figures against a private reference, paid for by a charged mechanism."""
-        return cls(_prefixed("dp", values))
-
-
-def _prefixed(section: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{section}.{name}": value for name, value in values.items()}
+        return cls._of("dp", values)
 
 
 def _is_public(name: str) -> bool:
     """Whether the closed list knows this full metric name."""
-    if name == "rows":
-        return True
     section, _, rest = name.partition(".")
-    names = {"plan": PLAN_NAMES, "spent": SPENT_NAMES}
-    patterns = {"time": _STAGE_PATTERN, "eval": _EVALUATION_PATTERN, "dp": _PAID_PATTERN}
-    if section in patterns:
-        return patterns[section].fullmatch(rest) is not None
-    return rest in names.get(section, ())
+    if section in _PATTERNS:
+        return re.fullmatch(_PATTERNS[section], rest) is not None
+    return name == "rows" or rest in {"plan": PLAN_NAMES, "spent": SPENT_NAMES}.get(section, ())

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, Schema
 
 from pipeline.models import ImageSampler, Recipe
 from privacy.errors import InvalidRequest
@@ -27,22 +27,9 @@ WEIGHTS, SAMPLING = "weights", "sampling"
 # One request may not exceed what a machine can hold as PNGs in memory.
 MAX_IMAGES = 100_000
 
-SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(DataType.long, "label"),
-            ColSpec(DataType.long, "count"),
-            ColSpec(DataType.long, "seed", required=False),
-        ]
-    ),
-    outputs=Schema(
-        [
-            ColSpec(DataType.binary, "image"),
-            ColSpec(DataType.long, "label"),
-            ColSpec(DataType.string, "class_name"),
-        ]
-    ),
-)
+_REQUEST = [ColSpec("long", name, required=name != "seed") for name in ("label", "count", "seed")]
+_IMAGE = [ColSpec("binary", "image"), ColSpec("long", "label"), ColSpec("string", "class_name")]
+SIGNATURE = ModelSignature(inputs=Schema(_REQUEST), outputs=Schema(_IMAGE))
 
 
 class SamplingModel(PythonModel):
@@ -83,14 +70,12 @@ class SamplingModel(PythonModel):
             for label, count, seed in requests
             for image in self._images(label, count, seed)
         ]
-        return pd.DataFrame(rows, columns=["image", "label", "class_name"])
+        return pd.DataFrame(rows, columns=[column.name for column in _IMAGE])
 
     def _parse(self, row: dict[Any, Any]) -> tuple[int, int, int | None]:
-        label, count = int(row["label"]), int(row["count"])
-        if not 0 <= label < len(self.recipe.data.classes):
-            raise InvalidRequest(
-                f"there is no class {label}: expected 0 to {len(self.recipe.data.classes) - 1}"
-            )
+        label, count, classes = int(row["label"]), int(row["count"]), self.recipe.data.classes
+        if not 0 <= label < len(classes):
+            raise InvalidRequest(f"there is no class {label}: expected 0 to {len(classes) - 1}")
         if count < 0:
             raise InvalidRequest(f"a count of 0 or more was expected, found {count}")
         seed = row.get("seed")
