@@ -1,15 +1,10 @@
-"""Checks of the arrays that `eval` takes: 8-bit images, labels, features."""
+"""Checks of the arrays that `eval` takes; `name` is what a message calls an array."""
 
 import numpy as np
 
 
 def check_images(images: np.ndarray, name: str) -> None:
-    """Raise unless `images`, called `name` in the message, is uint8 [N, H, W, C] with N ≥ 1.
-
-    Raises:
-        TypeError: not an array of uint8.
-        ValueError: not four-dimensional, or empty along some axis.
-    """
+    """Raise TypeError or ValueError unless `images` is uint8 [N, H, W, C] with N ≥ 1."""
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         raise TypeError(
             f"{name}: expected a uint8 array [N, H, W, C], found {_kind(images)}; "
@@ -25,12 +20,7 @@ def check_images(images: np.ndarray, name: str) -> None:
 
 
 def check_labels(labels: np.ndarray, count: int, classes: int, name: str) -> None:
-    """Raise unless `labels` is `count` integers in 0..classes-1.
-
-    Raises:
-        TypeError: not an array of integers.
-        ValueError: wrong shape, or a label outside the range.
-    """
+    """Raise TypeError or ValueError unless `labels` is `count` integers in 0..classes-1."""
     if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name}: expected an int64 array [N], found {_kind(labels)}")
     if labels.shape != (count,):
@@ -46,12 +36,7 @@ def check_labels(labels: np.ndarray, count: int, classes: int, name: str) -> Non
 
 
 def check_features(features: np.ndarray, name: str) -> None:
-    """Raise unless `features` is finite floats [N, d] with N ≥ 1 and d ≥ 1.
-
-    Raises:
-        TypeError: not an array of floats.
-        ValueError: wrong shape, empty, or a value that is not finite.
-    """
+    """Raise TypeError or ValueError unless `features` is finite floats [N, d], N ≥ 1, d ≥ 1."""
     if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating):
         raise TypeError(f"{name}: expected a float array [N, d], found {_kind(features)}")
     if features.ndim != 2 or 0 in features.shape:

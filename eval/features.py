@@ -39,9 +39,7 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return features float64 [N, d] of images uint8 [N, H, W, C], computed in batches.
 
-        Raises:
-            TypeError: images are not uint8.
-            ValueError: images of a shape it cannot take.
+        Raises TypeError or ValueError for images of another type, or a shape it cannot take.
         """
         ...
 
@@ -51,10 +49,8 @@ def extractor(
 ) -> FeatureExtractor:
     """Return the extractor called `name` for images with that number of channels.
 
-    "gabor" is built in, "inception" needs the `path` of a local TorchScript file.
-
-    Raises:
-        ValueError: no such name, or the extractor cannot be built from these arguments.
+    "gabor" is built in, "inception" needs the `path` of a local TorchScript file. Raises ValueError
+    where there is no such extractor, or it cannot be built from these arguments.
     """
     if name not in EXTRACTOR_NAMES:
         raise ValueError(f"extractor: expected one of {', '.join(EXTRACTOR_NAMES)}, found {name!r}")
@@ -95,12 +91,7 @@ class GaborFeatures:
         self._kernels = gabor_kernels().to(self._device)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return features float64 [N, d] of images uint8 [N, H, W, C], C as constructed.
-
-        Raises:
-            TypeError: images are not uint8.
-            ValueError: another number of channels, or a side under eight pixels.
-        """
+        """Return features float64 [N, d] of images uint8 [N, H, W, C], C as constructed."""
         check_images(images, "images")
         if images.shape[3] != self.channels:
             raise ValueError(f"gabor: expected {self.channels} channels, found {images.shape[3]}")
@@ -189,12 +180,7 @@ class InceptionFeatures:
         self._probe(path)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return features float64 [N, 2048] of images uint8 [N, H, W, C] with C of 1 or 3.
-
-        Raises:
-            TypeError: images are not uint8.
-            ValueError: another number of channels, or another shape than [N, H, W, C].
-        """
+        """Return features float64 [N, 2048] of images uint8 [N, H, W, C] with C of 1 or 3."""
         check_images(images, "images")
         if images.shape[3] not in (1, 3):
             raise ValueError(f"inception: expected 1 or 3 channels, found {images.shape[3]}")
@@ -235,7 +221,7 @@ def _load_network(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         )
     try:
         return torch.jit.load(str(path), map_location=device).eval()
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(
             f"inception: expected {path} to be a TorchScript file, but torch cannot read it"
         ) from error

@@ -53,12 +53,7 @@ class MomentAccumulator:
         self._scatter = np.zeros((dimension, dimension))
 
     def update(self, features: np.ndarray) -> None:
-        """Add features [n, d].
-
-        Raises:
-            TypeError: not floats.
-            ValueError: another d, empty, or not finite.
-        """
+        """Add features [n, d]; raise TypeError or ValueError if they are none, or of another d."""
         check_features(features, "features")
         if features.shape[1] != len(self._mean):
             raise ValueError(
@@ -82,12 +77,7 @@ class MomentAccumulator:
 
 
 def feature_moments(extract: FeatureExtractor, images: np.ndarray) -> Moments:
-    """Return the moments of the features of images uint8 [N, H, W, C], batch by batch.
-
-    Raises:
-        TypeError: images are not uint8.
-        ValueError: fewer than two images, or a shape the extractor cannot take.
-    """
+    """Return the moments of the features of two or more images uint8 [N, H, W, C], by batches."""
     check_images(images, "images")
     accumulator = MomentAccumulator(extract.dimension)
     for part in batches(images, _BATCH):

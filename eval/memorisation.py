@@ -49,8 +49,7 @@ def nearest(
         float64 [n, count].
 
     Raises:
-        TypeError: neither uint8 nor floats.
-        ValueError: images or features of different shapes, empty or not finite; a bad count.
+        TypeError, ValueError: other types, different shapes, empty or not finite; a bad count.
     """
     _check(queries, references, count)
     scale = 255.0 if queries.dtype == np.uint8 else 1.0
@@ -133,9 +132,7 @@ def copies(
         seed: of the cut into parts of equal size.
         on_progress: called with the real images compared, of `len(train) + len(holdout)`.
 
-    Raises:
-        TypeError: neither uint8 nor floats.
-        ValueError: different shapes, empty, or not finite.
+    Raises TypeError or ValueError as `nearest` does.
     """
     # A larger set is nearer to everything. So the smaller one is compared with disjoint parts of
     # the other of its own size.
@@ -253,9 +250,7 @@ def membership_attacks(
         seed: of the random splits.
         on_progress: called with the real images done, of `len(train) + len(holdout)`.
 
-    Raises:
-        TypeError: neither uint8 nor floats.
-        ValueError: different shapes, empty, not finite, or fewer than two images in a real set.
+    Raises TypeError or ValueError as `nearest` does, and for fewer than two images in a real set.
     """
     count = min(_NEIGHBOURS, len(synthetic))
     inside = nearest(train, synthetic, count, on_progress)

@@ -56,9 +56,7 @@ def precision_recall(
         max_images: the most images of either set to compare; a larger set is sampled.
         seed: of the sample.
 
-    Raises:
-        TypeError: not floats.
-        ValueError: different d, not finite, or too few images for `nearest`.
+    Raises TypeError or ValueError for other arrays, different d, or too few for `nearest`.
     """
     arrays.check_features(real, "real features")
     arrays.check_features(synthetic, "synthetic features")

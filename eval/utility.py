@@ -150,11 +150,10 @@ def train_and_test(
 ) -> ClassifierResult:
     """Train a classifier on one image set and test it on another.
 
-    The result is a function of the arguments, on a CPU with a fixed number of threads. Torch's
-    global generators are left as they were.
+    The result is a function of the arguments, on a CPU with a fixed number of threads.
 
     Args:
-        name: "logreg", "mlp" or "cnn".
+        name: in `CLASSIFIERS`.
         train_images: uint8 [N, H, W, C], the synthetic images (or real ones, for the ceiling).
         train_labels: int64 [N] in 0..classes-1.
         test_images: uint8 [M, H, W, C], real images; nothing but the final test reads them.
@@ -169,9 +168,7 @@ def train_and_test(
     Returns:
         The result on the test set at the first epoch of highest validation accuracy.
 
-    Raises:
-        TypeError: an array of the wrong type.
-        ValueError: an unknown classifier, a wrong shape, or a setting out of range.
+    Raises TypeError or ValueError for an unknown classifier, other arrays or impossible settings.
     """
     _check_settings(classes, epochs, learning_rate, batch_size)
     build = architecture(name)

@@ -7,10 +7,9 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -56,23 +55,6 @@ class ClassSamples:
     name: str
     synthetic: np.ndarray
     reference: np.ndarray | None = None
-
-
-class Score(NamedTuple):
-    """A number over sets of features."""
-
-    name: str
-    value: float
-    better: str
-    meaning: str
-
-
-class Check(NamedTuple):
-    """One thing the audit recomputed or compared."""
-
-    name: str
-    passed: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -135,24 +117,24 @@ class ReportView:
         return max(found, key=lambda name: found[name]["accuracy"], default=None)
 
     @property
-    def scores(self) -> list[Score]:
-        """The metrics on features, with what they mean."""
+    def scores(self) -> list[tuple[str, float, str, str]]:
+        """The metrics on features: name, value, whether higher or lower is better, meaning."""
         found = metrics.likeness(dict(self.results)) if metrics.FEATURES in self.results else {}
-        return [Score(name, value, *_MEANINGS.get(name, _FRECHET)) for name, value in found.items()]
+        return [(name, value, *_MEANINGS.get(name, _FRECHET)) for name, value in found.items()]
 
     @property
-    def checks(self) -> list[Check]:
-        """What the audit checked, one line each."""
+    def checks(self) -> list[tuple[str, bool, str]]:
+        """What the audit recomputed or compared: its name, whether it holds, and details."""
         ledger = self.audit.ledger
         broken = "; ".join(map(str, ledger.findings))
         replayed = f"{ledger.rows} rows replayed, every hash and rule holds"
         files = "; ".join(self.audit.files)
         sound = "every file has the hash that the manifest states"
         return [
-            Check("ledger chain and rules", not broken, broken or replayed),
-            Check("released files", not files, files or sound),
+            ("ledger chain and rules", not broken, broken or replayed),
+            ("released files", not files, files or sound),
             *(
-                Check(
+                (
                     f"ε of {dataset.name}",
                     dataset.committed.rdp <= dataset.epsilon + _ROUNDING,
                     f"{dataset.committed.rdp:g} by independent code, declared {dataset.epsilon:g}",
@@ -272,7 +254,6 @@ def build_page(view: ReportView) -> str:
     )
 
 
-@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
