@@ -28,6 +28,9 @@ _CREDENTIALS = (
 # By name, because botocore is installed only with the extra.
 _WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 _S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?")
+# PyYAML leaves `08` bare, a number to many, and knows `no` and `y` as words of YAML 1.1 only.
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z_/.-]*")
+_YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
 _OPTIONS = {
     # Other processes write what is listed here.
     "use_listings_cache": False,
@@ -288,6 +291,31 @@ def json_bytes(record: Mapping[str, Any]) -> bytes:
     """
     text = json.dumps(record, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def yaml_text(record: Mapping[str, Any]) -> str:
+    r"""Serialise to YAML that readers of YAML 1.1 and of 1.2 read back as it is.
+
+    >>> print(yaml_text({"size": 28, "classes": ["cat", "08", "no"]}), end="")
+    size: 28
+    classes:
+    - cat
+    - "08"
+    - "no"
+    """
+    import yaml
+
+    class Quoting(yaml.SafeDumper):
+        """Quote every text that some reader could take for a number, a date or a truth value."""
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        plain = _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+    Quoting.add_representer(str, represent)
+    return str(
+        yaml.dump(dict(record), Dumper=Quoting, sort_keys=False, allow_unicode=True, width=100)
+    )
 
 
 def write_folder(path: StoragePath, files: Mapping[str, bytes], seal: str) -> None:

@@ -54,11 +54,20 @@ class SourceOptions(BaseModel, ABC):
     def resolved(self, folder: Path) -> Self:
         """Return the same options with relative paths taken from `folder`, the spec's own."""
         paths = {
-            name: folder / value.expanduser()
+            name: resolve(value, folder)
             for name, value in self.__dict__.items()
             if isinstance(value, Path)
         }
         return self.model_copy(update=paths)
+
+
+def resolve(path: Path, folder: Path) -> Path:
+    """Return `path`, `~` replaced, taken from `folder` where it is relative."""
+    try:
+        return folder / path.expanduser()
+    except RuntimeError:
+        # There is no such user, so that this is a name that begins with ~.
+        return folder / path
 
 
 def checked(

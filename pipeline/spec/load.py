@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.sources.base import resolve
 from pipeline.spec.spec import Spec
 from privacy.errors import InvalidRequest
 from synth.settings import FieldPath, InvalidFieldsError, format_path
@@ -358,7 +359,7 @@ def _anchored(spec: Spec, folder: Path) -> Spec:
     if holdout is not None:
         holdout = holdout.model_copy(update={"source": holdout.source.resolved(folder)})
     if evaluate is not None and isinstance(evaluate.features, Path):
-        features = folder / evaluate.features.expanduser()
+        features = resolve(evaluate.features, folder)
         evaluate = evaluate.model_copy(update={"features": features})
     source = data.source.resolved(folder)
     data = data.model_copy(update={"source": source, "holdout": holdout})

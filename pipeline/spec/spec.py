@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from eval.settings import CLASSIFIER_NAMES, EPOCHS, LEARNING_RATE, NEAREST, ClassifierName
@@ -18,6 +17,7 @@ from pipeline.sources import Source
 from synth import settings
 from synth.methods import METHODS
 from synth.settings import Count, FieldError, Line, Positive, Settings, raise_if_any
+from synth.storage import yaml_text
 
 BudgetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
@@ -186,7 +186,7 @@ class Spec(Settings):
 
     def to_yaml(self) -> str:
         """Return YAML that loads back into an equal spec, defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text(self.model_dump(mode="json"))
 
 
 def _training_errors(spec: Spec) -> Iterator[FieldError]:
