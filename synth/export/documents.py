@@ -5,16 +5,20 @@ recorded the sha256 of the manifest too: comparing the two is the ledger audit's
 """
 
 import copy
+import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data import manifest as manifests
-from synth.storage import json_bytes
+from synth.storage import json_bytes, yaml_text
 
 CARD = "README.md"
 PRIVACY = "privacy.json"
@@ -43,6 +47,8 @@ from datasets import load_dataset
 images = load_dataset("FOLDER", split="train")"""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST = "1M<n<10M"
+# Begins emphasis, code, links, images, formulas or a cell.
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~$!#]")
 
 
 @dataclass(frozen=True)
@@ -86,29 +92,25 @@ def render_card(
             `datasets.load_dataset` does by the front matter alone.
     """
     import jinja2
-    import yaml
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        # Markdown, not HTML: escaping would show.
+        # Markdown, and not HTML, is what texts are escaped for: all but those marked as safe.
         autoescape=False,  # noqa: S701
+        finalize=_escape,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    header = yaml.safe_dump(
-        _front_matter(facts, manifest) | ({} if reading else _features(manifest, class_folders)),
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
+    header = yaml_text(
+        _front_matter(facts, manifest) | ({} if reading else _features(manifest, class_folders))
     )
     return environment.get_template("card.md.j2").render(
         front_matter=header,
         facts=facts,
         manifest=manifest,
         privacy=privacy,
-        cell=_cell,
         folders=class_folders,
         reading=reading or _HUGGING_FACE,
     )
@@ -137,8 +139,9 @@ def _features(manifest: manifests.Manifest, class_folders: Sequence[str] | None)
         "data_files": [{"split": "train", "path": pattern}],
     }
     if class_folders is not None:
-        # Without it `datasets` numbers the classes by the alphabet instead of by our labels.
-        config["features"] = copy.deepcopy(features)
+        # Without it `datasets` numbers the classes by the alphabet instead of by our labels, and
+        # leaves the labels out where there is one class.
+        config |= {"features": copy.deepcopy(features), "drop_labels": False}
     split = {"name": "train", "num_bytes": manifest.bytes, "num_examples": manifest.rows}
     return {
         "configs": [config],
@@ -151,9 +154,12 @@ def _features(manifest: manifests.Manifest, class_folders: Sequence[str] | None)
     }
 
 
-def _cell(value: object) -> str:
-    """Keep a text inside its cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+def _escape(value: object) -> str:
+    """Return Markdown that shows a text as it is, on one line, also inside a table."""
+    if isinstance(value, Markup):
+        return value
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    return _MARKDOWN.sub(r"\\\g<0>", line)
 
 
 def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -30,6 +31,15 @@ from synth.storage import StoragePath, json_bytes
 _SPLIT = "train"
 _LABELS = "labels.csv"
 _NPZ = f"{DATA}/{_SPLIT}.npz"
+# In bytes: most file systems end at 255, and some that encrypt at 143.
+_LONGEST_NAME = 128
+# What Windows refuses in a name, what is a pattern to readers that glob, and what ends a Markdown
+# code span.
+_REFUSED = frozenset('<>:"/\\|?*[]{}`')
+# Names of devices, which Windows opens in place of a file.
+_DEVICE = re.compile(r"(con|prn|aux|nul|con(in|out)\$|(com|lpt)[0-9¹²³])( *\..*)?", re.IGNORECASE)
+# How a formula begins, and what one needs that does more than arithmetic.
+_FORMULA, _CALLS = "=+-@\t\r", "(!|'\":["
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,10 @@ def write_parquet(release: StoragePath, manifest: Manifest, folder: Path) -> Man
 def write_images(release: StoragePath, manifest: Manifest, folder: Path) -> Manifest:
     """Write `train/<class>/<row>.png` and the labels to `labels.csv`."""
     names = class_folders(manifest.class_names)
-    for name in names:
-        (folder / _SPLIT / name).mkdir(parents=True)
+    for name, count in zip(names, manifest.class_counts, strict=True):
+        # Torchvision's ImageFolder refuses a class without images.
+        if count:
+            (folder / _SPLIT / name).mkdir(parents=True)
     entries: list[ShardEntry] = []
     rows: list[list[object]] = []
     for shard in read_shards(release):
@@ -129,7 +141,7 @@ def write_images(release: StoragePath, manifest: Manifest, folder: Path) -> Mani
             data = encode_png(image)
             (folder / file).write_bytes(data)
             entries.append(ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), rows=1))
-            rows.append([file, label, manifest.class_names[label]])
+            rows.append([file, label, _csv_text(manifest.class_names[label])])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["file", "label", "class"], *rows])
     (folder / _LABELS).write_text(text.getvalue(), encoding="utf-8")
@@ -164,17 +176,38 @@ def write_npz(release: StoragePath, manifest: Manifest, folder: Path) -> Manifes
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """Return a folder name for each class: its own, with what file systems refuse replaced by _.
+    """Return a folder name for each class: its own where every file system and reader takes it.
 
-    Where two classes would share a folder (also on systems that ignore case) all get their label.
+    What some refuse is replaced by _. Where two classes would share a folder (also on systems that
+    ignore case or spell Unicode in their own way) all get their label.
 
-    >>> class_folders(["T-shirt/top", "shoe"]), class_folders(["a", "A"])
-    (['T-shirt_top', 'shoe'], ['a_0', 'A_1'])
+    >>> class_folders(["T-shirt/top", "08", "__background__"]), class_folders(["a", "A"])
+    (['T-shirt_top', '08', '_background__'], ['a_0', 'A_1'])
     """
-    names = [re.sub(r"[^\w .+-]", "_", name).strip(" .") or "_" for name in class_names]
-    if len({name.casefold() for name in names}) == len(names):
+    names = [_folder_name(name) for name in class_names]
+    if len({normalize("NFKD", name).casefold() for name in names}) == len(names):
         return names
-    return [f"{name}_{label}" for label, name in enumerate(names)]
+    return [_folder_name(name, f"_{label}") for label, name in enumerate(class_names)]
+
+
+def _folder_name(class_name: str, ending: str = "") -> str:
+    kept = "".join(letter if _is_kept(letter) else "_" for letter in class_name)
+    cut = kept.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    # Windows drops dots and spaces at the end; names that begin with a dot are hidden, and those
+    # that begin with two underscores are passed over by `datasets`.
+    name = re.sub(r"^__+", "_", (cut.strip(" .") or "_") + ending)
+    return f"_{name}" if _DEVICE.fullmatch(name) else name
+
+
+def _is_kept(letter: str) -> bool:
+    # Letters, marks, digits, punctuation and symbols, and what joins letters of Indic scripts.
+    known = category(letter)[0] in "LMNPS" or letter in " \u200c\u200d"
+    return known and letter not in _REFUSED
+
+
+def _csv_text(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula that calls or reads something."""
+    return f"'{text}" if text[:1] in _FORMULA and set(text) & set(_CALLS) else text
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,8 +1,10 @@
 import dataclasses
+import re
 
 import pytest
 import yaml
 
+from pipeline.spec.load import read_yaml
 from synth.data.manifest import load_manifest
 from synth.export.documents import render_card
 
@@ -83,3 +85,47 @@ def test_texts_from_a_spec_cannot_break_out_of_the_front_matter(release, card, p
     assert header["license"] == "cc-by-4.0"
     assert header["dataset_info"]
     assert '\n# x: "y" --- license: mit\n' in text
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "![x](https://a)",
+    "a|b",
+    "`a`",
+    "*b*",
+    "a\nb",
+    "$x$",
+    "# h",
+)
+
+
+def test_no_text_is_html_or_markdown_in_the_card(make_release, card, privacy):
+    release = make_release(names=HOSTILE, counts=(1,) * len(HOSTILE))
+    texts = {
+        name: " ".join(HOSTILE) for name in ("name", "description", "source", "method", "version")
+    }
+    hostile = dataclasses.replace(card, **texts, measures=tuple((name, name) for name in HOSTILE))
+    statement = privacy | {"unit": HOSTILE[0], "neighbouring_relation": HOSTILE[1]}
+    text = render_card(hostile, load_manifest(release), statement)
+    body = text.split("\n---\n", 1)[1]
+    assert "<" not in body
+    for unsafe in ("[x]", "`a`", "*b*", "$x$", " # h", "_i_", "a|b"):
+        assert unsafe not in body
+    assert r"| 0 | &lt;script&gt;alert(1)&lt;/script&gt; | 1 |" in body
+    assert r"| 2 | a\|b | 1 |" in body
+    assert r"| 5 | a b | 1 |" in body
+    table = [line for line in body.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (3, 4) for line in table)
+
+
+@pytest.mark.parametrize("dialect", ["1.1", "1.2"])
+def test_class_names_load_back_from_the_front_matter(make_release, card, privacy, dialect):
+    names = ("08", "1e3", "no", "y", "2024-01-01", "null", "0x1F", "a\x85b", "~", "é", "- a", "#")
+    release = make_release(names=names, counts=(1,) * len(names))
+    header = front_matter(render_card(card, load_manifest(release), privacy))
+    if dialect == "1.2":
+        text = render_card(card, load_manifest(release), privacy)
+        header = read_yaml(text.split("---\n")[1], "README.md").value
+    label = header["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]
+    assert list(label.values()) == list(names)
+    assert list(label) == [str(number) for number in range(len(names))]

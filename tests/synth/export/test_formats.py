@@ -8,10 +8,14 @@ import os
 import re
 import shutil
 import tarfile
+from pathlib import PurePosixPath, PureWindowsPath
+from unicodedata import category, normalize
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
@@ -259,12 +263,110 @@ def test_the_card_of_arrays_shows_how_to_open_them(release, card, privacy, tmp_p
         (["T-shirt/top", "Ankle boot"], ["T-shirt_top", "Ankle boot"]),
         (["a/b", "a_b", "a_b_0"], ["a_b_0", "a_b_1", "a_b_0_2"]),
         (["A", "a"], ["A_0", "a_1"]),
-        (["..", ".", "été"], ["__0", "__1", "été_2"]),
+        # `datasets` passes over what begins with two underscores.
+        (["..", ".", "été"], ["_0", "_1", "été_2"]),
+        (["__background__", "😀", "×"], ["_background__", "😀", "×"]),
         (["../../x", "con\x00"], ["_.._x", "con_"]),
+        (["con", "nul.txt", "COM1", "conic"], ["_con", "_nul.txt", "_COM1", "conic"]),
+        (["कुत्ता", "e\u0301te\u0301", "08", "no"], ["कुत्ता", "e\u0301te\u0301", "08", "no"]),
+        (["é", "e\u0301"], ["é_0", "e\u0301_1"]),
+        (["漢" * 128, "漢" * 127], ["漢" * 42 + "_0", "漢" * 42 + "_1"]),
     ],
 )
 def test_class_folders_are_safe_and_distinct(names, folders):
     assert class_folders(names) == folders
+
+
+HOSTILE = (
+    *("a/b", "..", ".", "CON", "con", "aux.txt", "__background__", "__pycache__", ".hidden", "~"),
+    *("😀", "🎉", "+", "-", "×", "÷", "=", "=1+1", "-rf", "no", "null", "08", "1e3", "0x1F", "y"),
+    *("<script>alert(1)</script>", "x,y", "it's", 'a"b', "a|b", "a`b", "a*b", "a[b]", "{a}", "a#b"),
+    *("a%20b", "a?b=c", "a::b", "a;b", "$HOME", "&", "!", "^", "@x", "(x)", "a  b", "कुत्ता", "é"),
+    *("train", "test", "metadata.jsonl", "x.zip", "漢" * 128, "😀" * 128, "a\u200db", "\u202ea"),
+)
+
+
+def image_folder(root):
+    """Read images as torchvision's ImageFolder does: classes by the alphabet, none without images.
+
+    Returns the classes and (class, bytes of the image) of every file.
+    """
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    found = []
+    for name in classes:
+        files = sorted(file for file in (root / name).rglob("*") if file.suffix == ".png")
+        assert files, f"ImageFolder refuses {name}, which has no image"
+        found += [(name, np.asarray(Image.open(file)).tobytes()) for file in files]
+    return classes, found
+
+
+def test_folders_of_every_class_name_load_back_with_the_same_names(
+    make_release, card, privacy, tmp_path, load_dataset
+):
+    counts = tuple(label % 3 for label in range(len(HOSTILE)))
+    release = make_release(names=HOSTILE, counts=counts)
+    out = tmp_path / "out"
+    export_dataset("images", release, out, card, privacy)
+    images, labels = rows_of(release)
+    folders = class_folders(HOSTILE)
+    expected = sorted(
+        (folders[label], image.tobytes()) for label, image in zip(labels, images, strict=True)
+    )
+    data = load_dataset(out)["train"]
+    assert data.features["label"].names == folders
+    read = [(folders[row["label"]], np.asarray(row["image"]).tobytes()) for row in data]
+    assert sorted(read) == expected
+    classes, found = image_folder(out / "train")
+    assert set(classes) == {name for name, count in zip(folders, counts, strict=True) if count}
+    assert sorted(found) == expected
+    assert verify_export(out) == []
+
+
+@pytest.mark.parametrize("counts", [(3,), (0, 4)])
+def test_one_class_keeps_its_label(make_release, card, privacy, tmp_path, load_dataset, counts):
+    names = ("no", "08")[: len(counts)]
+    export_dataset(
+        "images", make_release(names=names, counts=counts), tmp_path / "out", card, privacy
+    )
+    data = load_dataset(tmp_path / "out")["train"]
+    assert data.features["label"].names == list(names)
+    assert set(data["label"]) == {len(counts) - 1}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=130) | st.sampled_from(HOSTILE), min_size=1, max_size=8))
+def test_class_folders_suit_every_file_system(names):
+    folders = class_folders(names)
+    assert len({normalize("NFD", folder).casefold() for folder in folders}) == len(names)
+    for folder in folders:
+        assert PurePosixPath(folder).parts == PureWindowsPath(folder).parts == (folder,)
+        assert len(folder.encode()) <= 143
+        assert folder == folder.strip(" .")
+        assert not folder.startswith(("__", "."))
+        assert not PureWindowsPath(folder).is_reserved()
+        assert not any(category(letter) in ("Cc", "Cs", "Cn", "Zl", "Zp") for letter in folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ('=HYPERLINK("https://a")', '\'=HYPERLINK("https://a")'),
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("@SUM(A1:A9)", "'@SUM(A1:A9)"),
+        ("+Sheet1!A1", "'+Sheet1!A1"),
+        ("=1+1", "=1+1"),
+        ("-rf", "-rf"),
+        ("(a)", "(a)"),
+        ('a,"b"', 'a,"b"'),
+    ],
+)
+def test_no_class_is_a_formula_in_the_label_table(
+    make_release, card, privacy, tmp_path, name, written
+):
+    release = make_release(names=(name, "other"), counts=(1, 1))
+    export_dataset("images", release, tmp_path / "out", card, privacy)
+    with (tmp_path / "out" / "labels.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)] == [written, "other"]
 
 
 def test_unknown_formats_are_refused_by_name(release, card, privacy, tmp_path):
