@@ -13,7 +13,7 @@ from privacy.errors import DataError, InvalidRequest
 from privacy.noise import SecureGaussian
 
 CLASSES, C, SIGMA, SEED = 3, 1.5, 2.0, 7
-SHAPE = (CLASSES, 1, 3, 4)
+SHAPE = (CLASSES, 3, 2, 3)
 
 
 def query(images, labels, clip_norm=C, sigma=SIGMA, noise=None):

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from torch import Tensor
 
 from privacy.accounting import accountant
 from privacy.accounting.base import round_up
 from privacy.audit.distinguish import epsilon_lower_bound
-from privacy.audit.mechanism import laws
+from privacy.audit.mechanism import laws, runs
 from privacy.audit.mechanism.laws import Check, ComposedBound, MechanismAudit
-from privacy.audit.mechanism.runs import LAYERS, Evidence, Outcome, StepPath, Toy, run, toy_size
+from privacy.audit.mechanism.runs import LAYERS, Evidence, Outcome, Path, Start, Toy, run
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
-from privacy.noise import SecureGaussian
 from privacy.validation import positive_int
 
 _ROUNDING = 1e-6
@@ -42,7 +40,7 @@ def levels(name: str, units: np.ndarray, norms: np.ndarray) -> Check:
     return Check(name, off <= _ROUNDING, None, detail)
 
 
-def sensitivity(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> Check:
+def sensitivity(name: str, path: Path, toy: Toy, workers: Sequence[int]) -> Check:
     """Check how far the whole gradient moves when the canary comes: to its bound, or not at all.
 
     Both runs have the same masks and the same noise, so all of the difference is due to the record,
@@ -60,7 +58,7 @@ def sensitivity(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> 
     return Check(name, passed, None, detail)
 
 
-def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> Check:
+def not_finite(name: str, path: Path, toy: Toy, workers: Sequence[int]) -> Check:
     """Check that a NaN or an infinity in one view leaves a step as if the record were absent.
 
     Up to rounding, as sums over batches of other sizes are added up in another order. A step that
@@ -71,10 +69,8 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
     for size in workers:
         expected = again.run(size, canary=False)
         for bad in (math.nan, math.inf, -math.inf):
-            records = again.toy.records.clone()
-            records[again.toy.canary, -1, -1, again.toy.canary] = bad
             try:
-                found = again.run(size, records=records)
+                found = again.run(size, bad=bad)
             except Exception as error:  # any error would stop the run
                 tainted.append(f"{bad} over {size} workers ({type(error).__name__})")
                 continue
@@ -87,38 +83,34 @@ def not_finite(name: str, path: StepPath, toy: Toy, workers: Sequence[int]) -> C
 
 @dataclass(frozen=True)
 class _FixedSeed:
-    """Runs that can be made again: one key, one seed, and most of a few records in every batch."""
+    """Runs that can be made again: one seeded start, and most of a few records in every batch."""
 
-    path: StepPath
+    path: Path
     toy: Toy
-    key: bytes
+    start: Start
 
     @classmethod
-    def of(cls, path: StepPath, toy: Toy) -> Self:
+    def of(cls, path: Path, toy: Toy) -> Self:
         dpsgd = dataclasses.replace(toy.dpsgd, records=_RECORDS, sampling_probability=_Q)
-        return cls(
-            dataclasses.replace(path, noise=lambda: SecureGaussian.seeded(0)),
-            dataclasses.replace(toy, dpsgd=dpsgd),
-            path.key(),
-        )
+        return cls(path, dataclasses.replace(toy, dpsgd=dpsgd), Start(path.key(), seed=0))
 
-    def run(self, workers: int, canary: bool = True, records: Tensor | None = None) -> Outcome:
+    def run(self, workers: int, canary: bool = True, bad: float | None = None) -> Outcome:
         everyone = np.arange(_RECORDS)
         return run(
             self.path,
             self.toy,
             workers=workers,
-            keys=[self.key],
+            starts=[self.start],
             steps=_STEPS,
             present=everyone if canary else np.delete(everyone, self.toy.canary),
-            records=records,
+            bad=bad,
         )
 
 
 # With fewer, broken noise and broken batches could pass for sound ones.
 FEWEST_TRIALS = 40
 
-_SHIPPED = StepPath()
+_SHIPPED = runs.StepPath()
 
 
 def audit_mechanism(
@@ -130,7 +122,7 @@ def audit_mechanism(
     workers: Sequence[int] = (1, 2),
     delta: float = 1e-5,
     confidence: float = 0.999,
-    path: StepPath = _SHIPPED,
+    path: Path = _SHIPPED,
 ) -> MechanismAudit:
     """Run the private step many times on toy data and compare what it does with the claim.
 
@@ -153,7 +145,7 @@ def audit_mechanism(
     Raises InvalidRequest if a count is too small, or delta or confidence is not in (0, 1).
     """
     _require(views, trials, steps, workers)
-    size = toy_size(dpsgd.sampling_probability)
+    size = runs.toy_size(dpsgd.sampling_probability)
     toy = Toy(dataclasses.replace(dpsgd, records=size), views)
     evidence = Evidence.gather(path, toy, workers, trials, steps)
     return MechanismAudit(
@@ -184,13 +176,14 @@ def _bound(evidence: Evidence, steps: int, delta: float, confidence: float) -> C
 
 def _by_chance(evidence: Evidence) -> list[Check]:
     noise, of_empty = evidence.noise, evidence.noise_of_empty_batches
+    q = evidence.toy.dpsgd.sampling_probability
     return laws.judge(
         [
             laws.variance("noise has the variance that is accounted for", noise),
             laws.variance("an empty batch is noised like any other", of_empty),
             laws.normality("noise is normal", noise),
             laws.independence("noise is independent", noise, LAYERS),
-            *laws.batch_laws(evidence.masks, evidence.toy.dpsgd.sampling_probability),
+            *laws.batch_laws(evidence.masks, evidence.masks_of_restarts, q),
         ]
     )
 

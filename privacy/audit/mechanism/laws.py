@@ -80,15 +80,21 @@ class MechanismAudit:
         return {"broken": self.broken, **asdict(self)}
 
 
-def batch_laws(masks: Mapping[int, np.ndarray], q: float) -> list[Law]:
+def batch_laws(
+    masks: Mapping[int, np.ndarray], restarts: Mapping[int, np.ndarray], q: float
+) -> list[Law]:
     """Test how batches are drawn at sampling probability q, by masks read off the steps' results.
 
-    `masks` holds bool [starts, attempts, steps, N] by number of workers; both attempts of a start
-    have its key. Pairs of decisions are disjoint, so that the number of pairs in which both say
-    yes, and the number in which they agree, are binomial if the decisions are independent.
+    `masks` holds bool [starts, attempts, steps, N] by number of workers, where both attempts of a
+    start have its key; `restarts` bool [starts, steps, N], where nothing may be shared. Pairs of
+    decisions are disjoint, so that the number of pairs in which both say yes, and the number in
+    which they agree, are binomial if the decisions are independent.
     """
     each = list(masks.values())
-    halves = [(mask[: len(mask) // 2], mask[len(mask) // 2 : len(mask) // 2 * 2]) for mask in each]
+    half = {size: len(mask) // 2 for size, mask in restarts.items()}
+    halves = [
+        (mask[: half[size]], mask[half[size] : 2 * half[size]]) for size, mask in restarts.items()
+    ]
     pairs = [paired(m, stride) for size, m in masks.items() for stride in sorted({1, size})]
     inclusions = np.concatenate([inclusion(mask, q) for mask in each])
     sizes = np.array([size_variance(mask, q) for mask in each])
@@ -116,8 +122,8 @@ def same_for_any_workers(name: str, masks: Mapping[int, np.ndarray]) -> Check:
 def inclusion(masks: np.ndarray, q: float) -> np.ndarray:
     """Return p-values of how often records of [..., N] are taken: each, then all."""
     each = masks.reshape(-1, masks.shape[-1])
-    one_by_one = _binomial(each.sum(axis=0), len(each), q)
-    return np.append(one_by_one, _binomial(each.sum(), each.size, q))
+    one_by_one = binomial(each.sum(axis=0), len(each), q)
+    return np.append(one_by_one, binomial(each.sum(), each.size, q))
 
 
 def size_variance(masks: np.ndarray, q: float) -> float:
@@ -135,7 +141,7 @@ def size_variance(masks: np.ndarray, q: float) -> float:
     relative = 2 + (1 - 6 * q * (1 - q)) / spread
     statistic = float(np.square(sizes - n * q).sum()) / spread * (2 / relative)
     degrees = len(sizes) * 2 / relative
-    return float(_chi_squared(np.array(statistic), degrees))
+    return float(chi_squared(np.array(statistic), degrees))
 
 
 def paired(masks: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,19 +155,20 @@ def _apart(pairs: Iterable[tuple[np.ndarray, np.ndarray]], q: float) -> np.ndarr
     p_values = []
     for one, other in pairs:
         # Shared yeses show a weak dependence best where q is small, agreement an equal stream.
-        p_values.append(_binomial((one & other).sum(), one.size, q * q))
-        p_values.append(_binomial((one == other).sum(), one.size, q * q + (1 - q) * (1 - q)))
+        p_values.append(binomial((one & other).sum(), one.size, q * q))
+        p_values.append(binomial((one == other).sum(), one.size, q * q + (1 - q) * (1 - q)))
     return np.array(p_values)
 
 
-def _binomial(counts: np.ndarray, size: int, probability: float) -> np.ndarray:
+def binomial(counts: np.ndarray, size: int, probability: float) -> np.ndarray:
     """Return p-values of counts out of `size`, element by element."""
     return _two_sided(
         stats.binom.cdf(counts, size, probability), stats.binom.sf(counts - 1, size, probability)
     )
 
 
-def _chi_squared(squares: np.ndarray, degrees: float) -> np.ndarray:
+def chi_squared(squares: np.ndarray, degrees: float) -> np.ndarray:
+    """Return p-values of sums of squares of `degrees` normals, element by element."""
     return _two_sided(stats.chi2.cdf(squares, degrees), stats.chi2.sf(squares, degrees))
 
 
@@ -181,8 +188,8 @@ def variance(name: str, noise: Mapping[int, np.ndarray]) -> Law:
         squares = np.square(drawn)
         for step in range(drawn.shape[1]):
             at_step = squares[:, step]
-            p_values.append(_chi_squared(at_step.sum(axis=0), len(at_step)))
-            p_values.append(_chi_squared(at_step.sum(keepdims=True).ravel(), at_step.size))
+            p_values.append(chi_squared(at_step.sum(axis=0), len(at_step)))
+            p_values.append(chi_squared(at_step.sum(keepdims=True).ravel(), at_step.size))
     mean_square = np.mean(np.concatenate([np.square(d).ravel() for d in noise.values()]))
     return Law(name, np.concatenate(p_values), f"variance is {mean_square:.6g} of what it must be")
 

@@ -4,9 +4,9 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -89,6 +89,11 @@ class Toy:
         views[:, 1:paired:2, :, n:] -= stray
         return views
 
+    def with_noise(self, noise_multiplier: float) -> Self:
+        """Return the same records under another noise."""
+        dpsgd = dataclasses.replace(self.dpsgd, noise_multiplier=noise_multiplier)
+        return dataclasses.replace(self, dpsgd=dpsgd)
+
     def in_units(self, gradients: np.ndarray) -> np.ndarray:
         """Scale gradients so that a step of norm C is 1 on each of a record's coordinates."""
         return gradients * (self.dpsgd.expected_batch * LAYERS**0.5 / self.dpsgd.clip_norm)
@@ -100,20 +105,81 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class Start:
+    """One start of a training, the same on all its workers."""
+
+    key: bytes = field(repr=False)  # a secret: of this start, or of the run that is started
+    attempt: int = 1
+    seed: int | None = None  # where given, another start with key, attempt and seed is the same
+
+
+class Path(Protocol):
+    """What an audit runs: everything from a start to the noised mean gradients of its steps."""
+
+    @property
+    def engine(self) -> base.GradientEngine:
+        """The gradient engine that it uses."""
+
+    @property
+    def key(self) -> Callable[[], bytes]:
+        """Returns the secret of the next start."""
+
+    def take(
+        self,
+        toy: Toy,
+        start: Start,
+        collective: Collective,
+        steps: int,
+        present: np.ndarray,
+        bad: float | None = None,
+    ) -> np.ndarray:
+        """Begin on one worker, and return its gradients, float64 [steps, layers, width].
+
+        `present` holds the ids, int64, of the records that are there; the others are zeroed out.
+        `bad`, which is not finite, gets into one view of the canary.
+        """
+
+
+@dataclass(frozen=True)
 class StepPath:
-    """What an audit runs: everything between a record and the noised mean gradient.
+    """The step alone, between a record and the noised mean gradient, put together from its parts.
 
     The defaults are what training uses. Another part in place of one of them is audited as if it
     shipped.
     """
 
-    key: Callable[[], bytes] = os_key  # the secret of one start, which all its workers share
+    key: Callable[[], bytes] = os_key  # the secret of one start
     # From (key, attempt, q), the batches of one attempt.
     sampler: Callable[[bytes, int, float], PoissonSampler] = PoissonSampler
     # A worker's noise stream, drawn anew on every worker of every start.
     noise: Callable[[], SecureGaussian] = SecureGaussian
     engine: base.GradientEngine = ENGINES["record"]  # audit the one that training chooses
     step: Callable[..., PrivateGradient] = PrivateGradient  # puts the others together
+
+    def take(
+        self,
+        toy: Toy,
+        start: Start,
+        collective: Collective,
+        steps: int,
+        present: np.ndarray,
+        bad: float | None = None,
+    ) -> np.ndarray:
+        """See `Path.take`."""
+        data = toy.records
+        if bad is not None:
+            data = data.clone()
+            data[toy.canary, -1, -1, toy.canary] = bad
+        owned = present[present % collective.size == collective.rank]
+
+        def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
+            return (data[owned[positions]],)
+
+        noise = self.noise() if start.seed is None else SecureGaussian.seeded(start.seed)
+        masks = self.sampler(start.key, start.attempt, toy.dpsgd.sampling_probability)
+        gradient = self.step(toy.dpsgd, masks, noise, self.engine, collective, _MICRO_BATCH)
+        taken = [gradient(step, toy.model, mean_output, owned, gather) for step in range(steps)]
+        return np.stack([np.stack([part.numpy() for part in one.values()]) for one in taken])
 
 
 _PATIENCE = 60.0  # seconds that a worker waits for the others
@@ -197,38 +263,24 @@ class Outcome:
 
 
 def run(
-    path: StepPath,
+    path: Path,
     toy: Toy,
     *,
     workers: int,
-    keys: list[bytes],
+    starts: Sequence[Start],
     steps: int,
     present: np.ndarray,
-    records: Tensor | None = None,
-    attempt: int = 1,
+    bad: float | None = None,
 ) -> Outcome:
-    """Begin a training once for every key and take `steps` steps of each.
+    """Begin a training for every one of `starts` and take `steps` steps of each; see `Path.take`.
 
-    `present` holds the ids, int64, of the records that are there; the others are zeroed out.
-    `records` replaces the toys' own views. Every start has noise of its own besides its key.
+    Every start that has no seed has noise of its own.
     """
-    data = toy.records if records is None else records
 
     def work(collective: Collective) -> np.ndarray:
-        owned = present[present % collective.size == collective.rank]
-
-        def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
-            return (data[owned[positions]],)
-
-        def take(key: bytes) -> np.ndarray:
-            sampler = path.sampler(key, attempt, toy.dpsgd.sampling_probability)
-            gradient = path.step(
-                toy.dpsgd, sampler, path.noise(), path.engine, collective, _MICRO_BATCH
-            )
-            taken = [gradient(step, toy.model, mean_output, owned, gather) for step in range(steps)]
-            return np.stack([np.stack([part.numpy() for part in one.values()]) for one in taken])
-
-        return np.stack([take(key) for key in keys])
+        return np.stack(
+            [path.take(toy, start, collective, steps, present, bad) for start in starts]
+        )
 
     found, *others = run_workers(workers, work)
     agreed = all(np.array_equal(found, other, equal_nan=True) for other in others)
@@ -238,7 +290,7 @@ def run(
 
 ATTEMPTS = (1, 2)
 
-_QUIET = 2.0**-40  # so little noise that what a step did to every record can be read off
+QUIET = 2.0**-40  # so little noise that what a step did to every record can be read off
 _SHARE = 4  # trials for every start that serves the checks alone
 
 
@@ -251,48 +303,51 @@ class Evidence:
     absent: dict[int, Outcome]  # starts without the canary
     empty: dict[int, Outcome]  # starts without any record
     # Starts with all records and hardly any noise, for each attempt; start i of any number of
-    # workers and any attempt has the same key.
+    # workers and any attempt has the same key and seed.
     quiet: dict[int, tuple[Outcome, ...]]
+    # The same of the first attempt without a seed: nothing that they draw may be the same.
+    restarts: dict[int, Outcome]
 
     @classmethod
     def gather(
-        cls, path: StepPath, toy: Toy, workers: Sequence[int], trials: int, steps: int
+        cls, path: Path, toy: Toy, workers: Sequence[int], trials: int, steps: int
     ) -> "Evidence":
         """Run `path`: `trials` starts with, and as many without, the canary, and others beside."""
         everyone = np.arange(toy.dpsgd.records)
         count = trials // len(workers)
         few = max(count // _SHARE, 2)
-        silenced = dataclasses.replace(toy.dpsgd, noise_multiplier=_QUIET)
-        quiet_run = partial(
-            run,
-            path,
-            dataclasses.replace(toy, dpsgd=silenced),
-            keys=[path.key() for _ in range(few)],
-            steps=steps,
-            present=everyone,
-        )
+        quiet_toy = toy.with_noise(QUIET)
+        keys = [path.key() for _ in range(few)]
 
-        def runs(present: np.ndarray, starts: int) -> dict[int, Outcome]:
-            keys = {size: [path.key() for _ in range(starts)] for size in workers}
+        def runs(present: np.ndarray, starts: int, of: Toy = toy) -> dict[int, Outcome]:
             return {
-                size: run(path, toy, workers=size, keys=keys[size], steps=steps, present=present)
+                size: run(
+                    path,
+                    of,
+                    workers=size,
+                    starts=[Start(path.key()) for _ in range(starts)],
+                    steps=steps,
+                    present=present,
+                )
                 for size in workers
             }
+
+        def seeded(size: int, attempt: int) -> Outcome:
+            starts = [Start(key, attempt, seed) for seed, key in enumerate(keys)]
+            return run(path, quiet_toy, workers=size, starts=starts, steps=steps, present=everyone)
 
         return cls(
             toy,
             present=runs(everyone, count),
             absent=runs(np.delete(everyone, toy.canary), count),
             empty=runs(everyone[:0], few),
-            quiet={
-                size: tuple(quiet_run(workers=size, attempt=attempt) for attempt in ATTEMPTS)
-                for size in workers
-            },
+            quiet={size: tuple(seeded(size, attempt) for attempt in ATTEMPTS) for size in workers},
+            restarts=runs(everyone, few, quiet_toy),
         )
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the results of all runs."""
-        for runs in (self.present, self.absent, self.empty):
+        for runs in (self.present, self.absent, self.empty, self.restarts):
             yield from runs.values()
         for attempts in self.quiet.values():
             yield from attempts
@@ -341,8 +396,14 @@ class Evidence:
 
     @cached_property
     def masks(self) -> dict[int, np.ndarray]:
-        """Which records were in a batch: bool [starts, attempts, steps, N]."""
-        return {
-            size: moved[..., 0, : self.toy.dpsgd.records] > 0.5
-            for size, moved in self.steps_of_records.items()
-        }
+        """Which records were in a batch of the seeded starts: bool [starts, attempts, steps, N]."""
+        return {size: self._taken(moved) for size, moved in self.steps_of_records.items()}
+
+    @cached_property
+    def masks_of_restarts(self) -> dict[int, np.ndarray]:
+        """Which records were in a batch of starts without a seed: bool [starts, steps, N]."""
+        found = {size: self.toy.in_units(one.gradients) for size, one in self.restarts.items()}
+        return {size: self._taken(moved) for size, moved in found.items()}
+
+    def _taken(self, moved: np.ndarray) -> np.ndarray:
+        return np.asarray(moved[..., 0, : self.toy.dpsgd.records] > 0.5)

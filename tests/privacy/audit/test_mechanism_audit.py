@@ -226,6 +226,10 @@ def simulated_masks(rng, q, n):
     return {size: rng.random((10, 2, 2, n)) < q for size in (1, 2)}
 
 
+def simulated_restarts(rng, q, n):
+    return {size: rng.random((10, 2, n)) < q for size in (1, 2)}
+
+
 class TestLaws:
     """Each is true of what it should be true of, as often as its p-value says."""
 
@@ -246,7 +250,12 @@ class TestLaws:
     def test_p_values_of_batches_are_honest(self, q, n):
         rng = np.random.default_rng(1)
         smallest = [
-            [check.p_value for check in judge(batch_laws(simulated_masks(rng, q, n), q))]
+            [
+                check.p_value
+                for check in judge(
+                    batch_laws(simulated_masks(rng, q, n), simulated_restarts(rng, q, n), q)
+                )
+            ]
             for _ in range(200)
         ]
         self.require_honest(np.array(smallest))
@@ -300,7 +309,7 @@ class TestLaws:
 
     def test_everybody_at_q_1(self):
         masks = np.ones((10, 2, 2, 8), dtype=bool)
-        assert all(check.passed for check in judge(batch_laws({1: masks}, 1.0)))
+        assert all(check.passed for check in judge(batch_laws({1: masks}, {1: masks[:, 0]}, 1.0)))
         masks[0, 0, 0, 0] = False
         assert size_variance(masks, 1.0) == 0
 

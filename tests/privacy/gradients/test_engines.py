@@ -13,7 +13,7 @@ from privacy.errors import InvalidRequest
 from privacy.gradients import ENGINES, choose, grad_samplers
 from privacy.gradients.base import refuse_record_mixing
 
-N, K, CHANNELS, SIZE, CLASSES = 5, 3, 2, 8, 4
+N, K, CHANNELS, SIZE, CLASSES = 5, 3, 3, 8, 4
 C = 0.7
 
 

@@ -211,7 +211,7 @@ def frozen_parameter(model):
 
 
 def replaced_layer(model):
-    model.mix = nn.Linear(6, 2).double()
+    model.mix = nn.Linear(6, model.mix.out_features).double()
 
 
 CHANGES = [replaced_parameter, moved_parameter, replaced_buffer, frozen_parameter, replaced_layer]
