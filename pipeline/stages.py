@@ -15,9 +15,9 @@ from pipeline.home import Home
 from pipeline.plan import Plan, build_method
 from pipeline.progress import Progress
 from pipeline.report import page
+from pipeline.runs import ledger_access
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ledger_access import charged_mechanisms
 from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun, TrackedRun
@@ -99,6 +99,7 @@ class Train:
             total = build_method(spec).extent(reservation.plan).steps
             with context.progress.stage("train", total) as stage:
                 training.training_group(job, context.manager).run(stage.reach)
+        run.update(trained_steps=ledger_access.last_checkpoint(run))
         calls.get_result(context.manager.settle.remote(context.reservation_id))
         context.tracked.log_sampling_model(run.release / WEIGHTS, spec)
         tracked.metrics(Release.spent(_spent(context)))
@@ -119,7 +120,7 @@ def _skipped(checkpoints: StoragePath) -> str:
 
 def _spent(context: Context) -> dict[str, float]:
     reservation = context.budget.reservation(context.reservation_id)
-    charged = charged_mechanisms(context.budget, reservation)
+    charged = ledger_access.charged_mechanisms(context.budget, reservation)
     delta = context.spec.privacy.delta
     bounds = epsilon_bounds(charged.values(), delta).stated()
     return {

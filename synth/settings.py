@@ -228,7 +228,8 @@ class TrainSettings(Settings):
     learning_rate: Positive = 3e-4  # of Adam at the first step; falls to zero along a cosine
     ema: Fraction = 0.999  # decay of the moving average that is sampled from
     warmup: WarmupSettings | None = None
-    # Steps charged to the ledger at a time, before they run; a crash forfeits the rest of a block.
+    # Steps charged to the ledger at a time, before they run, but at most a fiftieth of all; a crash
+    # forfeits the rest of a block.
     charge_block: Count = 50
     # Steps after which a checkpoint is due; it is written at the end of a block.
     checkpoint_every: Count = 50

@@ -26,13 +26,14 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
 from synth.checkpoint import Checkpoint, keep_last, newest, save
-from synth.methods.base import Attempt, Meter, OnProgress
+from synth.methods.base import Attempt, Meter, OnProgress, Stopped
 from synth.methods.diffusion import PRIVATE, WARMUP
 from synth.preconditioning import Denoiser, DenoisingLoss, draw_views, drop_labels
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
 from synth.storage import StoragePath
 
+_STOP = -1  # in place of a block's length
 _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 
 
@@ -77,6 +78,7 @@ class Trainer:
     checkpoints: StoragePath
     collective: Collective = field(default_factory=SingleProcess)
     on_progress: OnProgress = lambda phase, done, total: None
+    stopping: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         training, denoiser, attempt = self.training, self.denoiser, self.attempt
@@ -124,6 +126,9 @@ class Trainer:
                     step, self.denoiser, self._loss, self._owned, gather
                 )
                 self._descend(gradient)
+                if self.stopping():
+                    # Whoever asked may lose patience before the block ends.
+                    self._save()
             if self._step - self._saved >= self.training.settings.checkpoint_every:
                 self._save()
         if self._step > self._saved:
@@ -179,19 +184,32 @@ class Trainer:
             training.label_dropout,
             self.attempt.generator(),
             lambda done: report(WARMUP, done, total),
+            self.stopping,
         )
         self._ema = EMA(self.denoiser, training.settings.ema)
         self._save()
 
     def _charge_block(self) -> int:
-        """Charge the next block and return its length; 0 when the reservation is used up."""
+        """Charge the next block and return its length; 0 when the reservation is used up.
+
+        Raises:
+            Stopped: that was asked for. It happens between two blocks, when all that was charged is
+                drawn: nothing that was charged is ever given back.
+        """
         block = 0
         if self.collective.rank == 0:
             block = min(self.meter.remaining(PRIVATE), self.training.settings.charge_block)
+            if block > 0 and self.stopping():
+                block = _STOP
             if block > 0:
                 self._head = self.meter.charge(PRIVATE, block)
         # The others hear of the block when it is paid for and not before.
-        return self.collective.broadcast_from_rank0(block)
+        block = self.collective.broadcast_from_rank0(block)
+        if block == _STOP:
+            if self._step > self._saved:
+                self._save()
+            raise Stopped(f"stopped as asked, after step {self._step} of {self.training.steps}")
+        return block
 
     def _descend(self, gradient: dict[str, Tensor]) -> None:
         """Take the noised gradient of one charged step into the weights and their average."""
@@ -250,13 +268,19 @@ def train_on_means(
     label_dropout: float,
     generator: torch.Generator,
     on_progress: Callable[[int], None] = lambda done: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records."""
+    """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records.
+
+    It ends early where `stopping` returns True.
+    """
     loss = DenoisingLoss(denoiser.preconditioning)
     optimizer = torch.optim.Adam(base.trainable(denoiser).values(), lr=warmup.learning_rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
     classes = len(means)
     for step in range(warmup.steps):
+        if stopping():
+            break
         labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
         images = means[labels]
         sigma, noise = draw_views(denoiser.preconditioning, images, 1, generator)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ledger_access import privacy_statement, recorded_heads
+from pipeline.runs.ledger_access import privacy_statement, recorded_heads, step_counts
 from privacy.audit import LedgerAudit, audit_ledger
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -39,8 +39,11 @@ def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
     ]
     findings += [
         f"{PRIVACY} states {name!r}, which an export does not have"
-        for name in sorted(said.keys() - due.keys() - {"manifest_sha256"})
+        for name in sorted(said.keys() - due.keys() - {"manifest_sha256", "steps"})
     ]
+    # Exports of older versions state no steps.
+    if "steps" in said and not _steps_follow(said["steps"], Budget(ledger), said["reservation"]):
+        findings.append(f"{PRIVACY} states other steps than the ledger's rows give")
     stated = said["epsilon"]
     if stated.keys() != due["epsilon"].keys():
         findings.append(f"{PRIVACY} states ε by other accountants than are computed")
@@ -52,6 +55,15 @@ def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
     if not _same_guarantees(said.get("guarantees"), due["guarantees"]):
         findings.append(f"{PRIVACY} states other guarantees than the ledger's rows give")
     return findings
+
+
+def _steps_follow(stated: Any, budget: Budget, reservation_id: str) -> bool:
+    if not isinstance(stated, dict) or stated.keys() != {"planned", "charged", "trained"}:
+        return False
+    trained, counts = stated["trained"], step_counts(budget, reservation_id)
+    # How many were trained, no row tells; more than were charged cannot be.
+    possible = trained is None or (type(trained) is int and 0 <= trained <= counts[1])
+    return possible and (stated["planned"], stated["charged"]) == counts
 
 
 def _same_guarantees(stated: Any, due: list[dict[str, Any]]) -> bool:

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +16,12 @@ from pipeline.progress import duration
 from pipeline.runs import control
 from pipeline.runs.control import run_status
 from pipeline.runs.directory import RunDirectory, RunState
-from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pipeline.runs.ledger_access import TrainingSteps
 
 _UNEXPLAINED = ("interrupted", "silent")  # the run's own state does not say why
 _RESUME_OR_GIVE_UP = (
@@ -34,6 +38,7 @@ _ADVICE = {
     "running": "follow it with `umbra logs {run}`, stop it with `umbra cancel {run}`",
     "done": "take the images with `umbra export {run} DIR`",
 }
+_GIVEN_UP = "it cannot be resumed: submit its spec as a new run"
 _LOG_SECONDS = 0.5
 _JOB_SECONDS = 2.0  # asking a cluster costs more than looking at a file
 _STOP_SECONDS, _STOP_POLL = 60.0, 0.2
@@ -83,14 +88,15 @@ def status(run_id: str, as_json: bool) -> None:
     run = Home.locate().run(run_id)
     now = run_status(run)
     state = run.state()
-    where = _who_works(state)
-    advice = _ADVICE[now.status].format(run=run.run_id)
+    where, steps = _who_works(state), _steps(run)
+    advice = _GIVEN_UP if state.is_given_up else _ADVICE[now.status].format(run=run.run_id)
     reason = printable(now.reason or state.message)
     done = ", ".join(f"{stage.name} ({duration(stage.seconds)})" for stage in state.stages)
     rows = {
         "stages done": done or "none",
         "stage": state.stage,
         "attempts": state.attempt,
+        "steps": steps and str(steps),
         "where": where,
         "note" if now.status == "done" else "reason": reason,
         "next": advice,
@@ -98,9 +104,18 @@ def status(run_id: str, as_json: bool) -> None:
     }
     given = {name: value for name, value in rows.items() if value not in {None, ""}}
     facts = {**state.model_dump(mode="json"), "status": now.status, "reason": now.reason}
-    facts |= {"where": where, "advice": advice}
+    facts |= {"where": where, "advice": advice, "steps": steps and asdict(steps)}
     title = f"{run.run_id}: {now.status}"
     emit(facts, as_json, lambda console: console.print(pairs(title, given)))
+
+
+def _steps(run: RunDirectory) -> "TrainingSteps | None":
+    """Return how far the training has come; None where it reserved nothing, or no ledger tells."""
+    from pipeline.runs.ledger_access import read_budget, training_steps
+
+    with suppress(UmbraError):
+        return training_steps(run, read_budget(Home.locate()))
+    return None
 
 
 def _who_works(state: RunState) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from privacy.budget import Budget, Quote
 
 _POLL_SECONDS = 0.2
+_FORFEITED_PART = 10  # of the steps, one of so many may be forfeited unasked
 _GIGA = 1e9
 _LABELS = {
     "noise_multiplier": "noise multiplier σ",
@@ -164,14 +165,21 @@ def submit(
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @_execution_options
+@click.option("--yes", is_flag=True, help="Go on also where much of the training was forfeited.")
 @json_option
 def resume(
-    run_id: str, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
+    run_id: str,
+    address: str | None,
+    detach: bool,
+    workers: "Workers | None",
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Go on with RUN as a new attempt: fresh masks, fresh noise, charged again."""
     home = Home.locate()
     run = home.run(run_id)
     _require_usable_cluster(address, detach)
+    _accept_forfeited(run, home, yes, as_json)
     if detach:
         _detach(run, home, address, workers, as_json)
         return
@@ -179,6 +187,31 @@ def resume(
 
     with _shown(run, home, as_json) as progress:
         execute(run, home, progress, address, workers)
+
+
+def _accept_forfeited(run: RunDirectory, home: Home, yes: bool, as_json: bool) -> None:
+    """Tell how much of the training there will have been, and ask where that is too little."""
+    from pipeline.runs import control, ledger_access
+
+    control.require_unfinished(run)
+    if run.state().is_done("train") or run.state().reservation_id is None:
+        return
+    steps = ledger_access.training_steps(run, ledger_access.read_budget(home))
+    assert steps is not None  # noqa: S101 - it has reserved
+    lost = steps.planned - steps.reachable
+    said = f"{steps.reachable} of {steps.planned} planned steps will have been trained"
+    if lost:
+        said += f": {lost} were charged and lost when the run was interrupted"
+    if not as_json:
+        click.echo(said, err=True)
+    if lost * _FORFEITED_PART <= steps.planned or yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise InvalidRequest(
+            f"{said}, more than a tenth: add --yes to go on all the same, or give the run up with "
+            f"`umbra cancel --give-up {run.run_id}`"
+        )
+    click.confirm("Go on all the same?", abort=True, err=True)
 
 
 def _require_usable_cluster(address: str | None, detach: bool) -> None:
@@ -238,7 +271,8 @@ def _submit_job(run: RunDirectory, home: Home, address: str, workers: "Workers |
 def _start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
     """Execute `run` in a process that outlives this terminal; return when the run has started."""
     # Its output goes to the run's log: an error before the run began has no other place.
-    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json"]
+    # Whoever started it has accepted already what was forfeited.
+    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json", "--yes"]
     if address:
         command += ["--address", address]
     if workers is not None:
@@ -311,7 +345,7 @@ def _why_withheld(run: RunDirectory) -> str:
 
 def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
     from pipeline.audit.ledger import audit_run
-    from pipeline.runs.ledger_access import privacy_statement
+    from pipeline.runs.ledger_access import privacy_statement, training_steps
 
     reserved = run.state().reservation_id
     assert reserved is not None  # noqa: S101 - a finished run has reserved
@@ -321,6 +355,7 @@ def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
     bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in statement["epsilon"].items())
     return {
         "spent by this run": f"ε ≤ {bounds} at δ = {statement['delta']:g}, for {statement['unit']}",
+        "steps": str(training_steps(run, budget)),
         "budget of the data": (
             f"{meter.name}: ε = {meter.epsilon}, spent {meter.spent}, left {meter.left}"
         ),

@@ -17,6 +17,8 @@ from pipeline.cluster import calls
 from privacy.errors import UmbraError
 
 MAX_RESTARTS = 2  # of a group that failed; `umbra resume` may follow
+# That an interrupted group has to end by itself: Ray and Kubernetes kill a process after 30.
+STOP_SECONDS = 20.0
 _SECONDS = 2.0  # between two reports of a group's progress
 _PROGRESS_SECONDS = 0.5  # an actor that reports nothing for so long is stuck or busy
 _ERROR_SECONDS = 3.0  # for the cause of a failure to arrive after its consequences
@@ -103,6 +105,15 @@ class ActorPool:
                     found[asked[reference]] = calls.get_result(reference)
         return found
 
+    @property
+    def busy(self) -> set[int]:
+        """The actors that are starting or at work."""
+        return {actor for actor, _ in self._calls.values()}
+
+    def ask_to_stop(self, actor: int) -> None:
+        """Call `stop` of an actor; what is at work in it ends as it sees fit."""
+        self._actors[actor].stop.remote()
+
     def dismiss(self, actor: int) -> None:
         """End an actor, also one that is stuck, and forget its calls."""
         handle = self._actors.pop(actor)
@@ -121,7 +132,8 @@ class ActorGroup:
     """Actors that work on one call together: as many as were asked for, or as there is room for.
 
     The class has the methods `rendezvous(size)` and `work(rank, size, address)`, which gets what
-    `rendezvous` of rank 0 returned, and `progress()`, of which rank 0's is reported.
+    `rendezvous` of rank 0 returned; `progress()`, of which rank 0's is reported; and `stop()`,
+    which is called while `work` is at work and has it raise an error soon.
 
     Attributes:
         name: of the work, for messages.
@@ -142,7 +154,8 @@ class ActorGroup:
     def run(self, on_progress: Callable[[Any], object]) -> None:
         """Run `work` to its end on all actors, and start all anew if it fails, at most twice.
 
-        `on_progress` is called every few seconds with what `progress()` returned.
+        `on_progress` is called every few seconds with what `progress()` returned. An interrupt
+        (KeyboardInterrupt) gives the actors time to stop by themselves; a second one does not.
 
         Raises:
             WorkerFailed: an actor died or failed in every one of the starts.
@@ -151,17 +164,11 @@ class ActorGroup:
         for restarts_left in reversed(range(MAX_RESTARTS + 1)):
             try:
                 with self._started() as (pool, first):
-                    while pending := pool.pending:
-                        ready, _ = calls.wait(pending, _SECONDS)
-                        for end in pool.ended(ready):
-                            if end.error is not None:
-                                raise _cause(pool, end.error)
-                        if (progress := pool.progress().get(first)) is not None:
-                            # A terminal that is gone must not end what is charged already.
-                            with suppress(OSError):
-                                on_progress(progress)
-                    with suppress(OSError):
-                        on_progress(calls.get_result(pool.call(first, "progress")))
+                    try:
+                        _watch(pool, first, on_progress)
+                    except KeyboardInterrupt:
+                        _stop(pool, first)
+                        raise
                     return
             except calls.WorkerFailed as error:
                 if not restarts_left:
@@ -183,6 +190,30 @@ class ActorGroup:
                 yield pool, ranks[0]
             finally:
                 pool.dismiss_all()
+
+
+def _watch(pool: ActorPool, first: int, on_progress: Callable[[Any], object]) -> None:
+    """Wait until all work is done, reporting the progress of the actor `first` meanwhile."""
+    while pending := pool.pending:
+        ready, _ = calls.wait(pending, _SECONDS)
+        for end in pool.ended(ready):
+            if end.error is not None:
+                raise _cause(pool, end.error)
+        if (progress := pool.progress().get(first)) is not None:
+            # A terminal that is gone must not end what is charged already.
+            with suppress(OSError):
+                on_progress(progress)
+    with suppress(OSError):
+        on_progress(calls.get_result(pool.call(first, "progress")))
+
+
+def _stop(pool: ActorPool, first: int) -> None:
+    """Ask the actor `first` to stop, and wait until its work has ended, but not for ever."""
+    pool.ask_to_stop(first)
+    end = monotonic() + STOP_SECONDS
+    while first in pool.busy and (left := end - monotonic()) > 0:
+        # That the others fail without it is to be expected.
+        pool.ended(calls.wait(pool.pending, left)[0])
 
 
 def _cause(pool: ActorPool, error: UmbraError) -> UmbraError:

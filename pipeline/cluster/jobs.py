@@ -60,7 +60,7 @@ class Jobs:
             UmbraError: the cluster refused it.
         """
         # The command itself reserves no processor: its workers wait for theirs.
-        command = ["umbra", "resume", run_id, "--json"]
+        command = ["umbra", "resume", run_id, "--json", "--yes"]
         command += [] if workers is None else ["--workers", str(workers)]
         variables = job_environment(home) | {JOB_VARIABLE: job.submission_id}
         with _sanitized(self.address):

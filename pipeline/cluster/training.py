@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
 from torch.distributed import TCPStore
 
-from pipeline.cluster.actor_group import ActorGroup, open_rendezvous, tune_malloc
-from pipeline.cluster.budget_actor import ActorMeter, begin_attempt
-from pipeline.cluster.calls import sanitize_errors
-from pipeline.cluster.connection import per_worker
+from pipeline.cluster import actor_group, budget_actor, calls, connection
 from pipeline.plan import build_method
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partition
 from pipeline.spec import Spec
@@ -52,18 +50,18 @@ class TrainingJob:
     weights: StoragePath
 
 
-def training_group(job: TrainingJob, manager: Any) -> ActorGroup:
+def training_group(job: TrainingJob, manager: Any) -> actor_group.ActorGroup:
     """Return the workers that the spec asks for, whose `run` is the training from start to end.
 
     Its progress is the number of steps, of all phases, that are done; `manager` is the budget
     manager's actor.
     """
     resources = job.spec.resources
-    return ActorGroup(
+    return actor_group.ActorGroup(
         "training",
         TrainingWorker,
         (job, manager),
-        per_worker(resources),
+        connection.per_worker(resources),
         size=None if resources.workers == "auto" else resources.workers,
         at_most=build_method(job.spec).extent(job.components).max_workers,
     )
@@ -76,17 +74,22 @@ class TrainingWorker:
         self._job = job
         self._manager = manager
         self._steps: dict[str, int] = {}
+        self._stopping = Event()
         self._store: TCPStore | None = None
-        tune_malloc()
+        actor_group.tune_malloc()
 
     def progress(self) -> int:
         """Return how many steps, of all phases, are done: a public count."""
         return sum(list(self._steps.values()))
 
+    def stop(self) -> None:
+        """Have `work` end with a checkpoint as soon as what it has charged is drawn."""
+        self._stopping.set()
+
     def rendezvous(self, size: int) -> tuple[str, int]:
         """Open the store at which `size` workers meet and return its host and port."""
-        with sanitize_errors(self._job.traces):
-            server, host, port = open_rendezvous()
+        with calls.sanitize_errors(self._job.traces):
+            server, host, port = actor_group.open_rendezvous()
             listening = {"wait_for_workers": False, "master_listen_fd": server.detach()}
             self._store = TCPStore(host, port, size, is_master=True, **listening)  # type: ignore[arg-type]
             return host, port
@@ -95,23 +98,27 @@ class TrainingWorker:
         """Train to the end of the reservation and, on rank 0, write the weights.
 
         Raises:
-            UmbraError: an error meant for users, as it was raised.
+            Stopped: `stop` was called.
+            UmbraError: another error meant for users, as it was raised.
             WorkerFailed: any other.
         """
         job, resources = self._job, self._job.spec.resources
-        with sanitize_errors(job.traces), self._joined(rank, size, address) as collective:
+        with calls.sanitize_errors(job.traces), self._joined(rank, size, address) as collective:
             torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
             device = torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
-            number = begin_attempt(self._manager, job.reservation_id) if rank == 0 else 0
+            number = 0
+            if rank == 0:
+                number = budget_actor.begin_attempt(self._manager, job.reservation_id)
             attempt = Attempt.start(number, job.content.key, job.spec.privacy.seed, collective)
             weights = build_method(job.spec).fit(
                 load_records(job, device),
                 job.components,
                 attempt,
-                ActorMeter(self._manager, job.reservation_id, attempt.number),
+                budget_actor.ActorMeter(self._manager, job.reservation_id, attempt.number),
                 job.checkpoints,
                 collective,
                 self._count_steps,
+                self._stopping.is_set,
             )
             if rank == 0:
                 write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))

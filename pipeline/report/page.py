@@ -20,7 +20,12 @@ from pipeline.progress import duration
 from pipeline.report import figures
 from pipeline.runs import dataset_identity
 from pipeline.runs.directory import RunDirectory, RunState
-from pipeline.runs.ledger_access import charged_mechanisms, guarantees
+from pipeline.runs.ledger_access import (
+    TrainingSteps,
+    charged_mechanisms,
+    guarantees,
+    training_steps,
+)
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, accountant, base, epsilon_bounds
 from privacy.accounting.guarantee import Guarantee
@@ -79,6 +84,8 @@ class ReportView:
     reservation: Reservation
     #: Charged steps by component.
     charged: Mapping[str, int]
+    #: How many of them the weights have taken.
+    steps: TrainingSteps | None
     #: ε of what was charged.
     bounds: EpsilonBounds
     #: (steps, ε by RDP) after each charge, from (0, 0).
@@ -162,6 +169,7 @@ def report_view(run: RunDirectory, budget: Budget, audit: Audit) -> ReportView:
         state=state,
         reservation=reservation,
         charged=budget.charged_steps(reservation.id),
+        steps=training_steps(run, budget),
         bounds=epsilon_bounds(charged, delta) if charged else EpsilonBounds(0.0),
         charges=_charges(budget, reservation, delta),
         planned_epsilon=base.round_up(accountant("rdp").epsilon(plan, delta)),

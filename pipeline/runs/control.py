@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.home import Home
 from pipeline.progress import duration, run_periodically
-from pipeline.runs.directory import RayJob, RunDirectory, RunState
+from pipeline.runs.directory import GIVEN_UP_WORDS, RayJob, RunDirectory, RunState
 from privacy.errors import InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SILENT = 120.0  # seconds without one: clocks differ a little, and shared folder
 _BEAT, _STOP = "alive", "stop-asked"
 _STOP_SECONDS, _POLL = 60.0, 0.5  # Ray kills a job that does not stop before that
 CANCELLED = "cancelled; `umbra resume` goes on"
-GIVEN_UP = "given up: what was never charged went back to the budget"
+GIVEN_UP = f"{GIVEN_UP_WORDS}: what was never charged went back to the budget"
 
 
 @contextmanager
@@ -175,6 +175,18 @@ def _by_heartbeat(run: RunDirectory, state: RunState, where: str) -> RunStatus:
     )
 
 
+def require_unfinished(run: RunDirectory) -> None:
+    """Raise InvalidRequest on a run that is done or was given up: it cannot be resumed."""
+    state = run.state()
+    if state.is_given_up:
+        raise InvalidRequest(
+            f"run {run.run_id} was given up, and what it never charged went back to the budget: "
+            "submit its spec as a new run"
+        )
+    if state.status == "done":
+        raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
+
+
 def submit_job(
     run: RunDirectory, home: Home, address: str, workers: "Workers | None" = None
 ) -> RayJob:
@@ -185,13 +197,14 @@ def submit_job(
     Raises:
         UmbraError: the Jobs API cannot be reached, admits anybody, or refused the job; the run
             is as it was, and what it reserved stays reserved.
-        InvalidRequest: a process or a job works on the run, or it is done already.
+        InvalidRequest: a process or a job works on the run, or it is done or given up.
     """
     from pipeline.cluster.jobs import Jobs
 
     with run.submission_lock():
+        require_unfinished(run)
         now = run_status(run)
-        if now.is_active or now.status == "done":
+        if now.is_active:
             raise InvalidRequest(
                 f"run {run.run_id} is {now.status}{f' ({now.reason})' if now.reason else ''}: it "
                 "cannot be submitted to a cluster"
@@ -281,7 +294,7 @@ def give_up(run: RunDirectory, home: Home) -> "Settlement":
             raise InvalidRequest(f"run {run.run_id} is {state.status}: nothing to give back")
         for settlement in settled.values():
             record_head(run, settlement.head)
-        run.update(status="cancelled", process=None, message=GIVEN_UP)
+        run.update(status="cancelled", process=None, message=GIVEN_UP, given_up=True)
         if state.mlflow_run_id is not None:
             _end_in_mlflow(run, home, state.mlflow_run_id)
         return settled[TRAIN]

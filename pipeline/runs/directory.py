@@ -107,6 +107,9 @@ class RayJob:
 Status = Literal["created", "running", "failed", "cancelled", "done"]
 
 
+GIVEN_UP_WORDS = "given up"
+
+
 class StageRecord(BaseModel):
     """A stage that is done, and the seconds it took."""
 
@@ -139,6 +142,9 @@ class RunState(BaseModel):
     waiting: str = ""  # the resources that the run waits for; empty while it has them
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     updated: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    # Of the steps that were charged, those that the weights have taken; None before they are there.
+    trained_steps: Annotated[int, Field(ge=0)] | None = None
+    given_up: bool = False  # its reservation is settled: it cannot be resumed
     message: str = ""  # why the run failed, or another note for a person
 
     @model_validator(mode="before")
@@ -148,6 +154,11 @@ class RunState(BaseModel):
             # Written by older versions, read by none.
             return {name: value for name, value in data.items() if name != "mlflow_stage_run_ids"}
         return data
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the run was given up; older versions said so in the message alone."""
+        return self.given_up or self.message.startswith(GIVEN_UP_WORDS)
 
     def is_done(self, stage: str) -> bool:
         """Whether `stage` is complete, so that a resumed run skips it."""

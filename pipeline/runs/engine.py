@@ -19,7 +19,7 @@ from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
-from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
+from privacy.errors import BudgetRefused, UmbraError
 from privacy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -101,12 +101,11 @@ def execute(
     Raises:
         UmbraError: a stage failed, or the cluster admits anybody.
         NoLedger: the run has reserved, and its ledger is not here.
-        InvalidRequest: another process works on the run, or it is done already.
+        InvalidRequest: another process works on the run, or it is done or given up.
         IntegrityBroken: the ledger lacks rows that the run saw: it was rolled back.
     """
     with run.lock():
-        if run.state().status == "done":
-            raise InvalidRequest(f"run {run.run_id} is done: there is nothing left to do")
+        control.require_unfinished(run)
         spec, access = run.spec(), ledger_access.LedgerAccess.of(home)
         planned = planning.plan(spec, trial=False)
         if run.state().reservation_id is not None:

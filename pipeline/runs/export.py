@@ -1,12 +1,13 @@
 """Export a finished run to a folder that may be shared, and record that in the ledger."""
 
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.metrics import flat, paid_metrics, released
 from pipeline.plan import build_method
+from pipeline.runs import ledger_access
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.ledger_access import privacy_statement, record_head
 from pipeline.spec import Spec
 from privacy.budget import Budget
 from privacy.durable import new_folder
@@ -32,7 +33,9 @@ def export_run(
             f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
             f"it, or go on with `umbra resume {run.run_id}`."
         )
-    said = privacy_statement(budget, state.reservation_id)
+    said = ledger_access.privacy_statement(budget, state.reservation_id)
+    if steps := ledger_access.training_steps(run, budget):
+        said["steps"] = asdict(steps)
     card = _card(run, spec, said["void"])
     # The ledger's row is durable before the folder gets its name: no export exists unrecorded.
     with new_folder(target) as folder:
@@ -47,7 +50,7 @@ def export_run(
             head = budget.record_export(
                 state.holdout_reservation_id, made.manifest_sha256, f"figures on the {form} card"
             )
-        record_head(run, head)
+        ledger_access.record_head(run, head)
     return Exported(target, made.manifest_sha256)
 
 

@@ -19,6 +19,7 @@ from privacy.ledger import Head, Ledger, records
 from privacy.mechanisms import Mechanism
 
 _HEADS = "ledger-heads"
+_SEAL = "checkpoint.json"  # written last
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,55 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
         "reservation": reservation.id,
         "void": reservation.void,
     }
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """How far a run's private training has come."""
+
+    planned: int
+    charged: int  # by all attempts together
+    # That the weights have taken, or those of the newest checkpoint; None where nothing tells.
+    trained: int | None
+
+    @property
+    def reachable(self) -> int:
+        """How many steps will have been trained once all that is left is charged and drawn."""
+        return min(self.planned, (self.trained or 0) + self.planned - self.charged)
+
+    def __str__(self) -> str:
+        trained = "an unknown number" if self.trained is None else self.trained
+        return f"{trained} trained, {self.charged} charged, {self.planned} planned"
+
+
+def training_steps(run: RunDirectory, budget: Budget) -> TrainingSteps | None:
+    """Return how far a run's training has come; None where it never reserved.
+
+    It counts the component of the most steps. Others, like a warm-up's query, are drawn at once.
+    """
+    state = run.state()
+    if state.reservation_id is None:
+        return None
+    planned, charged = step_counts(budget, state.reservation_id)
+    trained = state.trained_steps
+    if trained is None:
+        trained = last_checkpoint(run)
+    if trained is None and not state.is_done("train"):
+        trained = 0
+    return TrainingSteps(planned, charged, trained)
+
+
+def step_counts(budget: Budget, reservation_id: str) -> tuple[int, int]:
+    """Return how many steps of a reservation's longest component are planned, and are charged."""
+    plan = budget.reservation(reservation_id).plan
+    longest = max(plan, key=lambda part: part.mechanism.steps)
+    return longest.mechanism.steps, budget.charged_steps(reservation_id)[longest.name]
+
+
+def last_checkpoint(run: RunDirectory) -> int | None:
+    """Return the steps of the newest checkpoint by its name, unread; None where there is none."""
+    complete = (path for path in run.checkpoints.glob("step-*") if (path / _SEAL).exists())
+    return max((int(path.name.removeprefix("step-")) for path in complete), default=None)
 
 
 def guarantees(

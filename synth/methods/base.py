@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
+from privacy.errors import UmbraError
 from privacy.keystream import derive
 from privacy.ledger.records import Component
 from privacy.validation import KEY_BYTES, key_bytes
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 # Called with (component, steps done, steps in all) after every step.
 OnProgress = Callable[[str, int, int], None]
+
+
+class Stopped(UmbraError):
+    """Fitting ended early because that was asked for; what it had is in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,7 @@ class Method(ABC):
         checkpoints: "StoragePath",
         collective: "Collective | None" = None,
         on_progress: OnProgress = lambda component, done, total: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> "Mapping[str, Tensor]":
         """Fit on every worker of one attempt and return the weights that `denoiser` loads.
 
@@ -189,10 +195,13 @@ class Method(ABC):
             checkpoints: folder for checkpoints, internal to the run.
             collective: the other workers, if any.
             on_progress: called after every step.
+            stopping: whether to end soon; only rank 0's counts. From then on nothing more is
+                charged, and what was drawn is kept in checkpoints.
 
         Raises:
             BudgetRefused: the ledger refuses a charge.
             LedgerUnavailable: the ledger cannot be reached; nothing more was drawn.
+            Stopped: `stopping` returned True.
         """
 
     @staticmethod

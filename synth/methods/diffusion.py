@@ -4,7 +4,7 @@ Where there is a warm-up, one Gaussian mechanism releases noisy class means firs
 network is trained for free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from privacy.accounting import accountant
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 WARMUP = "warmup"
 PRIVATE = "dp-sgd"
 
+_LEAST_BLOCKS = 50  # in which the steps of a training are charged
 _GIB = 2**30
 # Of a micro-batch, where the spec says nothing of memory: small beside torch itself on a CPU; a GPU
 # that has less takes fewer records at a time by itself.
@@ -110,6 +111,7 @@ class Diffusion(base.Method):
         checkpoints: "StoragePath",
         collective: "Collective | None" = None,
         on_progress: base.OnProgress = lambda component, done, total: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> "dict[str, Tensor]":
         """Train to the end of the reservation and return the averaged weights; see `Method.fit`."""
         from privacy.collective import SingleProcess
@@ -119,7 +121,7 @@ class Diffusion(base.Method):
         training = self.training(components, denoiser)
         denoiser = denoiser.to(records.images.device)
         trainer = Trainer(
-            training, denoiser, records, attempt, meter, checkpoints, workers, on_progress
+            training, denoiser, records, attempt, meter, checkpoints, workers, on_progress, stopping
         )
         return trainer.run()
 
@@ -151,13 +153,16 @@ class Diffusion(base.Method):
         """Return the settings of `synth.training` for what was reserved."""
         from synth.training import Training
 
+        steps = _dp_sgd(components).steps
+        # A crash forfeits the rest of a block.
+        block = min(self.train.charge_block, max(1, steps // _LEAST_BLOCKS))
         return Training(
             dpsgd=self.dpsgd(components),
-            steps=_dp_sgd(components).steps,
+            steps=steps,
             classes=self._facts.classes,
             label_dropout=self._model.label_dropout,
             micro_batch=self.micro_batch(denoiser),
-            settings=self.train,
+            settings=self.train.model_copy(update={"charge_block": block}),
         )
 
     def engine(self) -> "GradientEngine":

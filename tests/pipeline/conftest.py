@@ -110,7 +110,8 @@ class House:
         if released := releasable(spec, results):
             write_json(run.release / METRICS, released)
         run.finish_stage("evaluate", 1.0)
-        run.update(status="done", process=None)
+        steps = max(part.mechanism.steps for part in budget.reservation(reserved).plan)
+        run.update(status="done", process=None, trained_steps=steps)
         return run
 
     def export(self, run: RunDirectory, target: Path, form: str = "parquet") -> Path:

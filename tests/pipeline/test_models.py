@@ -11,7 +11,7 @@ from pipeline.models import (
     build_guided,
     build_sampler,
 )
-from pipeline.plan import build_method
+from pipeline.plan import build_method, training_components
 from pipeline.spec import Spec
 from synth.preconditioning import EDM, VE, VP, V
 from synth.samplers.churn import Churn
@@ -109,6 +109,14 @@ def test_what_is_trained_is_what_was_reserved(house, blots_spec):
     training = build_method(spec).training(reservation.plan, build_denoiser(spec))
     assert training.dpsgd.mechanism(training.steps) == mechanism
     assert (training.dpsgd.records, training.steps, training.settings.views) == (40, 4, 2)
+
+
+@pytest.mark.parametrize(("steps", "block"), [(1, 1), (60, 1), (149, 2), (1000, 20), (4500, 50)])
+def test_a_block_of_charges_is_at_most_a_fiftieth_of_the_training(blots_spec, steps, block):
+    """So that an interruption cannot forfeit more; 50 is the setting's default."""
+    spec = blots_spec(("steps: 4", f"steps: {steps}"))
+    training = build_method(spec).training(training_components(spec), build_denoiser(spec))
+    assert training.settings.charge_block == block
 
 
 GPU = {"gpus_per_worker": 1}

@@ -4,8 +4,10 @@ Each `check_*` is run as a test on what ships, and again under each bug that it 
 """
 
 import copy
+import itertools
 import math
 import random
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -22,7 +24,7 @@ from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
 from synth.checkpoint import newest
-from synth.methods.base import Attempt
+from synth.methods.base import Attempt, Stopped
 from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
@@ -152,7 +154,14 @@ def ignore(phase, done, total):
     pass
 
 
-def trainer(folder, meter, attempt=1, seed=None, collective=None, on_progress=ignore, **changes):
+def go_on():
+    return False
+
+
+def trainer(
+    folder, meter, attempt=1, seed=None, collective=None, on_progress=ignore, stopping=go_on,
+    **changes,
+):  # fmt: skip
     return Trainer(
         settings(**changes),
         Denoiser(Network(), EDM()),
@@ -162,6 +171,7 @@ def trainer(folder, meter, attempt=1, seed=None, collective=None, on_progress=ig
         folder,
         collective or SingleProcess(),
         on_progress,
+        stopping,
     )
 
 
@@ -267,6 +277,35 @@ def check_attempts_draw_apart(trace, folder, run_workers):
     assert len(noise.unique()) == len(noise)
 
 
+def check_a_stop_forfeits_nothing(trace, folder, run_workers):
+    """All that was charged is drawn and kept, and what was not can be drawn later."""
+    for workers, at in itertools.product((1, 2), (3, 0, 1, 5)):
+        trace.events.clear()
+        meter, path = Meter(query=1, trace=trace), folder / f"{workers}-{at}"
+        asked = threading.Event()
+        if at == 0:
+            asked.set()
+
+        def work(collective, at=at, meter=meter, path=path, asked=asked):
+            def reach(phase, done, total):
+                if collective.rank == 0 and phase == PRIVATE and done == at:
+                    asked.set()
+
+            stop = asked.is_set if collective.rank == 0 else go_on
+            part = trainer(path, meter, 1, None, collective, reach, stop, warmup=QUERY)
+            with pytest.raises(Stopped):
+                part.run()
+
+        run_workers(workers, work)
+        masks, _ = require_charged(trace, workers)
+        stands = math.ceil(at / 3) * 3
+        assert masks == meter.charged[PRIVATE] * workers == stands * workers
+        assert newest(path).checkpoint.step == stands
+        trainer(path, meter, attempt=2, warmup=QUERY).run()
+        assert newest(path).checkpoint.step == T
+        assert meter.left == {PRIVATE: 0, WARMUP: 0}
+
+
 def flat(tensors):
     return [tensor.reshape(-1) for tensor in tensors]
 
@@ -318,6 +357,7 @@ CHECKS = (
     check_nothing_is_drawn_after_a_refusal,
     check_crashes_never_run_what_is_not_charged,
     check_attempts_draw_apart,
+    check_a_stop_forfeits_nothing,
     check_equals_a_naive_run,
 )
 
@@ -433,6 +473,48 @@ def small_batches_skipped(patch):
     patch.setattr(Trainer, "_descend", wrong)
 
 
+def settled_while_a_worker_draws(patch):
+    """Gives the rest of a block back once a stop is asked for, though the block goes on."""
+    shipped = Trainer._descend
+
+    def wrong(self, gradient):
+        shipped(self, gradient)
+        rest = self.meter.charged[PRIVATE] - self._step
+        if self.stopping() and rest:
+            self.meter.left[PRIVATE] += rest
+            self.meter.charged[PRIVATE] -= rest
+            self.meter._trace.events.append((PRIVATE, -rest))
+
+    patch.setattr(Trainer, "_descend", wrong)
+
+
+def stop_after_a_charge(patch):
+    """Notices only behind the next charge, whose block is then lost."""
+    shipped = Trainer._charge_block
+
+    def wrong(self):
+        stopping, self.stopping = self.stopping, go_on
+        block, self.stopping = shipped(self), stopping
+        if self.collective.broadcast_from_rank0(int(stopping())):
+            self._save()
+            raise Stopped
+        return block
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
+def stopped_as_if_finished(patch):
+    shipped = Trainer._charge_block
+
+    def wrong(self):
+        try:
+            return shipped(self)
+        except Stopped:
+            return 0
+
+    patch.setattr(Trainer, "_charge_block", wrong)
+
+
 PLANTED = [
     (charged_after_the_block, check_every_draw_is_charged_before),
     (one_step_more_than_charged, check_every_draw_is_charged_before),
@@ -442,6 +524,9 @@ PLANTED = [
     (attempts_not_charged, check_crashes_never_run_what_is_not_charged),
     (same_masks_every_attempt, check_attempts_draw_apart),
     (same_noise_every_attempt, check_attempts_draw_apart),
+    (settled_while_a_worker_draws, check_a_stop_forfeits_nothing),
+    (stop_after_a_charge, check_a_stop_forfeits_nothing),
+    (stopped_as_if_finished, check_a_stop_forfeits_nothing),
     (gradient_accumulated_twice, check_equals_a_naive_run),
     (small_batches_skipped, check_equals_a_naive_run),
 ]
@@ -658,6 +743,37 @@ class TestWarmUp:
         for other in others:
             for name, parameter in one.items():
                 torch.testing.assert_close(other[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+class TestStop:
+    def test_keeps_every_step_from_then_on_lest_it_be_killed_within_its_block(self, tmp_path):
+        kept = []
+
+        def reach(phase, done, total):
+            found = newest(tmp_path).checkpoint
+            kept.append(found.step if found else 0)
+
+        stopping = lambda: len(kept) >= 1  # noqa: E731
+        part = trainer(tmp_path, Meter(), on_progress=reach, stopping=stopping, checkpoint_every=50)
+        with pytest.raises(Stopped, match="after step 3 of 7"):
+            part.run()
+        assert kept == [0, 1, 2]
+
+    def test_ends_a_warm_up_and_keeps_what_it_has_learned(self, tmp_path):
+        done = []
+        part = trainer(
+            tmp_path, Meter(query=1), on_progress=lambda *of: done.append(of),
+            stopping=lambda: len(done) >= 2, warmup=QUERY,
+        )  # fmt: skip
+        with pytest.raises(Stopped):
+            part.run()
+        assert done == [(WARMUP, 1, QUERY.steps), (WARMUP, 2, QUERY.steps)]
+        assert newest(tmp_path).checkpoint.step == 0
+
+    def test_is_not_heeded_when_nothing_is_left_to_charge(self, tmp_path):
+        meter = Meter()
+        trainer(tmp_path, meter).run()
+        trainer(tmp_path, meter, attempt=2, stopping=lambda: True).run()
 
 
 class TestResume:

@@ -114,6 +114,10 @@ def test_an_export_with_another_manifest(exported):
             "does not state the mechanisms",
         ),
         (lambda s: {"certified_by": "me"}, "which an export does not have"),
+        *(
+            (lambda s, part=part: {"steps": {**s["steps"], **part}}, "states other steps")
+            for part in ({"planned": 9}, {"charged": 3}, {"trained": 5}, {"trained": -1}, {"x": 1})
+        ),
         (lambda s: {"guarantees": []}, "other guarantees"),
         (lambda s: {"guarantees": [{**s["guarantees"][0], "epsilon": 0.5}]}, "other guarantees"),
         (lambda s: {"guarantees": [{**s["guarantees"][0], "records": 9}]}, "other guarantees"),

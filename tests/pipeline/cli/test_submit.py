@@ -1,5 +1,6 @@
 """`submit` and `resume` around a run that is worked through without Ray."""
 
+import io
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ import sys
 sys.path[:0] = {path!r}
 from pipeline.home import Home
 run = Home.locate().run(sys.argv[4])
-assert sys.argv[1:] == ["-m", "pipeline.cli.main", "resume", run.run_id, "--json"], sys.argv
+resume = ["resume", run.run_id, "--json", "--yes"]
+assert sys.argv[1:] == ["-m", "pipeline.cli.main", *resume], sys.argv
 run.begin()
 run.update(status="done", process=None)
 """
@@ -78,6 +80,66 @@ def test_resume_goes_on_with_the_same_run(umbra, house, worked, blots_spec):
     result = umbra("resume", run.run_id, "--json")
     assert (result.code, result.json["run_id"]) == (0, run.run_id)
     assert house.kinds().count("reserve") == 1
+
+
+@pytest.fixture
+def interrupted(house, blots_spec, monkeypatch):
+    """A run of 20 steps that charged and kept so many; `execute` only says that it was reached."""
+
+    def execute(*arguments):
+        raise UmbraError("it goes on")
+
+    def make(charged, kept):
+        run = house.reserve(blots_spec(("steps: 4", "steps: 20")))
+        house.charge(run, "dp-sgd", charged)
+        checkpoint = run.checkpoints / f"step-{kept:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "checkpoint.json").touch()
+        return run
+
+    monkeypatch.setattr("pipeline.runs.engine.execute", execute)
+    return make
+
+
+@pytest.mark.parametrize(("charged", "kept", "said"), [(5, 5, "20 of 20"), (5, 3, "18 of 20")])
+def test_resume_tells_how_much_will_have_been_trained(umbra, interrupted, charged, kept, said):
+    run = interrupted(charged, kept)
+    result = umbra("resume", run.run_id)
+    assert (result.code, result.out) == (1, "") and "it goes on" in result.err
+    assert f"{said} planned steps will have been trained" in result.err
+    assert ("lost" in result.err) == (charged > kept)
+
+
+def test_resume_asks_where_more_than_a_tenth_was_forfeited(umbra, interrupted, monkeypatch):
+    run = interrupted(5, 2)
+    for refused in (umbra("resume", run.run_id), umbra("resume", run.run_id, "--json", "--detach")):
+        assert refused.code == 2 and "it goes on" not in refused.err
+        assert "17 of 20" in refused.err + refused.out and "--yes" in refused.err + refused.out
+    assert "it goes on" in umbra("resume", run.run_id, "--yes").err
+    for answer, code in (("n", 130), ("y", 1)):
+        terminal = io.StringIO(f"{answer}\n")
+        terminal.isatty = lambda: True
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert umbra("resume", run.run_id).code == code
+
+
+def test_a_run_that_was_given_up_is_never_offered_to_be_resumed(umbra, interrupted):
+    run = interrupted(5, 5)
+    assert umbra("cancel", "--give-up", run.run_id).code == 0
+    # As older versions left it, too.
+    for _ in range(2):
+        result = umbra("resume", run.run_id)
+        assert result.code == 2 and "given up" in result.err and "new run" in result.err
+        status = umbra("status", run.run_id)
+        assert "given up" in status.out and "umbra resume" not in status.out + result.err
+        run.update(given_up=False)
+
+
+def test_status_shows_steps_trained_beside_steps_charged(umbra, interrupted):
+    run = interrupted(5, 3)
+    assert "3 trained, 5 charged, 20 planned" in umbra("status", run.run_id).out
+    expected = {"planned": 20, "charged": 5, "trained": 3}
+    assert umbra("status", run.run_id, "--json").json["steps"] == expected
 
 
 @pytest.mark.parametrize(("error", "code"), [(UmbraError, 1), (BudgetRefused, 3)])

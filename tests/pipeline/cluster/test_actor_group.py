@@ -36,6 +36,9 @@ class Worker:
             time.sleep(0.05)
             self.done += 1
 
+    def stop(self):
+        self.done = 99
+
     def sleep(self):
         self.done = 7
         time.sleep(60)
@@ -98,6 +101,49 @@ def test_progress_that_cannot_be_shown_ends_no_work(embedded):
 
     ActorGroup("work", Worker, (), ONE, 1).run(show)
     assert counts[-1] == 5
+
+
+class Stoppable(Worker):
+    """Works until it is asked to stop, and then a little longer."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark, self.asked = mark, threading.Event()
+
+    def stop(self):
+        self.asked.set()
+
+    def work(self, rank, size, address):
+        assert self.asked.wait(60)
+        time.sleep(0.5)
+        self.mark.touch()
+
+
+class Deaf(Stoppable):
+    """Never stops by itself."""
+
+    def stop(self):
+        pass
+
+
+def _interrupt(count):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_group_ends_by_itself(embedded, tmp_path):
+    mark = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        ActorGroup("work", Stoppable, (mark,), ONE, 1).run(_interrupt)
+    assert mark.exists()
+
+
+def test_one_that_does_not_end_is_ended(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "STOP_SECONDS", 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        ActorGroup("work", Deaf, (tmp_path / "stopped",), ONE, 1).run(_interrupt)
+    assert not (tmp_path / "stopped").exists()
+    with reserved_room({"CPU": embedded["CPU"]}, 1, 1) as places:
+        assert len(places) == 1
 
 
 def test_an_elastic_group_has_as_many_places_as_there_is_room_for(embedded):

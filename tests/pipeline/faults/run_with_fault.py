@@ -109,7 +109,7 @@ def _resume_to_end(outcome: Outcome, site: Site, run) -> None:
     for _ in range(RESUMES):
         if run.state().status == "done":
             break
-        start = site.start("resume", run.run_id)
+        start = site.start("resume", run.run_id, "--yes")
         site.wait(start, TIMEOUT)
         _record_end(outcome, site, start)
     state = run.state()

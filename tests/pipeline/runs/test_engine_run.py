@@ -154,13 +154,16 @@ def _live_through_all(folder):
 
     _until(lambda: any('"stage": "train"' in path.read_text() for path in states()), process)
     (run,) = runs.iterdir()
+    _until(lambda: _steps(run) >= 4, process)
     seen["cancel"] = umbra.run("cancel", run.name)
     out, err = process.communicate(timeout=PATIENCE)
     seen["cancelled"] = [process.returncode, out, err]
     seen["state after cancel"] = json.loads((run / "state.json").read_text())
+    seen["status after cancel"] = json.loads(umbra.run("status", run.name, "--json")[1])
+    seen["cancelled at"] = newest(run / "internal" / "checkpoints").checkpoint.step
 
     process = umbra.start("resume", run.name)
-    _until(lambda: _steps(run) >= 6, process)
+    _until(lambda: _steps(run) >= seen["cancelled at"] + 6, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     seen["state after kill"] = json.loads((run / "state.json").read_text())
@@ -233,6 +236,24 @@ def test_cancel_ends_the_run_quietly_with_130(seen):
     assert (state["status"], state["process"]) == ("cancelled", None)
 
 
+def test_a_cancelled_run_has_trained_all_that_it_charged(seen, charges):
+    """It wrote a checkpoint where it stood, so that resuming it forfeits nothing."""
+    charged = sum(charge["steps"] for charge in charges if charge["attempt"] == 1)
+    assert 4 <= seen["cancelled at"] == charged < STEPS
+    steps = seen["status after cancel"]["steps"]
+    assert steps == {"planned": STEPS, "charged": charged, "trained": charged}
+
+
+def test_steps_trained_stand_beside_steps_charged(run, seen, lived):
+    trained = newest(run.internal / "checkpoints").checkpoint.step
+    assert trained < STEPS
+    assert run.state().trained_steps == trained
+    steps = json.loads(seen["resumed"][1])["privacy"]["steps"]
+    assert steps == f"{trained} trained, {STEPS} charged, {STEPS} planned"
+    page = " ".join((run.release / "report.html").read_text().split())
+    assert f"Of {STEPS} charged steps of training, {trained} went into the model" in page
+
+
 def test_a_killed_driver_is_seen_to_be_dead_and_the_run_resumed_to_its_end(seen, run):
     assert seen["state after kill"]["status"] == "running"
     code, out, _ = seen["resumed"]
@@ -276,14 +297,14 @@ def test_every_reserved_step_is_charged_once_and_the_reservation_settled(ledger,
 
 def test_every_start_of_the_training_is_an_attempt_of_its_own(charges):
     attempts = [charge["attempt"] for charge in charges]
-    assert attempts == sorted(attempts) and set(attempts) == {1, 2}
+    assert attempts == sorted(attempts) and set(attempts) == {1, 2, 3}
 
 
 def test_more_is_charged_than_was_executed_and_never_less(charges, run, seen):
     """The last attempt went on from the checkpoint, so what came after that one was forfeited."""
     last = newest(run.internal / "checkpoints").checkpoint
-    taken = sum(charge["steps"] for charge in charges if charge["attempt"] == 2)
-    assert (last.attempt, last.step) == (2, seen["sound"] + taken)
+    taken = sum(charge["steps"] for charge in charges if charge["attempt"] == 3)
+    assert (last.attempt, last.step) == (3, seen["sound"] + taken)
     assert seen["sound"] > 0 and last.step < STEPS
 
 

@@ -40,6 +40,10 @@ def test_privacy_json_is_what_the_rows_give(finished, tmp_path):
     said = json.loads((folder / "privacy.json").read_text())
     due = privacy_statement(house.budget, run.state().reservation_id)
     assert said.pop("manifest_sha256") == manifest_sha256(folder)
+    assert said.pop("steps") == {"planned": 4, "charged": 4, "trained": 4}
+    assert (
+        "Steps: 4 trained, 4 charged to the budget, 4 planned" in (folder / "README.md").read_text()
+    )
     # The head is that of the moment before the export's own row.
     assert said.pop("head_hash") == str(_head_before_last(house))
     due.pop("head_hash")
