@@ -17,9 +17,10 @@ from pipeline.progress import Progress
 from pipeline.runs import control, ingest, ledger_access
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
+from pipeline.sources.base import keep_names
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
-from privacy.errors import BudgetRefused, UmbraError
+from privacy.errors import BudgetRefused, DataError, UmbraError
 from privacy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -70,11 +71,13 @@ def submit(
     run = home.new_run(spec)
     try:
         ingest.ingest(run, spec, planned, access.key, budget)
-    except BaseException:
+    except BaseException as error:
         if run.state().reservation_id is None:
             # A run that did not record its reservation could neither charge it nor give it back.
             ingest.give_back(run, budget)
             shutil.rmtree(run.path)
+        if isinstance(error, DataError):
+            keep_names(error, home.path / "internal")
         raise
     return run
 
@@ -249,6 +252,7 @@ def _outcome_recorded(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except UmbraError as error:
+        keep_names(error, run.internal)
         run.update(status="failed", process=None, message=str(error))
         raise
     except KeyboardInterrupt:

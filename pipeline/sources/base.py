@@ -1,8 +1,9 @@
 """The contract of every data source: the images as they are, checked against the spec, or an error.
 
 Size, channels and classes come from the spec and are never measured on the data; nothing is
-resized, cropped or converted. An error names the file, what was expected and what was found (types,
-shapes, formats), and never a pixel or a label: those are private, and error texts reach logs.
+resized, cropped or converted. An error says where, what was expected and what was found (types,
+shapes, formats), and never a pixel, a label or the name of a file that the spec does not name:
+those are private, and error texts reach logs. Such a name is a note to the error (PEP 678).
 
 Shape suffixes: N images, H height, W width, C channels.
 """
@@ -10,13 +11,15 @@ Shape suffixes: N images, H height, W width, C channels.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from privacy.errors import DataError
+from privacy.durable import write_file
+from privacy.errors import DataError, UmbraError
 from privacy.records import LabelledRecords
 
 # Grey and RGB.
@@ -115,6 +118,25 @@ def check_spec(channels: int, classes: Sequence[str]) -> None:
         raise DataError(f"channels: 1 (grey) or 3 (RGB) was expected, found {channels}")
     if not classes or len(set(classes)) != len(classes):
         raise DataError("classes: at least one name and no name twice were expected")
+
+
+@contextmanager
+def noting(*names: Path) -> Iterator[None]:
+    """Note the names of files, which may be private, to an error of the block."""
+    try:
+        yield
+    except DataError as error:
+        for name in names:
+            error.add_note(f"in {name}")
+        raise
+
+
+def keep_names(error: UmbraError, folder: Path) -> None:
+    """Write the names that an error has noted to `folder`, and let the error say where they are."""
+    if notes := getattr(error, "__notes__", ()):
+        path = folder / "data-error.txt"
+        write_file(path, "\n".join([str(error), *notes, ""]).encode())
+        error.args = (f"{error}. Which of them is in {path}",)
 
 
 def unreadable(where: str | Path, expected: str, error: Exception) -> DataError:

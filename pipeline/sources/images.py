@@ -62,7 +62,9 @@ class FolderSource(base.SourceOptions):
             part = files[start : start + rows]
             images = np.empty((len(part), size, size, channels), dtype=np.uint8)
             for row, (file, _) in enumerate(part):
-                images[row] = decode_image(file, size, channels, file)
+                where = f"{self.path}, image {start + row + 1} of {len(files)}"
+                with base.noting(file):
+                    images[row] = decode_image(file, size, channels, where)
             labels = np.array([label for _, label in part], dtype=np.int64)
             yield base.checked(images, labels, size, channels, classes, self.path)
 
@@ -71,28 +73,29 @@ class FolderSource(base.SourceOptions):
         names = [_folder_name(name) for name in classes]
         if len(set(names)) < len(names):
             raise DataError("classes: two names differ only in how Unicode spells them; rename one")
-        found: dict[str, Path] = {}
-        for entry in sorted(self.path.iterdir()):
-            # A Mac writes é as e and an accent, a spec as one letter: they are one name.
-            name = normalize("NFC", entry.name)
-            if name.startswith(".") and name not in names:
-                continue
-            if not entry.is_dir():
-                raise DataError(f"{entry}: folders named after the classes were expected here only")
-            if name in found:
+        entries = {entry: normalize("NFC", entry.name) for entry in sorted(self.path.iterdir())}
+        # A Mac writes é as e and an accent, a spec as one letter: they are one name.
+        found = {name: entry for entry, name in entries.items() if name in names}
+        others = [
+            entry
+            for entry, name in entries.items()
+            if not (name in names and entry.is_dir()) and (name in names or name[0] != ".")
+        ]
+        if len(found) < sum(name in names for name in entries.values()):
+            with base.noting(*entries):
                 raise DataError(
-                    f"{entry}: two folders have this name and differ only in how Unicode spells "
-                    "it; rename or merge them"
+                    f"{self.path}: two folders have the name of one class and differ only in how "
+                    "Unicode spells it; rename or merge them"
                 )
-            found[name] = entry
+        if others:
+            with base.noting(*others):
+                raise DataError(
+                    f"{self.path}: folders named after the classes ({', '.join(classes)}) were "
+                    f"expected here only, found {len(others)} others; add them to the spec or "
+                    "move them away"
+                )
         # Looked up and never joined to the path: `../x` must not lead out of the folder.
-        folders = [found.pop(name, None) for name in names]
-        for entry in found.values():
-            raise DataError(
-                f"{entry}: this folder is none of the spec's classes ({', '.join(classes)}); "
-                "add it to the spec or move it away"
-            )
-        return folders
+        return [found.get(name) for name in names]
 
 
 def _folder_name(class_name: str) -> str:
@@ -107,10 +110,18 @@ def _folder_name(class_name: str) -> str:
 def _images(folder: Path | None) -> list[Path]:
     files = sorted(folder.iterdir()) if folder else []
     visible = [file for file in files if not file.name.startswith(".")]
-    for file in visible:
-        if not file.is_file() or file.suffix.lower() not in _SUFFIXES:
-            raise DataError(f"{file}: a file ending in {', '.join(_SUFFIXES)} was expected")
+    others = [file for file in visible if not _is_image(file)]
+    if folder and others:
+        with base.noting(*others):
+            raise DataError(
+                f"{folder.parent}: only files ending in {', '.join(_SUFFIXES)} were expected in "
+                "the folders of the classes, found others; convert them or move them away"
+            )
     return visible
+
+
+def _is_image(file: Path) -> bool:
+    return file.is_file() and file.suffix.lower() in _SUFFIXES
 
 
 class ParquetSource(base.SourceOptions):
@@ -130,17 +141,21 @@ class ParquetSource(base.SourceOptions):
         """Decode every row; see `SourceOptions.batches`."""
         base.check_spec(channels, classes)
         found, rows = False, base.rows_at_a_time(size, channels)
-        for file in _files(self.path):
-            row = 0
-            for part in _read(file, classes, rows):
-                images = np.empty((len(part), size, size, channels), dtype=np.uint8)
-                for index, encoded in enumerate(_encoded(part, file)):
-                    where = f"{file}, row {row + index}"
-                    images[index] = decode_image(encoded, size, channels, where)
-                row += len(part)
-                labels = part["label"].to_numpy()
-                found = True
-                yield base.checked(images, labels, size, channels, classes, self.path)
+        files = _files(self.path)
+        for number, file in enumerate(files, start=1):
+            single = file == self.path
+            where = str(file) if single else f"{self.path}, file {number} of {len(files)}"
+            with base.noting(*[] if single else [file]):
+                row = 0
+                for part in _read(file, classes, rows, where):
+                    found = True
+                    images = np.empty((len(part), size, size, channels), dtype=np.uint8)
+                    for index, encoded in enumerate(_encoded(part, where)):
+                        place = f"{where}, row {row + index}"
+                        images[index] = decode_image(encoded, size, channels, place)
+                    row += len(part)
+                    labels = part["label"].to_numpy()
+                    yield base.checked(images, labels, size, channels, classes, where)
         if not found:
             raise DataError(f"{self.path}: the data set is empty: one record was expected")
 
@@ -177,20 +192,20 @@ def _split(file: PurePath) -> str:
     return "/".join(sorted(names)) or "files that name no split"
 
 
-def _read(file: Path, classes: Sequence[str], rows: int) -> Iterator["pa.RecordBatch"]:
+def _read(file: Path, classes: Sequence[str], rows: int, where: str) -> Iterator["pa.RecordBatch"]:
     """Yield up to `rows` rows of a file at a time, none empty."""
     import pyarrow.parquet as pq
 
     try:
         # Not `read_table`, which infers columns from folders named like `label=3`.
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            _check_columns(opened.schema_arrow, file)
-            _check_names(opened.schema_arrow, classes, file)
+            _check_columns(opened.schema_arrow, where)
+            _check_names(opened.schema_arrow, classes, where)
             for batch in opened.iter_batches(rows, columns=["image", "label"]):
                 batch.validate(full=True)
                 if batch["label"].null_count:
                     raise DataError(
-                        f"{file}: a label in every row was expected, found rows without"
+                        f"{where}: a label in every row was expected, found rows without"
                     )
                 if len(batch):
                     yield batch
@@ -198,18 +213,18 @@ def _read(file: Path, classes: Sequence[str], rows: int) -> Iterator["pa.RecordB
         raise
     except Exception as error:
         # Arrow raises many kinds, and some quote what it read.
-        raise base.unreadable(file, "a Parquet file", error) from None
+        raise base.unreadable(where, "a Parquet file", error) from None
 
 
-def _encoded(batch: "pa.RecordBatch", file: Path) -> Iterator[bytes]:
+def _encoded(batch: "pa.RecordBatch", where: str) -> Iterator[bytes]:
     for image in batch["image"]:
         encoded = image["bytes"].as_py() if image.is_valid else None
         if encoded is None:
-            raise DataError(f"{file}: an image inside the file in every row was expected")
+            raise DataError(f"{where}: an image inside the file in every row was expected")
         yield encoded
 
 
-def _check_columns(schema: "pa.Schema", file: Path) -> None:
+def _check_columns(schema: "pa.Schema", where: str) -> None:
     import pyarrow as pa
     from pyarrow import types
 
@@ -222,12 +237,12 @@ def _check_columns(schema: "pa.Schema", file: Path) -> None:
     if not sound or label is None or not types.is_integer(label):
         columns = ", ".join(f"{name}: {kind}" for name, kind in found.items())
         raise DataError(
-            f"{file}: columns image: struct<bytes: binary, path: string> and label: int64 were "
+            f"{where}: columns image: struct<bytes: binary, path: string> and label: int64 were "
             f"expected, found {columns}; write the encoded image files as binary"
         )
 
 
-def _check_names(schema: "pa.Schema", classes: Sequence[str], file: Path) -> None:
+def _check_names(schema: "pa.Schema", classes: Sequence[str], where: str) -> None:
     """Refuse a file whose labels mean other classes than the spec's."""
     try:
         metadata: Any = json.loads((schema.metadata or {})[b"huggingface"])
@@ -237,7 +252,7 @@ def _check_names(schema: "pa.Schema", classes: Sequence[str], file: Path) -> Non
         return
     if names != list(classes):
         raise DataError(
-            f"{file}: the spec's classes ({', '.join(classes)}) were expected, in this order, "
+            f"{where}: the spec's classes ({', '.join(classes)}) were expected, in this order, "
             f"found {', '.join(map(str, names))}"
         )
 

@@ -1,17 +1,20 @@
 """What the engine decides before Ray starts and after it ended, without Ray."""
 
 import os
+import re
 import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from threading import Barrier
 from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.cluster.calls import check_abort_conditions
 from pipeline.cluster.jobs import JobReport
@@ -191,6 +194,28 @@ def test_data_that_changed_before_ingest_fail_the_run(house, blots_spec, blots, 
     with pytest.raises(DataError):
         execute(run)
     assert (run.state().status, run.state().reservation_id) == ("failed", None)
+
+
+@pytest.mark.parametrize("stage", ["submit", "execute"])
+def test_private_file_names_stay_inside(house, blots_spec, tmp_path, execute, stage):
+    for number in range(40):
+        file = tmp_path / "in" / ("round", "square")[number % 2] / f"jane-doe-{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(file)
+    file.write_bytes(b"no image")
+    spec = blots_spec(("{kind: npz, path: train.npz}", f"{{kind: folder, path: {tmp_path}/in}}"))
+    text = r"in, image 3. of 40: a PNG or JPEG was expected.* Which of them is in (.*)"
+    with pytest.raises(DataError) as caught:
+        if stage == "submit":
+            engine.submit(spec, house.home)
+        else:
+            execute(house.home.new_run(spec))
+    (kept,) = re.search(text, str(caught.value)).groups()
+    assert "jane-doe-39.png" in Path(kept).read_text()
+    assert Path(kept).parent.name == "internal"
+    for path in house.home.path.rglob("*"):
+        if path.is_file() and path != Path(kept):
+            assert b"jane-doe" not in path.read_bytes(), path
 
 
 def test_a_finished_run_is_not_executed_again(run, execute):

@@ -216,3 +216,12 @@ def test_what_arrow_cannot_read_is_a_clear_error(toy, tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.parquet: a Parquet file was expected"):
         load(tmp_path / "a.parquet", toy)
+
+
+def test_a_file_in_a_folder_is_named_in_a_note_alone(toy, made, tmp_path):
+    place(made, tmp_path, "a.parquet", "jane-doe.parquet")
+    (tmp_path / "jane-doe.parquet").write_bytes(b"PAR1")
+    text = r", file 2 of 2: a Parquet file was expected.*\nin .*jane-doe\.parquet$"
+    with pytest.raises(DataError, match=text) as caught:
+        load(tmp_path, toy)
+    assert "jane" not in str(caught.value)
