@@ -9,6 +9,7 @@ from pipeline.plan import build_method
 from pipeline.runs import ledger_access
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec
+from privacy.accounting.guarantee import group
 from privacy.budget import Budget
 from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
@@ -36,7 +37,7 @@ def export_run(
     said = ledger_access.privacy_statement(budget, state.reservation_id)
     if steps := ledger_access.training_steps(run, budget):
         said["steps"] = asdict(steps)
-    card = _card(run, spec, said["void"])
+    card = _card(run, spec, said["void"], _disclosure(run, budget))
     # The ledger's row is durable before the folder gets its name: no export exists unrecorded.
     with new_folder(target) as folder:
         made = export_dataset(form, run.release, folder, card, said, allow_void=allow_void)
@@ -54,7 +55,7 @@ def export_run(
     return Exported(target, made.manifest_sha256)
 
 
-def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
+def _card(run: RunDirectory, spec: Spec, void: bool, disclosure: str) -> CardFacts:
     synthesize = spec.synthesize
     made = "under differential privacy" if not void else "by a run that guarantees no privacy"
     return CardFacts(
@@ -71,6 +72,32 @@ def _card(run: RunDirectory, spec: Spec, void: bool) -> CardFacts:
         ),
         version=version("umbra-synth"),
         measures=_measures(run),
+        disclosure=disclosure,
+    )
+
+
+def _disclosure(run: RunDirectory, budget: Budget) -> str:
+    """Return what figures that were paid for disclose, alone and together with the images."""
+    state, paid = run.state(), paid_metrics(run)
+    if paid is None or state.reservation_id is None or state.holdout_reservation_id is None:
+        return ""
+    said = (
+        f"The noisy figures on private images cost ε = {paid.epsilon} at δ = 0 for each of the "
+        f"{paid.records} records of the holdout, none of which is in the training set."
+    )
+    parts = [budget.reservation(r) for r in (state.reservation_id, state.holdout_reservation_id)]
+    unit, k = parts[0].unit, parts[0].records_per_unit
+    if k == 1 or parts[0].void:
+        return said
+    # However the k records are spread over the two sets, all of both is at least as much.
+    charged = [
+        each for part in parts for each in ledger_access.charged_mechanisms(budget, part).values()
+    ]
+    both = group(charged, budget.odometer(parts[0].dataset).delta, k)
+    return (
+        f"{said} Up to {k} records of one {unit} may be in the two sets: who may add or remove all "
+        f"of them learns from the images and the figures together no more than ε = {both.epsilon} "
+        f"allows, at δ = {both.delta} ({both.method})."
     )
 
 

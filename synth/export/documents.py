@@ -72,6 +72,8 @@ class CardFacts:
     version: str
     #: (name, value) of measures that may be released.
     measures: tuple[tuple[str, str], ...] = ()
+    #: What the measures disclose of private images, beside what the synthetic images do.
+    disclosure: str = ""
 
 
 def render_card(

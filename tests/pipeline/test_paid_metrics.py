@@ -1,6 +1,7 @@
 """Figures against a private holdout: paid for by its own part of the budget, or not there."""
 
 import json
+import re
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -15,10 +16,12 @@ from pipeline.runs.engine import submit
 from pipeline.runs.ingest import ingest
 from pipeline.spec import SpecError
 from pipeline.tracking.release import Release
+from privacy.accounting.guarantee import group
 from privacy.budget import Component, Reservation
 from privacy.errors import BudgetRefused, DataError, IntegrityBroken, UmbraError
 from privacy.ledger import Head
 from privacy.mechanisms import DiscreteLaplace
+from synth.storage import write_json
 
 PRIVATE = ("    public: true", "    public: false")
 ASKED = ("  classifiers: [logreg, mlp]", "  classifiers: [logreg, mlp]\n  release: dp")
@@ -226,3 +229,26 @@ class TestStage:
         house, run, pay = evaluated
         house.budget.begin_attempt(run.state().holdout_reservation_id, "lost")
         assert pay().records == 20
+
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_the_card_says_what_they_disclose_together_with_the_images(
+        self, house, blots_spec, tmp_path, k
+    ):
+        owned = ("  epsilon: 8\n", f"  epsilon: 8\n  unit: patient\n  records_per_unit: {k}\n")
+        run = house.finish(house.reserve(blots_spec(PRIVATE, COUNTED, owned)))
+        budget, state = house.budget, run.state()
+        train, holdout = map(
+            budget.reservation, (state.reservation_id, state.holdout_reservation_id)
+        )
+        attempt = budget.begin_attempt(holdout.id, "attempt")
+        for part in holdout.plan:
+            budget.charge(holdout.id, part.name, part.mechanism.steps, attempt, part.name)
+        write_json(run.release / DP_METRICS, asdict(release(RESULTS, holdout)))
+        card = (house.export(run, tmp_path / "out") / "README.md").read_text()
+        assert "cost ε = 0.6 at δ = 0 for each of the 20 records of the holdout" in card
+        found = re.search(r"Up to 3 records of one patient .* than ε = ([0-9.]+) allows", card)
+        assert (found is not None) == (k == 3)
+        if found:
+            # At least what either set discloses of three records by itself.
+            alone = group([part.mechanism for part in train.plan], 1e-3, 3).epsilon
+            assert float(found[1]) >= max(alone, 3 * 0.6)
