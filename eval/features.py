@@ -203,9 +203,10 @@ class InceptionFeatures:
         )
         try:
             features = self._features(blank)
-        except (RuntimeError, torch.jit.Error) as error:
+        except Exception as error:
             raise ValueError(
-                f"{expected}, but it failed on blank {_PROBE_SIDE}x{_PROBE_SIDE} images; "
+                f"{expected}, but it failed on blank {_PROBE_SIDE}x{_PROBE_SIDE} images "
+                f"({type(error).__name__}); "
                 "export it so that it takes bytes and resizes them to 299x299 itself"
             ) from error
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -223,5 +224,6 @@ def _load_network(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         return torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:
         raise ValueError(
-            f"inception: expected {path} to be a TorchScript file, but torch cannot read it"
+            f"inception: expected {path} to be a TorchScript file, but torch cannot read it "
+            f"({type(error).__name__})"
         ) from error

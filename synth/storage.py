@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from privacy import durable
 from privacy.errors import InvalidRequest, UmbraError
@@ -184,9 +184,12 @@ def parse_address(address: str) -> StoragePath:
         InvalidRequest: it is not an address of a known kind, or holds a credential, which the
             message does not repeat.
 
-    >>> str(parse_address("s3://bucket/runs")), str(parse_address("file:///shared/runs"))
-    ('s3://bucket/runs', '/shared/runs')
+    >>> str(parse_address("s3://bucket/runs")), str(parse_address("file:///shared/my%20runs"))
+    ('s3://bucket/runs', '/shared/my runs')
     """
+    if address.startswith("/") and not address.startswith("//"):
+        # A folder, not a URL: its name may hold what a URL escapes.
+        return Path(address)
     parts = urlsplit(address)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidRequest(
@@ -197,8 +200,8 @@ def parse_address(address: str) -> StoragePath:
     # A glob or a step upwards in a prefix would reach objects of others.
     if _S3.fullmatch(address) and not {".", ".."} & set(parts.path.split("/")):
         return ObjectPath.parse(address)
-    if parts.scheme in {"", "file"} and not parts.netloc and parts.path.startswith("/"):
-        return Path(parts.path)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return Path(unquote(parts.path))
     raise InvalidRequest(
         "resources.storage: expected s3://BUCKET/PREFIX (letters, digits and '._-/'), "
         "file:///FOLDER or an absolute folder that every machine of the cluster reaches, found "
@@ -371,8 +374,13 @@ def _store(path: ObjectPath) -> Any:
 def _reason(error: Exception) -> str:
     """Describe what is wrong with the store without the library's text, which may name a key."""
     kind = type(error).__name__
-    if isinstance(error, PermissionError) or kind in _WITHOUT_CREDENTIALS:
-        return f"the object store refused access. {_CREDENTIALS}"
+    # S3's own word, such as NoSuchBucket or SlowDown.
+    response = getattr(error.__cause__ or error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    if isinstance(code, str) and code.isalnum():
+        kind = f"{kind}, {code}"
+    if isinstance(error, PermissionError) or type(error).__name__ in _WITHOUT_CREDENTIALS:
+        return f"the object store refused access ({kind}). {_CREDENTIALS}"
     return (
         f"the object store did not answer or refused ({kind}). Check the address, "
         "AWS_ENDPOINT_URL and that the store runs; nothing was left half written"

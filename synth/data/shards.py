@@ -166,7 +166,8 @@ def write_shard(
     """
     if not 0 <= shard.number < of:
         raise InvalidRequest(f"shard {shard.number} of {of}: there is no such shard")
-    if len(pngs) != len(shard.labels) or max(shard.labels, default=0) >= len(class_names):
+    known = all(0 <= label < len(class_names) for label in shard.labels)
+    if len(pngs) != len(shard.labels) or not known:
         raise InvalidRequest(f"shard {shard.number}: images, labels and class names do not agree")
     file = shard_name(shard.number, of)
     data = _parquet(_table(shard, pngs, class_names))
@@ -232,9 +233,8 @@ def _read(path: StoragePath, sha256: str | None) -> LabelledRecords:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise IntegrityBroken(
-            f"{path} is missing or cannot be read: make the shard again"
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise IntegrityBroken(f"{path} cannot be read ({reason}): make the shard again") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise IntegrityBroken(f"{path} does not have the sha256 of the manifest: it was changed")
     try:
@@ -243,7 +243,11 @@ def _read(path: StoragePath, sha256: str | None) -> LabelledRecords:
         images = [np.asarray(Image.open(io.BytesIO(png.as_py()))) for png in column]
         images_NHWC = np.stack([image.reshape(*image.shape[:2], -1) for image in images])
         labels = table["label"].to_numpy().astype(np.int64, casting="safe")
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        if not 0 <= labels.min() <= labels.max() < len(features["label"]["names"]):
+            raise ValueError("labels without a class name")
         return LabelledRecords(images_NHWC, labels)
     except Exception as error:
         # Arrow and Pillow raise many kinds over damaged bytes.
-        raise IntegrityBroken(f"{path} is damaged: make the shard again") from error
+        reason = type(error).__name__
+        raise IntegrityBroken(f"{path} is damaged ({reason}): make the shard again") from error

@@ -34,6 +34,11 @@ def with_storage(blots_spec):
         ("s3://bucket/", "s3://bucket"),
         ("file:///shared/x", "/shared/x"),
         ("/shared/x", "/shared/x"),
+        # A folder's own name is none that a URL escapes; a URL's is.
+        ("/shared/a%20b", "/shared/a%20b"),
+        ("/shared/q?x=1#y", "/shared/q?x=1#y"),
+        ("/shared/a@b", "/shared/a@b"),
+        ("file:///shared/a%20b%3F", "/shared/a b?"),
     ],
 )
 def test_addresses(address, found):

@@ -4,6 +4,7 @@ import io
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -205,3 +206,17 @@ def test_shards_that_are_not_whole_are_named(tmp_path, damage):
         list(shards.read_shards(tmp_path))
     with pytest.raises(IntegrityBroken, match="train-00000-of-00001"):
         shard_entry(tmp_path, entry.file)
+
+
+@pytest.mark.parametrize("bad", [-1, 2, 2**40])
+def test_labels_without_a_class_are_refused_when_written_and_when_read(tmp_path, bad):
+    png = shards.encode_png(np.zeros((4, 4, 1), np.uint8))
+    with pytest.raises(InvalidRequest, match="do not agree"):
+        shards.write_shard(tmp_path, Shard(0, (0, bad)), 1, [png, png], class_names=("a", "b"))
+    entry = shards.write_shard(tmp_path, Shard(0, (0, 1)), 1, [png, png], class_names=("a", "b"))
+    path = tmp_path / entry.file
+    table = pq.read_table(path)
+    labels = pa.array([0, bad], pa.int64())
+    pq.write_table(table.set_column(1, table.schema.field("label"), labels), path)
+    with pytest.raises(IntegrityBroken, match=r"train-00000-of-00001\.parquet is damaged"):
+        list(shards.read_shards(tmp_path))
