@@ -218,7 +218,7 @@ def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
 def _provenance(run: RunDirectory, budget: Budget) -> Provenance:
     sealed = (run.release / manifest.MANIFEST).exists()
     return Provenance(
-        spec_yaml=run.spec_path.read_text(),
+        spec_yaml=run.spec_path.read_text(encoding="utf-8"),
         ledger_id=budget.ledger.ledger_id,
         ledger_head=str(budget.ledger.head()),
         manifest_sha256=manifest.manifest_sha256(run.release) if sealed else None,

@@ -231,7 +231,7 @@ def _check_columns(schema: "pa.Schema", where: str) -> None:
     found = {field.name: field.type for field in schema}
     image, label = found.get("image"), found.get("label")
     # Other tools write the bytes as lists of numbers or as Base64.
-    kinds = (pa.binary(), pa.large_binary())
+    kinds = (pa.binary(), pa.large_binary(), pa.binary_view())
     sound = image is not None and types.is_struct(image) and image.get_field_index("bytes") >= 0
     sound = sound and found["image"].field("bytes").type in kinds
     if not sound or label is None or not types.is_integer(label):
@@ -251,9 +251,11 @@ def _check_names(schema: "pa.Schema", classes: Sequence[str], where: str) -> Non
         # The file does not name its classes.
         return
     if names != list(classes):
+        found = ", ".join(map(str, names))
+        same = normalize("NFC", found) == normalize("NFC", ", ".join(classes))
         raise DataError(
             f"{where}: the spec's classes ({', '.join(classes)}) were expected, in this order, "
-            f"found {', '.join(map(str, names))}"
+            f"found {found}{' (only Unicode spells them differently)' if same else ''}"
         )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.sources import ParquetSource
 from privacy.errors import DataError
-from synth.data.shards import encode_png, plan_shards, write_shard
+from synth.data.shards import Shard, encode_png, plan_shards, write_shard
 
 
 def load(path, toy, **change):
@@ -50,6 +50,10 @@ def test_our_own_shards_are_read(toy, shards, same):
 def test_plain_files_with_any_integer_labels_are_read(toy, rgb_toy, tmp_path, same):
     same(load(plain(toy, tmp_path / "a.parquet"), toy), toy)
     same(load(plain(rgb_toy, tmp_path / "b.parquet"), rgb_toy), rgb_toy)
+    for number, kind in enumerate((pa.large_binary(), pa.binary_view())):
+        rows = [{"bytes": encoded(toy, row)} for row in range(10)]
+        column = pa.array(rows, pa.struct({"bytes": kind}))
+        same(load(plain(toy, tmp_path / f"{number}.parquet", image=column), toy), toy)
     small = pa.array(toy.labels, pa.uint8())
     same(load(plain(toy, tmp_path / "c.parquet", label=small), toy), toy)
 
@@ -70,8 +74,15 @@ def test_what_hugging_face_writes_is_read(toy, tmp_path, same, monkeypatch):
 
 
 def test_other_class_names_are_refused(toy, shards):
-    with pytest.raises(DataError, match=r"\(cat, dog, fox\) were expected.*found cat, dog, eel"):
+    with pytest.raises(DataError, match=r"\(cat, dog, fox\) were expected.*found cat, dog, eel\n"):
         load(shards, toy, classes=("cat", "dog", "fox"))
+
+
+def test_names_that_look_the_same_are_told_apart(toy, tmp_path):
+    png = encode_png(toy.images[0])
+    write_shard(tmp_path, Shard(0, (0,)), 1, [png], class_names=["e\u0301"])
+    with pytest.raises(DataError, match="only Unicode spells them differently"):
+        load(tmp_path, toy, classes=("é",))
 
 
 def test_two_splits_in_one_folder_are_refused(toy, shards):

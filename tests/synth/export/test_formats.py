@@ -20,6 +20,7 @@ from PIL import Image
 
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.records import LabelledRecords
+from synth.data.manifest import load_manifest
 from synth.data.shards import read_shards
 from synth.export.documents import verify_export
 from synth.export.formats import FORMATS, class_folders, export_dataset
@@ -319,6 +320,10 @@ def test_folders_of_every_class_name_load_back_with_the_same_names(
     classes, found = image_folder(out / "train")
     assert set(classes) == {name for name, count in zip(folders, counts, strict=True) if count}
     assert sorted(found) == expected
+    with (out / "labels.csv").open(newline="", encoding="utf-8") as file:
+        table = [(row["class"], row["file"].split("/")[1]) for row in csv.DictReader(file)]
+    assert table == [(HOSTILE[label], folders[label]) for label in labels]
+    assert load_manifest(out).class_names == HOSTILE
     assert verify_export(out) == []
 
 
