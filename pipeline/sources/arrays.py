@@ -89,8 +89,9 @@ def _read(path: Path, key: str, rows: int | None = None) -> Iterator[np.ndarray]
 
 def _npy_parts(file: IO[bytes], rows: int | None) -> Iterator[np.ndarray]:
     """Yield the rows of an `.npy` file, once if there are none; raise ValueError if it is none."""
-    old = npy.read_magic(file) == (1, 0)
-    header = npy.read_array_header_1_0(file) if old else npy.read_array_header_2_0(file)
+    with base.silenced():
+        old = npy.read_magic(file) == (1, 0)
+        header = npy.read_array_header_1_0(file) if old else npy.read_array_header_2_0(file)
     shape, by_columns, kind = header
     if kind.hasobject or not shape or min(shape) < 0:
         raise ValueError("an array of numbers was expected")

@@ -9,6 +9,7 @@ Shape suffixes: N images, H height, W width, C channels.
 """
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,14 @@ def check_spec(channels: int, classes: Sequence[str]) -> None:
         raise DataError(f"channels: 1 (grey) or 3 (RGB) was expected, found {channels}")
     if not classes or len(set(classes)) != len(classes):
         raise DataError("classes: at least one name and no name twice were expected")
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep libraries from warning about what they decode: the texts may quote it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

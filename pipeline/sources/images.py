@@ -259,6 +259,7 @@ def _check_names(schema: "pa.Schema", classes: Sequence[str], where: str) -> Non
         )
 
 
+@base.silenced()
 def decode_image(source: Path | bytes, size: int, channels: int, where: str | Path) -> np.ndarray:
     """Decode one PNG or JPEG of exactly the expected size and colour to uint8 [H,W,C].
 

@@ -76,6 +76,17 @@ def test_an_orientation_that_turns_nothing_is_no_reason(value):
     assert decode_image(oriented(value, "JPEG"), 8, 3, "here").shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("exif", [b"II*\0\x08\0\0\0\xff\0" + b"\x12\x01\3\0", b"MM\0*", b"II*\0"])
+def test_a_decoder_answers_with_an_image_or_one_error_and_nothing_else(exif, capfd, recwarn):
+    data = encoded("RGB", "JPEG", exif=b"Exif\0\0" + exif)
+    try:
+        assert decode_image(data, 8, 3, "here").shape == (8, 8, 3)
+    except DataError as error:
+        assert str(error).startswith("here: ")
+    assert capfd.readouterr() == ("", "")
+    assert list(recwarn) == []
+
+
 def test_what_is_taken_is_what_datasets_shows():
     datasets = pytest.importorskip("datasets")
     for data in (encoded("L"), png(4, 0), png(2, 0)):
