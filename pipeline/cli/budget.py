@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from privacy.ledger import Row
 
 
+_WHAT_HOLDS = (
+    "Guaranteed is the declared (ε, δ), however runs were chosen. Spent and reserved are computed "
+    "as if all runs had been planned in advance; what is still admitted is what is not used of the "
+    "budget at its RDP order."
+)
+
+
 @click.group(invoke_without_command=True)
 @click.pass_context
 def budget(context: click.Context) -> None:
@@ -27,12 +34,18 @@ def budget(context: click.Context) -> None:
 @click.argument("name")
 @click.option("--epsilon", type=float, required=True, help="ε over all runs on the data set.")
 @click.option("--delta", type=float, required=True, help="The one δ of the data set, below 1/N.")
+@click.option(
+    "--order",
+    type=float,
+    help="The RDP order on which all plans are admitted, for who knows what is to come; without it "
+    "the first plan fixes the order that suits it best.",
+)
 @json_option
-def declare(name: str, epsilon: float, delta: float, as_json: bool) -> None:
+def declare(name: str, epsilon: float, delta: float, order: float | None, as_json: bool) -> None:
     """Give the data set NAME its budget, once and for ever."""
     # The one command that may begin a ledger.
     budgets = _opened(Home.locate().ensure())
-    _emit([budgets.declare(name, epsilon, delta)], as_json)
+    _emit([budgets.declare(name, epsilon, delta, order)], as_json)
 
 
 @budget.command()
@@ -112,15 +125,17 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
         if not odometers:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
             return
-        columns = ["data set", "ε declared", "δ", "spent", "reserved", "left", "open runs", "state"]
+        columns = "data set|ε declared|δ|spent|reserved|left|used|RDP order|open runs|state"
         rows = [
             (
-                *(o.name, o.epsilon, o.delta, o.spent, o.reserved, o.left, o.open_reservations),
-                "closed" if o.closed else "open",
+                *(o.name, o.epsilon, o.delta, o.spent, o.reserved, o.left, f"{100 * o.used:.2f} %"),
+                ", ".join(f"{order:g}" for order in o.orders.values()) or None,
+                *(o.open_reservations, "closed" if o.closed else "open"),
             )
             for o in odometers
         ]
-        console.print(table("", columns, rows, [1, 2, 3, 4, 5, 6]))
+        console.print(table("", columns.split("|"), rows, range(1, 9)))
+        console.print(_WHAT_HOLDS)
 
     emit([asdict(odometer) for odometer in odometers], as_json, show_table)
 
@@ -190,6 +205,11 @@ def _settle(body: _Body) -> str:
 
 
 # By `privacy.ledger.Kind`, spelt out: the command line starts without importing the database.
+def _order(body: _Body) -> str:
+    part = "every part" if body["partition"] is None else body["partition"]
+    return f"{part}: admitted on the RDP order {body['order']:g} alone ({body['reason']})"
+
+
 _DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
     "declare": lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
     "bind": lambda body: f"bound to content of {body['records']} records",
@@ -201,4 +221,5 @@ _DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
     "settle": _settle,
     "export": lambda body: f"exported from run {body['run']}: {body['description']}",
     "close": lambda body: "closed: nothing more is admitted",
+    "order": _order,
 }

@@ -46,7 +46,7 @@ def _orders() -> np.ndarray:
     return grid
 
 
-# The orders α, ascending, shape [A]; read-only. Ledgers store no curves, so it may grow.
+# The orders α, ascending, shape [A]; read-only. It may grow and never lose one: ledgers name them.
 ORDERS: np.ndarray = _orders()
 
 
@@ -92,18 +92,22 @@ class RDPAccountant:
 
 
 class RDPFilter:
-    """Admit a composition if and only if some order's RDP stays within the budget's bound.
+    """Admit a composition while its RDP at one order stays within the budget's bound there.
 
-    Order by order it inverts the conversion that `RDPAccountant` uses, so that admitting a curve
-    and the curve's ε being within the budget are the same statement. Filters under adaptive
-    composition: Feldman and Zrnic 2021; Lécuyer 2021.
+    The order has to be fixed before anything is released: then the sum may be of mechanisms each
+    chosen in view of all earlier outputs (Feldman and Zrnic 2021; Lécuyer 2021). Admitting on
+    whichever order happens to suffice is right for one plan fixed in advance, and no filter.
 
-    `bound` is the largest RDP admitted at each order of ORDERS, shape [A], read-only; orders with a
-    negative bound never admit anything.
+    Order by order `bound` inverts the conversion that `RDPAccountant` uses, so that a plan within
+    the bound of some order and a plan whose ε is within the budget are the same. `bound` is the
+    largest RDP admitted at each order of ORDERS, shape [A], positive, read-only.
 
     >>> budget = RDPFilter(epsilon=1.0, delta=1e-5)
     >>> budget.admits(curve([Gaussian(5.0)])), budget.admits(curve([Gaussian(3.0)]))
     (True, False)
+    >>> order = budget.best_order(curve([Gaussian(5.0)]))
+    >>> [budget.share(curve([Gaussian(sigma)]), order) <= 1 for sigma in (5.0, 3.0)]
+    [True, False]
     """
 
     def __init__(self, epsilon: float, delta: float) -> None:
@@ -112,15 +116,46 @@ class RDPFilter:
         self.bound = _bound(self.limit, self.delta)
 
     def admits(self, curve: np.ndarray) -> bool:
-        """Return whether the composed RDP `curve`, shape [A], is within the budget.
+        """Return whether one plan with the RDP `curve`, shape [A], fixed in advance, is admitted.
 
         Raises InvalidRequest if `curve` is no RDP curve over ORDERS (fail closed).
         """
         return bool(np.any(_checked(curve) <= self.bound))
 
+    def share(self, curve: np.ndarray, order: float) -> float:
+        """Return the share of the budget that `curve` takes at `order`; up to 1 is admitted.
+
+        Raises as `admits`, and on an order that is not one of ORDERS.
+        """
+        index = position(order)
+        return float(_checked(curve)[index] / self.bound[index])
+
+    def require_useful(self, order: float) -> None:
+        """Raise InvalidRequest unless something that costs anything is admitted at `order`."""
+        # Below this only what is next to nothing is admitted, as ε = 0.
+        useful = self.bound > 2 * self.delta**2
+        if not useful[position(order)]:
+            least = ORDERS[useful].min(initial=math.inf)
+            raise InvalidRequest(
+                f"RDP order: at {order:g} so small a budget admits nothing; take {least:g} or more."
+            )
+
+    def best_order(self, curve: np.ndarray) -> float:
+        """Return the order at which `curve` takes the smallest share; raises as `admits`."""
+        return float(ORDERS[np.argmin(_checked(curve) / self.bound)])
+
     def epsilon(self, curve: np.ndarray) -> float:
         """Return the ε that `curve` has spent at the budget's δ; raises as `admits`."""
         return epsilon_of(_checked(curve), self.delta)
+
+
+def position(order: float) -> int:
+    """Return where in ORDERS an order stands; raises InvalidRequest where it is none of them."""
+    found = np.flatnonzero(np.equal(ORDERS, order))
+    if not len(found):
+        shown = ", ".join(f"{each:g}" for each in ORDERS)
+        raise InvalidRequest(f"RDP order: expected one of {shown}, found {order!r}.")
+    return int(found[0])
 
 
 def _bound(epsilon: float, delta: float) -> np.ndarray:

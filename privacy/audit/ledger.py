@@ -10,7 +10,7 @@ from privacy.accounting.base import round_up
 from privacy.accounting.guarantee import Guarantee, group, replace_one
 from privacy.audit import replay as replaying
 from privacy.audit.opacus import opacus_epsilon
-from privacy.audit.replay import UNBOUND, Replay, ReservationReplay
+from privacy.audit.replay import EVERY_PART, UNBOUND, Replay, ReservationReplay
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.ledger import Finding, Head, Ledger
 from privacy.mechanisms import Mechanism
@@ -38,6 +38,7 @@ class DatasetAudit:
     epsilon: float  # declared, as δ is
     delta: float
     closed: bool  # whether nothing more is admitted
+    orders: dict[str, float]  # the RDP order that alone admits, by part
     unit: str  # what is protected; the units of all reservations, where they differ
     records_per_unit: int  # the most of all reservations
     spent: EpsilonBounds  # of what was charged: the largest of the parts
@@ -248,10 +249,6 @@ def _most_spent(replay: Replay, name: str) -> float:
     return max((round_up(opacus_epsilon(m, delta)) for m in spent.values() if m), default=0.0)
 
 
-# Every ε is rounded up at four digits before it is compared with the declared one.
-_TOLERANCE = 1e-4
-
-
 def audit_ledger(
     ledger: Ledger,
     recorded_heads: Iterable[Head] = (),
@@ -328,7 +325,10 @@ def _datasets(replay: Replay, audited: Sequence[str]) -> tuple[DatasetAudit, ...
 
 
 def _over_budget(dataset: DatasetAudit) -> list[Finding]:
-    over = [p for p in dataset.partitions if p.committed.rdp > dataset.epsilon + _TOLERANCE]
+    # Where an order was fixed the replay has held every plan to it, which is stricter.
+    most, held = dataset.epsilon + replaying.TOLERANCE, dataset.orders
+    free = [p for p in dataset.partitions if held.keys().isdisjoint((p.name, EVERY_PART))]
+    over = [part for part in free if part.committed.rdp > most]
     return [
         Finding(
             None,

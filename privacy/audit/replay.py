@@ -4,11 +4,13 @@ Nothing here calls the budget: a bug there must not be able to hide itself. Only
 shared: kinds of rows and mechanisms.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from privacy.audit.opacus import epsilon_at
 from privacy.errors import InvalidRequest
 from privacy.ledger import Finding, Kind, Row
 from privacy.mechanisms import Mechanism, from_record
@@ -153,6 +155,7 @@ def _digests(sketch: Any) -> tuple[int, ...]:
 
 
 UNBOUND = "(not bound)"
+EVERY_PART = "(every part)"
 
 
 @dataclass
@@ -162,6 +165,11 @@ class DatasetReplay:
     epsilon: float
     delta: float
     closed: bool = False
+    orders: dict[str, float] = field(default_factory=dict)  # that alone admit, by part
+
+    def order(self, part: str) -> float | None:
+        """Return the order that admits on a part, None where none was fixed yet."""
+        return self.orders.get(part, self.orders.get(EVERY_PART))
 
 
 @dataclass
@@ -179,6 +187,7 @@ class ReservationReplay:
     charged: dict[str, int]
     attempt: int = 0  # the newest attempt
     attempts: int = 0  # how many there were
+    on_one_order: bool = False  # whether the schema of its row had an order fixed before it
     settled: bool = False
     exports: list[str] = field(default_factory=list)
 
@@ -191,6 +200,13 @@ class ReservationReplay:
             for name, mechanism in self.mechanisms.items()
             if self.charged[name] > 0
         ]
+
+
+# The first schema in which one order, fixed before anything is released, admits on a part.
+_ONE_ORDER = 3
+
+# Every ε is rounded up at four digits before it is compared with the declared one.
+TOLERANCE = 1e-4
 
 
 class Replay:
@@ -277,6 +293,7 @@ class Replay:
             records_per_unit=whole(body["records_per_unit"]),
             mechanisms=mechanisms,
             charged=dict.fromkeys(mechanisms, 0),
+            on_one_order=self._schema >= _ONE_ORDER,
         )
         dataset = self._dataset(row.dataset)
         if part is None:
@@ -284,6 +301,51 @@ class Replay:
         require(body["records"] == part.records, "its N is not what was bound")
         require(dataset.delta * part.records < 1, "δ is not below 1/N")
         require(not dataset.closed, f"it draws on {row.dataset!r}, which was closed before")
+        if self._schema >= _ONE_ORDER:
+            self._require_within(dataset, str(row.dataset), part.name)
+
+    def _require_within(self, dataset: DatasetReplay, name: str, part: str) -> None:
+        """Require that all that a part is committed to now stays within the budget on its order."""
+        order = dataset.order(part)
+        if order is None:
+            raise BrokenRule(f"no order of {name!r} (part {part!r}) was fixed before it")
+        committed = [m for r in self._drawing(name, part) for m in r.paid(in_full=True)]
+        epsilon = epsilon_at(committed, order, dataset.delta)
+        problem = (
+            f"{name!r} (part {part!r}) is committed to ε={epsilon:.4f} on the order {order:g} that "
+            f"alone admits, more than the declared ε={dataset.epsilon:g}"
+        )
+        require(epsilon <= dataset.epsilon + TOLERANCE, problem)
+
+    def _drawing(self, name: str, part: str | None) -> list[ReservationReplay]:
+        return [
+            reservation
+            for reservation in self.reservations.values()
+            if reservation.dataset == name and part in (None, reservation.partition)
+        ]
+
+    def _order(self, row: Row, body: Mapping[str, Any]) -> None:
+        name, part, order = str(row.dataset), body["partition"], body["order"]
+        orders = self._dataset(row.dataset).orders
+        require(type(order) is float and 1 < order < math.inf, f"{order!r} is no order")
+        require(part is None or isinstance(part, str), "it names no part")
+        every = EVERY_PART if part is None else part
+        require(every not in orders, "the order was fixed before")
+        orders[every] = order
+        drawing = self._drawing(name, part)
+        # An order chosen in view of an output admits on whichever order happens to fit.
+        if body["reason"] == "migration":
+            late = any(reservation.on_one_order for reservation in drawing)
+            require(not late, "an order was fixed after plans that it should have admitted")
+            self.notes.append(
+                f"Row {row.seq}: the order {order:g} of {name!r} (part {part!r}) was fixed when "
+                "the ledger came from an older schema, whose plans were admitted on whichever "
+                "order fitted: for plans chosen in view of earlier outputs that was no filter."
+            )
+        else:
+            require(body["reason"] in ("declared", "plan"), "it does not say who chose the order")
+            held = any(reservation.paid(in_full=True) for reservation in drawing)
+            require(not held, "an order was fixed after the first plan that it admits")
 
     def _attempt(self, row: Row, body: Mapping[str, Any]) -> None:
         reservation = self._reservation(row)

@@ -11,7 +11,7 @@ from privacy.accounting import rdp
 from privacy.accounting.base import round_up
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
-from privacy.ledger import Kind, Row, View
+from privacy.ledger import Kind, Row, Transaction, View
 from privacy.ledger.records import Component, Odometer, Quote, Reservation, StepsExhausted
 from privacy.mechanisms import Mechanism
 
@@ -20,6 +20,9 @@ _TOTALS = (Kind.RESERVE, Kind.CHARGE, Kind.SETTLE)
 _LIVE = (*_TOTALS, Kind.ATTEMPT)
 
 _DIGITS = 4
+
+# Why a part of a data set is admitted on its order.
+DECLARED, FIRST_PLAN, MIGRATION = "declared", "plan", "migration"
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,74 @@ def epsilon_of(budget: rdp.RDPFilter, mechanisms: Sequence[Mechanism]) -> float:
     return round_up(budget.epsilon(rdp.curve(mechanisms)), _DIGITS)
 
 
-def left_of(declared: float, committed: float) -> float:
-    """Return what is left of a declared ε, rounded down and never negative."""
-    if not math.isfinite(committed):
+def left_of(declared: float, committed: float, used: float = 0.0) -> float:
+    """Return what is left of a declared ε, rounded down and never negative; see `Odometer`."""
+    if not math.isfinite(committed) or used >= 1:
         return 0.0
-    rest = Decimal(repr(declared)) - Decimal(repr(committed))
+    whole = Decimal(repr(declared))
+    rest = min(whole - Decimal(repr(committed)), whole * (1 - Decimal(repr(used))))
     step = Decimal(1).scaleb(-_DIGITS)
     return max(0.0, float(rest.quantize(step, rounding=ROUND_FLOOR)))
+
+
+def _filter(declaration: Row) -> rdp.RDPFilter:
+    limits = declaration.content
+    return rdp.RDPFilter(limits["epsilon"], limits["delta"])
+
+
+def fixed_order(view: View, dataset: str, partition: str) -> float | None:
+    """Return the order that alone admits on a part of a data set, None where none is fixed."""
+    row = view.by_claim(f"order:{dataset}:{partition}") or view.by_claim(f"order:{dataset}")
+    return None if row is None else float(row.content["order"])
+
+
+def fix_order(
+    t: Transaction, declaration: Row, partition: str, before: Spending, plan: Sequence[Component]
+) -> None:
+    """Append the row that fixes the order of a part, where none is fixed, ahead of its first plan.
+
+    It is the order at which the plan takes the smallest share of the budget, known before any
+    output is seen. Where an older schema admitted plans, what they hold takes the plan's place.
+    """
+    dataset = str(declaration.dataset)
+    if fixed_order(t, dataset, partition) is None:
+        reason = MIGRATION if before.committed else FIRST_PLAN
+        body = {"order": _order(t, declaration, partition, before, plan), "partition": partition}
+        claim = f"order:{dataset}:{partition}"
+        t.append(Kind.ORDER, {**body, "reason": reason}, dataset=dataset, claim=claim)
+
+
+def declare_order(t: Transaction, declaration: Row, order: float) -> None:
+    """Append the row by which an officer fixes the order of every part, ahead of all plans.
+
+    Raises InvalidRequest on an order that admits nothing, and BudgetRefused where another is fixed
+    or something was reserved: an order chosen in view of an output is no filter's.
+    """
+    dataset = str(declaration.dataset)
+    _filter(declaration).require_useful(order)
+    row = t.by_claim(f"order:{dataset}")
+    if row is None:
+        if any(t.of(Kind.RESERVE, dataset)):
+            raise BudgetRefused(
+                f"Plans on {dataset!r} were admitted already: its RDP order can be declared before "
+                "the first one only. Leave --order out."
+            )
+        body = {"order": float(order), "partition": None, "reason": DECLARED}
+        t.append(Kind.ORDER, body, dataset=dataset, claim=f"order:{dataset}")
+    elif row.content["order"] != order:
+        found = row.content["order"]
+        raise BudgetRefused(f"{dataset!r} was declared with the RDP order {found:g}, for ever.")
+
+
+def _order(
+    view: View, declaration: Row, partition: str, before: Spending, plan: Sequence[Component]
+) -> float:
+    """Return the order that admits on a part, or would if the plan were reserved now."""
+    fixed = fixed_order(view, str(declaration.dataset), partition)
+    if fixed is not None:
+        return fixed
+    held = before.committed or tuple(part.mechanism for part in plan)
+    return _filter(declaration).best_order(rdp.curve(held))
 
 
 def is_closed(view: View, dataset: str) -> bool:
@@ -115,21 +179,32 @@ def is_closed(view: View, dataset: str) -> bool:
 
 def odometer(view: View, declaration: Row) -> Odometer:
     """Return the status of the budget of a `declare` row."""
-    limits, name = declaration.content, str(declaration.dataset)
-    budget = rdp.RDPFilter(**limits)
+    name, budget = str(declaration.dataset), _filter(declaration)
     parts = spending(view, name)
     spent = {part: epsilon_of(budget, total.spent) for part, total in parts.items()}
     most = max(spent.values(), default=0.0)
     committed = max((epsilon_of(budget, p.committed) for p in parts.values()), default=0.0)
+    fixed = {part: fixed_order(view, name, part) for part in parts}
+    used = max(
+        (
+            used_of(budget, total.committed, _order(view, declaration, part, total, ()))
+            for part, total in parts.items()
+            if total.committed
+        ),
+        default=0.0,
+    )
     return Odometer(
         name=name,
-        **limits,
+        epsilon=budget.limit,
+        delta=budget.delta,
         spent=most,
         committed=committed,
         reserved=round(committed - most, _DIGITS),
-        left=left_of(limits["epsilon"], committed),
+        left=left_of(budget.limit, committed, used),
         open_reservations=sum(len(total.open_runs) for total in parts.values()),
         partitions=spent,
+        orders={part: order for part, order in fixed.items() if order is not None},
+        used=used,
         closed=is_closed(view, name),
     )
 
@@ -170,37 +245,55 @@ def repeated(view: View, claim: str, asked: Mapping[str, Any], dataset: str | No
     return row
 
 
-def quote_plan(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> Quote:
+def used_of(budget: rdp.RDPFilter, mechanisms: Sequence[Mechanism], order: float) -> float:
+    """Return the share of the budget that mechanisms take at an order, rounded up."""
+    return round_up(budget.share(rdp.curve(mechanisms), order), _DIGITS)
+
+
+def quote_plan(
+    view: View, declaration: Row, partition: str, before: Spending, plan: Sequence[Component]
+) -> Quote:
     """Return the cost of a plan given what one part of a data set has already committed."""
-    limits = declaration.content
-    budget = rdp.RDPFilter(**limits)
-    closed = is_closed(view, str(declaration.dataset))
+    dataset, budget = str(declaration.dataset), _filter(declaration)
+    closed = is_closed(view, dataset)
     asked = tuple(part.mechanism for part in plan)
     together = before.committed + asked
     committed = epsilon_of(budget, before.committed)
+    order = _order(view, declaration, partition, before, plan)
     return Quote(
         asked=epsilon_of(budget, asked),
         committed=committed,
         together=epsilon_of(budget, together),
-        left=left_of(limits["epsilon"], committed),
-        admitted=budget.admits(rdp.curve(together)) and not closed,
+        left=left_of(budget.limit, committed, used_of(budget, before.committed, order)),
+        order=order,
+        fixed=fixed_order(view, dataset, partition) is not None,
+        used=used_of(budget, together, order),
+        admitted=budget.share(rdp.curve(together), order) <= 1 and not closed,
+        in_advance=budget.admits(rdp.curve(together)) and not closed,
     )
 
 
-def admit(view: View, declaration: Row, before: Spending, plan: Sequence[Component]) -> None:
+def admit(
+    view: View, declaration: Row, partition: str, before: Spending, plan: Sequence[Component]
+) -> None:
     """Raise BudgetRefused where the filter does not admit a plan, or the data set is closed."""
     dataset, limits = str(declaration.dataset), declaration.content
     if is_closed(view, dataset):
         raise BudgetRefused(f"The budget of {dataset!r} was closed: nothing more is admitted.")
-    quote = quote_plan(view, declaration, before, plan)
+    quote = quote_plan(view, declaration, partition, before, plan)
     if quote.admitted:
         return
     runs = ", ".join(before.open_runs)
+    late = (
+        f" A plan of all of it in advance would have been admitted; later plans are on the RDP "
+        f"order {quote.order:g} alone, of which they would use {100 * quote.used:.2f} %."
+    )
     raise BudgetRefused(
         f"The budget of {dataset!r} does not admit this plan: it asks ε={quote.asked} at "
         f"δ={limits['delta']:g}, {quote.left} is left of ε={limits['epsilon']:g}; together with "
         f"what is committed it would be {quote.together}. Ask for fewer steps or more noise"
         + (f", or settle the open reservations of: {runs}." if runs else ".")
+        + (late if quote.in_advance else "")
     )
 
 

@@ -31,10 +31,14 @@ class Budget:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    def declare(self, name: str, epsilon: float, delta: float) -> Odometer:
+    def declare(
+        self, name: str, epsilon: float, delta: float, order: float | None = None
+    ) -> Odometer:
         """Give a data set its whole budget, for all runs on it together, once and for ever.
 
-        Declaring the same again changes nothing; raises BudgetRefused where the name has another.
+        Everything is admitted on one RDP order: on `order`, one of `privacy.accounting.rdp.ORDERS`,
+        or, without it, on that of every part's first plan. Declaring the same again changes
+        nothing; raises BudgetRefused where the name has another budget or order.
         """
         # δ must be below 1/N, which is not known before something is reserved.
         validation.identifier("data set's name", name)
@@ -49,6 +53,8 @@ class Budget:
             elif row.content != body:
                 declared = "ε={epsilon:g}, δ={delta:g}".format(**row.content)
                 raise BudgetRefused(f"{name!r} was declared with {declared}, for ever.")
+            if order is not None:
+                rules.declare_order(t, row, validation.positive_number("order", order))
             return rules.odometer(t, row)
 
     def close(self, name: str) -> Odometer:
@@ -92,6 +98,7 @@ class Budget:
     ) -> Reservation:
         """Set a plan's whole cost aside if the RDP filter admits it beside all that was admitted.
 
+        The first plan of a part fixes the order that admits all later ones, in a row of its own.
         Open reservations count in full, settled ones by what they charged, and only those of the
         same part of the data set. The same idempotency key returns the first reservation.
 
@@ -315,14 +322,16 @@ def _require_admissible(
     declaration = rules.declared(t, dataset)
     rules.require_delta(declaration, content.records)
     bind(t, dataset, partition, content)
-    rules.admit(t, declaration, rules.spending(t, dataset)[partition], plan)
+    before = rules.spending(t, dataset)[partition]
+    rules.admit(t, declaration, partition, before, plan)
+    rules.fix_order(t, declaration, partition, before, plan)
 
 
 def _question(
     view: View, dataset: str, plan: Sequence[Component], partition: str
-) -> tuple[View, Row, rules.Spending, tuple[Component, ...]]:
+) -> tuple[View, Row, str, rules.Spending, tuple[Component, ...]]:
     parts = records.checked_plan(plan)
     validation.identifier("partition's name", partition)
     declaration = rules.declared(view, dataset)
     before = rules.spending(view, dataset).get(partition, rules.Spending((), (), ()))
-    return view, declaration, before, parts
+    return view, declaration, partition, before, parts

@@ -102,7 +102,11 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Odometer:
-    """The declared budget of a data set and its status, by RDP, recomputed from rows."""
+    """The declared budget of a data set and its status, by RDP, recomputed from rows.
+
+    What is guaranteed, however later plans were chosen in view of earlier outputs, is the declared
+    pair. ε of several runs is computed as if all had been planned in advance.
+    """
 
     # The parts of a data set share no record, so each may spend the whole budget. What is said here
     # holds for the part that is furthest.
@@ -113,11 +117,15 @@ class Odometer:
     spent: float  # ε of all charged steps, rounded up; of the part that spent most
     committed: float  # ε once all open reservations are charged in full, rounded up
     reserved: float  # committed − spent: what settling the open reservations may give back at most
-    # ε − committed, rounded down. ε does not add up exactly: a plan that costs a little more than
-    # this may still be admitted.
+    # The smaller of ε − committed and of ε (1 − used), rounded down. ε does not add up exactly: a
+    # plan that costs a little more or less than this may be admitted or not.
     left: float
     open_reservations: int  # how many are not settled
     partitions: dict[str, float]  # ε of all charged steps of each part, by its name
+    orders: dict[str, float]  # the RDP order that admits on each part, where one is fixed
+    # The share of the budget that is committed at the part's order, rounded up: it alone decides
+    # what is still admitted, and adds up exactly. 1 is all.
+    used: float
     closed: bool  # whether nothing more is admitted
 
 
@@ -128,8 +136,14 @@ class Quote:
     asked: float  # ε of the plan alone, rounded up
     committed: float  # ε that the part is committed to without it, rounded up
     together: float  # ε of both, rounded up: less than their sum, for ε does not add up exactly
-    left: float  # declared ε − committed, rounded down
+    left: float  # of the declared ε, as in Odometer
+    order: float  # the RDP order that admits on the part, or that this plan would fix
+    fixed: bool  # whether it is fixed already
+    used: float  # the share of the budget at that order that both would take, rounded up
     admitted: bool  # whether a reservation would be admitted
+    # Whether one plan of both, fixed in advance of all outputs, would be: the order that suits both
+    # could have been chosen.
+    in_advance: bool
 
 
 def checked_plan(plan: Sequence[Component]) -> tuple[Component, ...]:

@@ -47,7 +47,7 @@ def _refuse_foreign_keys(value: Any) -> None:
 
 
 # Raised when the meaning of a row or a column changes; kinds never change theirs, new ones come.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _AUTHOR_LENGTH = 128
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -82,6 +82,14 @@ class Kind(StrEnum):
         budgets add up. other.
     attempt: a start of the run; requests of older attempts are refused from now on. attempt.
     close: nothing more is admitted for the data set; what is reserved may still be charged.
+
+    Since schema 3:
+
+    order: the RDP order on which alone everything later is admitted, for ever. order; partition
+        (null: every part of the data set); reason (declared: an officer chose it before any plan,
+        plan: the part's first plan takes the smallest share of the budget at it, migration: so
+        does what the part held when its ledger came from an older schema). Every reserve row has
+        one before it.
     """
 
     GENESIS = "genesis"
@@ -97,6 +105,7 @@ class Kind(StrEnum):
     OVERLAP = "overlap"
     ATTEMPT = "attempt"
     CLOSE = "close"
+    ORDER = "order"
 
 
 @dataclass(frozen=True)

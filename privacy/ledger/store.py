@@ -27,14 +27,14 @@ def require_known(version: object, where: str) -> int:
 
 
 def migrate(connection: Connection, transaction: Transaction) -> None:
-    """Bring a ledger of schema 1 to schema 2, inside the transaction that holds the append lock."""
-    # The columns and the row that says so become durable together: a crash leaves schema 1 or
-    # schema 2. The rows that are there are not touched, so all recorded heads stay true.
-    # Another process may have been faster while this one waited for the lock.
-    if transaction.terms().schema == SCHEMA_VERSION:
-        return
+    """Bring a ledger to the newest schema, inside the transaction that holds the append lock."""
+    # The columns and the rows that say so become durable together: a crash leaves the old schema
+    # or the new one. The rows that are there are not touched, so all recorded heads stay true.
     db.add_columns(connection)
-    transaction.append(Kind.MIGRATE, {"schema": SCHEMA_VERSION}, claim=f"migrate:{SCHEMA_VERSION}")
+    # Another process may have been faster while this one waited for the lock.
+    schema = transaction.terms().schema
+    for version in range(int(str(schema)) + 1, SCHEMA_VERSION + 1):
+        transaction.append(Kind.MIGRATE, {"schema": version}, claim=f"migrate:{version}")
 
 
 def find(database: db.Database) -> Row:
@@ -288,6 +288,15 @@ class Ledger:
         if transaction.newest is not None and transaction.newest.head != self._seen:
             self._saw(transaction.newest.head)
 
+    def _migrate(self) -> None:
+        with self._database.begin(writes=True) as connection:
+            transaction = Transaction(connection, self.ledger_id, self._author)
+            public_key = transaction.terms().public_key
+            # Without the key in force nothing can be appended here, this row as little as another.
+            if public_key == (self._signer and self._signer.public_key):
+                transaction.signer = self._signer
+                migrate(connection, transaction)
+
     def _saw(self, head: Head) -> None:
         if self._witness is not None:
             self._witness.record(self.ledger_id, head)
@@ -315,7 +324,6 @@ class Ledger:
                 view.require_ancestor(head)
             self._seen = head
         if version < SCHEMA_VERSION:
-            with self._database.begin(writes=True) as connection:
-                migrate(connection, Transaction(connection, self.ledger_id, self._author))
+            self._migrate()
         if self._seen is None:
             self._saw(self.head())

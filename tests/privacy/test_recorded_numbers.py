@@ -40,7 +40,8 @@ from privacy.collective import SingleProcess
 from privacy.gradients import ENGINES
 from privacy.keys import key_id
 from privacy.keystream import KeyStream, derive, words_at
-from privacy.ledger import Kind, Ledger, Row
+from privacy.ledger import Kind as KindOfNow
+from privacy.ledger import Ledger, Row
 from privacy.ledger.chain import replay, row_hash
 from privacy.ledger.rows import canonical, parse
 from privacy.mechanisms import MECHANISMS, DiscreteLaplace, Gaussian, SubsampledGaussian
@@ -53,6 +54,21 @@ from synth.methods.base import Attempt
 from synth.preconditioning import PRECONDITIONINGS
 from synth.records import NoisedViews, normal, uniform
 from synth.records import _words as counter_words
+
+# Kinds and schemas that came after that commit; they are tested where they belong.
+LATER_KINDS, LATER_SCHEMAS = {"order"}, range(3, 100)
+Kind = [kind for kind in KindOfNow if kind not in LATER_KINDS]
+
+
+def of_then(rows):
+    """The rows that commit wrote as well, numbered as it numbered them."""
+    kept = [
+        row
+        for row in rows
+        if row["kind"] not in LATER_KINDS
+        and not (row["kind"] == "migrate" and json.loads(row["body"])["schema"] in LATER_SCHEMAS)
+    ]
+    return [row | {"seq": number} for number, row in enumerate(kept, 1)]
 
 
 class Records:
@@ -573,7 +589,7 @@ class TestRows:
         assert list(replay(rows, [rows[-1].head], signer.content["public_key"])) == []
 
     def test_the_same_requests_write_the_same_rows(self, recorded, tmp_path):
-        assert masked(fill(tmp_path)) == masked(recorded["rows"])
+        assert masked(of_then(fill(tmp_path))) == masked(recorded["rows"])
 
 
 def test_shards_have_the_same_contents_and_bytes(recorded):

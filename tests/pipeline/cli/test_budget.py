@@ -15,6 +15,8 @@ def test_declare_and_show(umbra):
         "left": 10.0,
         "open_reservations": 0,
         "partitions": {},
+        "orders": {},
+        "used": 0.0,
         "closed": False,
     }
     assert (result.code, result.json, result.err) == (0, [expected], "")
@@ -91,7 +93,7 @@ def test_history_shows_who_did_what_and_when(umbra, finished):
     house, run = finished
     rows = umbra("budget", "history", "blots", "--json").json
     assert [row["kind"] for row in rows] == [
-        *("declare", "partition", "reserve", "attempt", "charge", "settle"),
+        *("declare", "partition", "order", "reserve", "attempt", "charge", "settle"),
     ]
     assert {row["author"] for row in rows} == {house.home.author}
     shown = umbra("budget", "history", "blots").out

@@ -11,15 +11,17 @@ def test_every_row_is_described_in_a_line(finished, tmp_path):
     lines = [describe_row(row) for row in house.budget.history("blots")]
     assert lines[0] == "declared ε = 8.5 at δ = 0.001"
     assert lines[1] == "train: bound to 40 records"
-    assert lines[2] == f"reserved for run {run.run_id}: dp-sgd × 4"
-    assert lines[3:6] == [
+    assert lines[2].startswith("train: admitted on the RDP order ")
+    assert lines[2].endswith(" alone (plan)")
+    assert lines[3] == f"reserved for run {run.run_id}: dp-sgd × 4"
+    assert lines[4:7] == [
         "attempt 1 began",
         "charged 4 steps of dp-sgd, attempt 1",
         "settled: dp-sgd × 4 charged, the rest given back",
     ]
-    assert lines[6].startswith(f"exported from run {run.run_id}: parquet export")
-    assert lines[7] == "closed: nothing more is admitted"
-    assert len(lines) == 8
+    assert lines[7].startswith(f"exported from run {run.run_id}: parquet export")
+    assert lines[8] == "closed: nothing more is admitted"
+    assert len(lines) == 9
 
 
 def test_a_kind_that_is_not_known_is_named(finished):

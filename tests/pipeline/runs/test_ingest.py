@@ -13,7 +13,7 @@ from privacy.errors import BudgetRefused, DataError, UmbraError
 
 def test_it_reserves_for_exactly_these_records(house, blots_spec):
     run = house.reserve(blots_spec())
-    assert house.kinds() == ["genesis", "declare", "partition", "reserve"]
+    assert house.kinds() == ["genesis", "declare", "partition", "order", "reserve"]
     (row,) = house.budget.ledger.rows(reservation=run.state().reservation_id)
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
     assert row.content["fingerprint"] == fingerprint(loaded, house.key)

@@ -29,7 +29,7 @@ def test_show_and_history(budget, begun):
     budget.close("digits")
     assert [o.name for o in budget.show()] == ["digits", "other"]
     assert [r.kind for r in budget.history("digits")] == [
-        "declare", "partition", "reserve", "attempt", "charge", "close",
+        "declare", "partition", "order", "reserve", "attempt", "charge", "close",
     ]  # fmt: skip
     with pytest.raises(BudgetRefused, match="umbra budget declare none"):
         budget.history("none")
@@ -41,7 +41,13 @@ def test_history_says_who(tmp_path, budget, reserve):
     budget.ledger = with_author
     held = reserve()
     Budget(Ledger.open(tmp_path / "ledger.db", KEY, author="bob")).begin_attempt(held.id, "a")
-    assert [row.author for row in budget.history("digits")] == [None, "alice", "alice", "bob"]
+    assert [row.author for row in budget.history("digits")] == [
+        None,
+        "alice",
+        "alice",
+        "alice",
+        "bob",
+    ]
 
 
 def test_reading_needs_no_key(budget, reserve, plan, tmp_path):

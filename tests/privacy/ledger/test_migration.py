@@ -1,4 +1,4 @@
-"""A ledger that schema 1 wrote is read as it is, and goes on under schema 2."""
+"""A ledger that schema 1 wrote is read as it is, and goes on under schema 3."""
 
 import hashlib
 import itertools
@@ -45,9 +45,10 @@ def test_without_the_key_it_is_read_and_verified_as_it_is(any_old):
 def test_with_the_key_it_is_migrated_and_keeps_every_row(any_old, key, ask):
     before = list(Ledger.open(any_old).rows())
     ledger = Ledger.open(any_old, key, author="officer@desk")
-    *rows, last = ledger.rows()
+    *rows, second, last = ledger.rows()
     assert rows == before
-    assert (last.kind, last.content, last.author) == ("migrate", {"schema": 2}, "officer@desk")
+    assert (second.kind, second.content) == ("migrate", {"schema": 2})
+    assert (last.kind, last.content, last.author) == ("migrate", {"schema": 3}, "officer@desk")
     assert ledger.verify([OLD_HEAD, last.head]) == []
     budget = Budget(ledger)
     budget.declare("faces", 5.0, 1e-5)
@@ -87,7 +88,7 @@ def test_of_processes_that_migrate_at_once_one_does(any_old, key, in_processes):
 
     assert in_processes(8, work) == [0] * 8
     kinds = [row.kind for row in Ledger.open(any_old).rows()]
-    assert kinds[11:] == ["migrate"] + ["declare"] * 8
+    assert kinds[11:] == ["migrate"] * 2 + ["declare"] * 8
     assert Ledger.open(any_old).verify([OLD_HEAD]) == []
 
 
@@ -110,10 +111,10 @@ def test_an_error_in_the_middle_leaves_schema_1(any_old, key, monkeypatch, after
     assert schema_of(any_old) == 1
     monkeypatch.undo()
     assert Ledger.open(any_old, key).verify([OLD_HEAD]) == []
-    assert schema_of(any_old) == 2
+    assert schema_of(any_old) == 3
 
 
-def test_a_process_killed_at_any_statement_leaves_schema_1_or_2(any_old, key, in_processes):
+def test_a_process_killed_at_any_statement_leaves_schema_1_or_3(any_old, key, in_processes):
     def die_at(n):
         def work(_):
             counter = itertools.count(1)
@@ -130,14 +131,14 @@ def test_a_process_killed_at_any_statement_leaves_schema_1_or_2(any_old, key, in
         return work
 
     versions, n = [], 0
-    while versions[-1:] != [2]:
+    while versions[-1:] != [3]:
         n += 1
         assert in_processes(1, die_at(n)) == [-signal.SIGKILL]
         reader = Ledger.open(any_old)
         with reader._database.engine.connect() as connection:
             columns = len(inspect(connection).get_columns("umbra_ledger"))
         versions.append(schema_of(any_old))
-        assert (columns, reader.head().seq) == ((9, 11) if versions[-1] == 1 else (11, 12))
+        assert (columns, reader.head().seq) == ((9, 11) if versions[-1] == 1 else (11, 13))
         assert reader.verify([OLD_HEAD]) == []
         reader.close()
     assert len(versions) > 10  # it was killed at every statement of the migration, one by one
@@ -159,16 +160,16 @@ def test_rows_moved_into_a_newer_table_are_migrated_by_the_row_alone(old_sqlite,
         "BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END"
     )
     connection.close()
-    assert Ledger.open(tmp_path / "new.db", key).head().seq == 12
+    assert Ledger.open(tmp_path / "new.db", key).head().seq == 13
     assert Ledger.open(tmp_path / "new.db").verify([OLD_HEAD]) == []
 
 
-def test_new_ledgers_follow_schema_2_at_once(any_ledger):
+def test_new_ledgers_follow_schema_3_at_once(any_ledger):
     assert [row.kind for row in any_ledger.rows()] == ["genesis"]
-    assert next(any_ledger.rows()).content["schema"] == 2
+    assert next(any_ledger.rows()).content["schema"] == 3
 
 
-@pytest.mark.parametrize("version", [3, "2", None, 0, True])
+@pytest.mark.parametrize("version", [4, "2", None, 0, True])
 def test_a_ledger_of_an_unknown_schema_is_refused_by_everybody(any_ledger, again, version):
     open_already = again(any_ledger)
     with any_ledger.transaction() as t:

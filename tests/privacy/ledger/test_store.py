@@ -19,7 +19,7 @@ def test_the_first_row_says_what_the_ledger_is(any_ledger):
     (genesis,) = any_ledger.rows()
     assert genesis.kind == "genesis"
     assert genesis.content == {
-        "schema": 2, "ledger": any_ledger.ledger_id, "key": any_ledger.key_id
+        "schema": 3, "ledger": any_ledger.ledger_id, "key": any_ledger.key_id
     }  # fmt: skip
     assert any_ledger.head() == Head(1, genesis.hash)
 
@@ -124,11 +124,11 @@ def test_reading_makes_no_ledger(tmp_path):
 
 
 def test_a_newer_schema_is_refused(tmp_path, key, monkeypatch):
-    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 3)
-    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 3)
+    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 4)
+    monkeypatch.setattr("privacy.ledger.store.SCHEMA_VERSION", 4)
     Ledger.open(tmp_path / "ledger.db", key)
     monkeypatch.undo()
-    with pytest.raises(LedgerUnavailable, match="schema version 3"):
+    with pytest.raises(LedgerUnavailable, match="schema version 4"):
         Ledger.open(tmp_path / "ledger.db", key)
 
 
