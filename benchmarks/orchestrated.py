@@ -146,7 +146,7 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     loaded = data.source.load(data.size, data.channels, data.classes)
     components = plan(spec, trial=False).components
     reserved = Reservation(
-        "bench", "bench", data.name, data.records, "image", 1, False, components, Head(0, "")
+        "bench", "bench", data.name, data.records, "image", 1, False, None, components, Head(0, "")
     )
     method = build_method(spec)
     assert isinstance(method, Diffusion)

@@ -67,8 +67,7 @@ def precision_recall(
         )
     if nearest < 1:
         raise ValueError(f"nearest: expected at least 1, found {nearest}")
-    # The library partitions at position k + 1, the image itself being at position 0.
-    least = nearest + 2
+    least = settings.fewest_compared(nearest)
     fewest = min(len(real), len(synthetic), max_images)
     if fewest < least:
         raise ValueError(

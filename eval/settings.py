@@ -20,9 +20,17 @@ LEARNING_RATE = 3e-4
 BATCH_SIZE = 128
 #: Share of the synthetic images that chooses the epoch.
 VALIDATION_FRACTION = 0.1
+#: The fewest images to train on: with fewer, none would be left to choose the epoch.
+FEWEST_TRAINING = 10
 
 # Precision, recall, density and coverage.
 #: k of the k-th neighbour.
 NEAREST = 5
 #: The most images of either set to compare.
 MAX_IMAGES = 5000
+
+
+def fewest_compared(nearest: int) -> int:
+    """Return how many images each set needs at least for the `nearest`-th neighbour."""
+    # The library partitions at position k + 1, the image itself being at position 0.
+    return nearest + 2

@@ -36,13 +36,15 @@ class Recipe(Settings):
     method: Annotated[str, one_of(METHODS)] = "diffusion"
     model: ModelSettings
     synthesize: SynthesizeSettings
+    # Of the weights that belong to it: see `weights_mark`. Recipes of older versions have none.
+    mark: dict[str, str | bool] | None = None
 
     @classmethod
-    def of(cls, spec: Spec) -> Self:
-        """Return the recipe within a spec."""
+    def of(cls, spec: Spec, mark: dict[str, str | bool] | None = None) -> Self:
+        """Return the recipe within a spec, for the weights with this mark."""
         facts = {name: getattr(spec.data, name) for name in ImageFacts.model_fields}
-        rest = {name: getattr(spec, name) for name in cls.model_fields if name != "data"}
-        return cls(data=ImageFacts(**facts), **rest)
+        rest = {name: getattr(spec, name) for name in ("method", "model", "synthesize")}
+        return cls(data=ImageFacts(**facts), **rest, mark=mark)
 
 
 def build_denoiser(spec: Spec | Recipe) -> Denoiser:

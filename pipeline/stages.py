@@ -4,9 +4,7 @@ A stage may start again after a crash, which must do no harm; a resumed run skip
 done.
 """
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import metrics
@@ -15,24 +13,22 @@ from pipeline.home import Home
 from pipeline.plan import Plan, build_method
 from pipeline.progress import Progress
 from pipeline.report import page
-from pipeline.runs import ledger_access
+from pipeline.runs import ledger_access, origin
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.origin import WEIGHTS
 from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import StageRun, TrackedRun
 from privacy.accounting import epsilon_bounds
-from privacy.budget import Budget
-from privacy.errors import IntegrityBroken
-from synth.checkpoint import newest
+from privacy.budget import Budget, Reservation
 from synth.data.manifest import Manifest, ShardEntry, file_sha256
 from synth.data.shards import plan_shards
-from synth.storage import StoragePath, write_json
+from synth.storage import write_json
 from synth.training import PRIVATE
 
 # Below internal/: workers' tracebacks, which may hold private values.
 TRACES = "traces"
-WEIGHTS = Path("model/weights.safetensors")
 FORFEITED = (
     "the figures on the holdout were charged and then lost in a crash: they are not released, "
     "because one charge does not pay for a second draw"
@@ -47,17 +43,11 @@ class Context:
     run: RunDirectory
     spec: Spec  # with the workers of this start
     plan: Plan
+    reservation: Reservation  # pays for the training
     budget: Budget  # for reading
     manager: Any  # the cluster's budget manager, for charging and settling
     tracked: TrackedRun
     progress: Progress
-
-    @property
-    def reservation_id(self) -> str:
-        """The run's reservation, which ingest made."""
-        reservation_id = self.run.state().reservation_id
-        assert reservation_id is not None  # noqa: S101
-        return reservation_id
 
 
 class Stage(Protocol):
@@ -79,19 +69,20 @@ class Train:
     name = "train"
 
     def run(self, context: Context, tracked: StageRun) -> None:
-        """Fit the method to the end of the reservation, and settle it."""
-        run, spec = context.run, context.spec
-        if note := _skipped(run.checkpoints):
+        """Fit the method to the end of the reservation, and settle it with the weights' hash."""
+        run, spec, budget = context.run, context.spec, context.budget
+        reservation = context.reservation
+        if note := origin.require_checkpoint(run, budget, reservation):
             run.update(message=note)
-        reservation = context.budget.reservation(context.reservation_id)
         job = training.TrainingJob(
             spec=spec,
             components=reservation.plan,
-            reservation_id=context.reservation_id,
+            reservation_id=reservation.id,
             content=DatasetIdentity.of(run, spec.data.name, TRAIN),
             checkpoints=run.checkpoints,
             traces=run.internal / TRACES,
             weights=run.release / WEIGHTS,
+            origin=origin.origin_of(run, reservation),
         )
         # The weights are written at the very end. With them there the training is over, though the
         # run may have died before it noted that; its reservation may be settled by now.
@@ -99,28 +90,15 @@ class Train:
             total = build_method(spec).extent(reservation.plan).steps
             with context.progress.stage("train", total) as stage:
                 training.training_group(job, context.manager).run(stage.reach)
+        weights = origin.require_weights(run, budget, reservation)
         run.update(trained_steps=ledger_access.last_checkpoint(run))
-        calls.get_result(context.manager.settle.remote(context.reservation_id))
-        context.tracked.log_sampling_model(run.release / WEIGHTS, spec)
+        calls.get_result(context.manager.settle.remote(reservation.id, weights))
+        context.tracked.log_sampling_model(job.weights, spec)
         tracked.metrics(Release.spent(_spent(context)))
 
 
-def _skipped(checkpoints: StoragePath) -> str:
-    """Name the damaged checkpoints; raise IntegrityBroken if there are some and none is sound."""
-    search = newest(checkpoints)
-    if search.skipped and search.checkpoint is None:
-        # Their steps are charged: starting afresh would train for the few that are left.
-        raise IntegrityBroken(
-            f"no checkpoint in {checkpoints} is sound: {'; '.join(search.skipped)}. Restore one "
-            "from a backup and resume; or remove the folder to begin anew with the steps that were "
-            "never charged; or submit a new run"
-        )
-    return "; ".join(search.skipped)
-
-
 def _spent(context: Context) -> dict[str, float]:
-    reservation = context.budget.reservation(context.reservation_id)
-    charged = ledger_access.charged_mechanisms(context.budget, reservation)
+    charged = ledger_access.charged_mechanisms(context.budget, context.reservation)
     delta = context.spec.privacy.delta
     bounds = epsilon_bounds(charged.values(), delta).stated()
     return {
@@ -143,10 +121,11 @@ class Synthesize:
         counts = synthesize.class_counts(len(data.classes))
         shards = plan_shards(counts, synthesize.shard_rows)
         weights = run.release / WEIGHTS
-        # Kept by weights: shards of other weights, say from a backup, do not belong to this set.
-        notes = run.internal / "shards" / file_sha256(weights)[:16]
-        notes.mkdir(parents=True, exist_ok=True)
-        made = {s.number: entry for s in shards if (entry := _made(run, notes, s.number))}
+        used = origin.require_weights(run, context.budget, context.reservation) or file_sha256(
+            weights
+        )
+        kept = {shard.number: origin.kept_shard(run, used, shard.number) for shard in shards}
+        made = {number: entry for number, entry in kept.items() if entry is not None}
         missing = [shard for shard in shards if shard.number not in made]
         with context.progress.stage("synthesize", sum(counts)) as stage:
             before = sum(entry.rows for entry in made.values())
@@ -155,7 +134,7 @@ class Synthesize:
             def note(entry: ShardEntry) -> None:
                 number = int(entry.file.split("train-")[1][:5])
                 made[number] = entry
-                write_json(notes / f"{number}.json", asdict(entry))
+                origin.note_shard(run, used, number, entry)
                 stage.reach(sum(entry.rows for entry in made.values()))
 
             reach = lambda images: stage.reach(before + images)  # noqa: E731
@@ -164,16 +143,6 @@ class Synthesize:
         entries = tuple(made[shard.number] for shard in shards)
         Manifest(shape, data.classes, counts, entries).write(run.release)
         tracked.metrics(Release.rows(sum(counts)))
-
-
-def _made(run: RunDirectory, notes: Path, number: int) -> ShardEntry | None:
-    """Return the entry of a shard that an earlier attempt made and that is unchanged."""
-    note = notes / f"{number}.json"
-    if not note.exists():
-        return None
-    entry = ShardEntry(**json.loads(note.read_text()))
-    path = run.release / entry.file
-    return entry if path.is_file() and file_sha256(path) == entry.sha256 else None
 
 
 class Evaluate:
@@ -186,6 +155,7 @@ class Evaluate:
         spec, run = context.spec, context.run
         if spec.evaluate is None:
             return
+        origin.require_shards(run, context.budget, context.reservation)
         paying = run.state().holdout_reservation_id
         holdout = DatasetIdentity.of(run, spec.data.name, HOLDOUT) if paying else None
         tasks = 2 * len(spec.evaluate.classifiers) + 1

@@ -122,7 +122,8 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     After any error the temporary folder is gone and `path` is as it was.
 
     Args:
-        path: absent or an empty folder.
+        path: absent or an empty folder; the working folder is filled and not replaced, so that
+            whoever stands in it sees what was made.
         replace: accept a folder with content at `path` and replace it once the new one is whole.
 
     Raises:
@@ -141,13 +142,36 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             _sync_tree(part)
             if replace and path.exists():
                 shutil.rmtree(path.rename(_temporary_name(path)), ignore_errors=True)
-            part.rename(path)
+            if _is_working_folder(path):
+                _fill(path, part)
+            else:
+                part.rename(path)
         except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 refuse_occupied(path)  # another writer was faster
             raise
         _sync(path.parent)
+
+
+def _is_working_folder(path: Path) -> bool:
+    try:
+        return path.samefile(Path.cwd())
+    except OSError:
+        return False
+
+
+def _fill(path: Path, part: Path) -> None:
+    """Move what is in `part` to the empty folder `path`; after an error `path` is empty again."""
+    moved: list[Path] = []
+    try:
+        for entry in sorted(part.iterdir()):
+            moved.append(entry.rename(path / entry.name))
+    except BaseException:
+        for entry in moved:
+            entry.rename(part / entry.name)
+        raise
+    part.rmdir()
 
 
 def refuse_occupied(path: Path) -> None:

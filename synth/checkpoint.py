@@ -1,9 +1,9 @@
 """Checkpoints of training: complete or skipped, and never unpickled.
 
 A checkpoint is a folder `step-000123/` with three safetensors files and `checkpoint.json`, which
-holds the sha256 of each and a digest of itself; in an object store that file is written last, and
-without it there is no checkpoint. Nothing in it could replay a noise draw or a mask: a retry must
-draw fresh ones (privacy rule 6).
+holds the sha256 of each, the mark of what paid for it, and a digest of itself; in an object store
+that file is written last, and without it there is no checkpoint. Nothing in it could replay a noise
+draw or a mask: a retry must draw fresh ones (privacy rule 6).
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import torch
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.validation import positive_int
 from synth import storage
+from synth.origin import Origin
 from synth.storage import StoragePath
 
 _RECORD = "checkpoint.json"
@@ -40,7 +41,11 @@ class Checkpoint:
     model: Mapping[str, torch.Tensor] = field(repr=False)
     ema: Mapping[str, torch.Tensor] = field(repr=False)
     optimizer: Mapping[str, Any] = field(repr=False)
-    ledger_head: str  # hash of the ledger's last row when this was written
+    ledger_head: str  # of the charge that paid for the last steps, SEQ:HASH
+    # What paid for it, sealed over the sha256 of all the rest: see `Origin`. None in checkpoints of
+    # older versions, which their ledger head alone binds.
+    mark: Mapping[str, Any] | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,10 @@ class Search:
     skipped: tuple[str, ...]
 
 
-def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
+def save(folder: StoragePath, checkpoint: Checkpoint, origin: Origin | None = None) -> StoragePath:
     """Write `folder/step-…/` atomically, replacing one of the same step, and return its path.
+
+    It is sealed as `origin`'s; its own mark is not written again.
 
     Raises:
         InvalidRequest: a tensor has the type of a generator state or of a mask.
@@ -76,12 +83,13 @@ def save(folder: StoragePath, checkpoint: Checkpoint) -> StoragePath:
     record: dict[str, Any] = {
         "format": _FORMAT,
         **{name: getattr(checkpoint, name) for name in _FIELDS},
-        "facts": {},  # part of format 2, never used
         "optimizer": structure,
         # safetensors sorts by its own rules; what zips two state dicts relies on theirs.
         "names": {part: list(tensors) for part, tensors in parts.items()},
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
+    # Format 2 has had this field from the beginning, and nothing in it.
+    record["facts"] = {} if origin is None else origin.mark(_content(record))
     record["digest"] = _digest(record)
     if isinstance(folder, Path):
         # Internal, also where they lie on storage that is shared.
@@ -104,6 +112,8 @@ def load(path: StoragePath) -> Checkpoint:
         model=tensors["model"],
         ema=tensors["ema"],
         optimizer=_unflatten(record["optimizer"], tensors["optimizer"]),
+        mark=record["facts"] or None,
+        sha256=_content(record),
     )
 
 
@@ -146,6 +156,11 @@ def _paths(folder: StoragePath) -> list[StoragePath]:
     listed: Iterable[StoragePath] = folder.glob("step-*")
     found = [path for path in listed if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _content(record: Mapping[str, Any]) -> str:
+    """Return the digest of everything that is not said about it."""
+    return _digest({key: value for key, value in record.items() if key != "facts"})
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -51,7 +51,9 @@ class Training:
     classes: int  # also the index of "no label"
     label_dropout: float  # probability that a record's label is dropped
     micro_batch: int  # records in memory at a time
-    settings: TrainSettings  # but for its length and batch: those of the reservation hold
+    settings: (
+        TrainSettings  # but for its length, its batch and the warm-up's σ: those reserved hold
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "classes", "micro_batch"):
@@ -151,6 +153,10 @@ class Trainer:
             )
         if found is None:
             return False
+        if self.attempt.origin is not None and found.mark is not None:
+            # Whether one without a mark is the run's own, its ledger head has shown the driver.
+            where = f"the checkpoint of step {found.step} in {self.checkpoints}"
+            self.attempt.origin.require(found.mark, found.sha256, where)
         if found.attempt >= self.attempt.number:
             raise InvalidRequest(
                 f"attempt {self.attempt.number} cannot go on from a checkpoint of attempt "
@@ -237,7 +243,7 @@ class Trainer:
             self._optimizer.state_dict(),
             self._head,
         )
-        save(self.checkpoints, checkpoint)
+        save(self.checkpoints, checkpoint, self.attempt.origin)
         keep_last(self.checkpoints, _KEPT)
 
 

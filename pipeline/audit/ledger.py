@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import privacy_statement, recorded_heads, step_counts
+from pipeline.runs.origin import foreign_artefacts
 from privacy.audit import LedgerAudit, audit_ledger
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -175,6 +176,8 @@ def audit_run(ledger: Ledger, run: RunDirectory, public_key: str | None = None) 
         checked, missing = _narrowed(ledger, heads, public_key, run_id=run.run_id)
         files += missing
     files += _foreign(ledger, run)
+    if state.reservation_id is not None and not files:
+        files += foreign_artefacts(run, Budget(ledger))
     return Audit.of(f"run {run.run_id}", checked, files, ledger)
 
 

@@ -51,7 +51,7 @@ def require_release(run: RunDirectory) -> Spec:
     Raises InvalidRequest where it has no images, or no holdout to compare with, and IntegrityBroken
     where its spec, state, images or recorded data set identity are damaged.
     """
-    state, spec = run.state(), run.spec()
+    state, spec = run.state(), run.evaluated_spec()
     if not state.is_done("synthesize"):
         raise InvalidRequest(f"run {run.run_id} is {state.status} and has no finished images")
     if spec.data.holdout is None:

@@ -1,6 +1,7 @@
 """`umbra plan`, `submit` and `resume`: what a spec would cost, running it, and how it ended."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -164,11 +165,18 @@ def submit(
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
+@click.option(
+    "--evaluation",
+    metavar="SPEC",
+    type=click.Path(path_type=Path),
+    help="Evaluate as the corrected SPEC says (section evaluate, and where the holdout lies).",
+)
 @_execution_options
 @click.option("--yes", is_flag=True, help="Go on also where much of the training was forfeited.")
 @json_option
 def resume(
     run_id: str,
+    evaluation: Path | None,
     address: str | None,
     detach: bool,
     workers: "Workers | None",
@@ -180,6 +188,11 @@ def resume(
     run = home.run(run_id)
     _require_usable_cluster(address, detach)
     _accept_forfeited(run, home, yes, as_json)
+    if evaluation is not None:
+        from pipeline.runs.preflight import correct_evaluation
+        from pipeline.spec import load_spec
+
+        correct_evaluation(run, load_spec(evaluation))
     if detach:
         _detach(run, home, address, workers, as_json)
         return
@@ -329,7 +342,9 @@ def summarise(run: RunDirectory, home: Home, budget: "Budget") -> Summary:
         places={
             "report": str(run.release / "report.html"),
             "data": str(run.release / "data"),
-            "MLflow": f"mlflow ui --backend-store-uri {without_password(home.mlflow_uri)}",
+            "MLflow": shlex.join(
+                ["mlflow", "ui", "--backend-store-uri", without_password(home.mlflow_uri)]
+            ),
             "export": f"umbra export {run.run_id} DIR",
         },
     )

@@ -39,9 +39,9 @@ class BudgetManager:
         """See `Budget.charge`."""
         return self._budget.charge(reservation_id, component, steps, attempt, key)
 
-    def settle(self, reservation_id: str) -> Settlement:
+    def settle(self, reservation_id: str, weights_sha256: str | None = None) -> Settlement:
         """See `Budget.settle`."""
-        return self._budget.settle(reservation_id)
+        return self._budget.settle(reservation_id, weights_sha256)
 
     def begin_attempt(self, reservation_id: str, key: str) -> int:
         """See `Budget.begin_attempt`."""

@@ -93,12 +93,30 @@ def cluster(
             ray.shutdown()
 
 
+def socket_folder() -> Path:
+    """Return a folder for temporary files that is short enough for the names of Ray's sockets.
+
+    Raises:
+        UmbraError: there is none.
+    """
+    # A socket's name may have no more than 107 characters, of which these are Ray's and ours.
+    room = 107 - len(
+        f"/{_FOLDERS}01234567/session_2026-01-01_00-00-00_000000_1234567/sockets/raylet.10"
+    )
+    for folder in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - made private, below
+        if len(os.fsencode(folder)) <= room and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise UmbraError(
+        f"Ray's sockets need a folder for temporary files whose path has at most {room} "
+        f"characters, and {tempfile.gettempdir()} has more: set TMPDIR to a shorter one"
+    )
+
+
 @contextmanager
 def _private_folder() -> Iterator[str]:
     """Make a folder for a cluster that ends with the block; remove those of killed processes."""
     # Private, because nobody knows what a library writes into Ray's logs.
-    # Short, because a socket's name may have no more than 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDERS))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=socket_folder()))
     with _locked(folder):
         for other in folder.parent.glob(f"{_FOLDERS}*"):
             with suppress(OSError), _locked(other):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 from time import monotonic
+from typing import Any
 
 import ray
 import torch
@@ -18,6 +19,7 @@ from pipeline.spec import Spec
 from privacy.errors import UmbraError
 from synth.data.manifest import ShardEntry
 from synth.data.shards import PngEncoder, Shard, shard_generator, write_shard
+from synth.origin import weights_mark
 from synth.storage import StoragePath
 
 # A shard whose actor died so often kills them, by its size or by what it is.
@@ -148,6 +150,10 @@ class ShardSampler:
         # death of a process: damaged weights are an error of their own.
         return ImageSampler(self._spec, self._weights, self._device)
 
+    @cached_property
+    def _mark(self) -> dict[str, Any] | None:
+        return weights_mark(self._weights.read_bytes())
+
     def progress(self) -> tuple[int, int]:
         """Return the number of the shard that is being made, and how many of its images are."""
         return self._progress
@@ -166,7 +172,8 @@ class ShardSampler:
             for images in self._images.draw(torch.tensor(shard.labels), generator, on_images):
                 encoder.add(images)
             pngs = encoder.pngs()
-        return write_shard(self._folder, shard, of, pngs, class_names=self._spec.data.classes)
+        names = self._spec.data.classes
+        return write_shard(self._folder, shard, of, pngs, class_names=names, mark=self._mark)
 
 
 def make_shards(

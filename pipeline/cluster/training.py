@@ -23,6 +23,7 @@ from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess
 from privacy.ledger.records import Component
 from synth.methods.base import Attempt
+from synth.origin import Origin, seal_tensors
 from synth.records import Records
 from synth.storage import StoragePath, write_bytes
 
@@ -39,6 +40,7 @@ class TrainingJob:
         checkpoints: folder for checkpoints (internal).
         traces: folder for the traces of unforeseen errors (internal).
         weights: file for the moving average's weights (released).
+        origin: what checkpoints and weights are sealed as.
     """
 
     spec: Spec
@@ -48,6 +50,7 @@ class TrainingJob:
     checkpoints: StoragePath
     traces: Path
     weights: StoragePath
+    origin: Origin
 
 
 def training_group(job: TrainingJob, manager: Any) -> actor_group.ActorGroup:
@@ -106,10 +109,10 @@ class TrainingWorker:
         with calls.sanitize_errors(job.traces), self._joined(rank, size, address) as collective:
             torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
             device = torch.device("cuda" if resources.gpus_per_worker > 0 else "cpu")
-            number = 0
+            number, seed = 0, job.spec.privacy.seed
             if rank == 0:
                 number = budget_actor.begin_attempt(self._manager, job.reservation_id)
-            attempt = Attempt.start(number, job.content.key, job.spec.privacy.seed, collective)
+            attempt = Attempt.start(number, job.content.key, seed, collective, job.origin)
             weights = build_method(job.spec).fit(
                 load_records(job, device),
                 job.components,
@@ -121,7 +124,8 @@ class TrainingWorker:
                 self._stopping.is_set,
             )
             if rank == 0:
-                write_bytes(job.weights, to_safetensors({k: v.cpu() for k, v in weights.items()}))
+                data = to_safetensors({name: tensor.cpu() for name, tensor in weights.items()})
+                write_bytes(job.weights, seal_tensors(data, job.origin))
 
     def _count_steps(self, phase: str, done: int, total: int) -> None:
         self._steps[phase] = done

@@ -157,7 +157,7 @@ def report_view(run: RunDirectory, budget: Budget, audit: Audit) -> ReportView:
     Raises:
         IntegrityBroken: the run's spec, state, images or metrics are damaged.
     """
-    spec, state = run.spec(), run.state()
+    spec, state = run.evaluated_spec(), run.state()
     assert state.reservation_id is not None  # noqa: S101 - a run with images has reserved
     reservation = budget.reservation(state.reservation_id)
     odometer = budget.odometer(reservation.dataset)

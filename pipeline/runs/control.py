@@ -307,4 +307,4 @@ def _end_in_mlflow(run: RunDirectory, home: Home, mlflow_run_id: str) -> None:
     # The budget is back whether MLflow can be reached or not.
     with suppress(TrackingUnavailable):
         tracker = Tracker(home.mlflow_uri, home.artifacts)
-        tracker.reopen(mlflow_run_id, run.release).finish(Ended.KILLED)
+        tracker.reopen(mlflow_run_id, run.release, void=True).finish(Ended.KILLED)

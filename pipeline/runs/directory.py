@@ -2,6 +2,7 @@
 
 runs/<run id>/
     spec.yaml    the spec, paths absolute, defaults written out
+    evaluation.yaml  the same as its evaluation was corrected later, if it was
     state.json   RunState
     log.txt      stages and counts in the order they happened, for `umbra logs`
     release/     may be shared
@@ -131,6 +132,8 @@ class RunState(BaseModel):
     stages: tuple[StageRecord, ...] = ()  # are done
     # How often the run was started: each attempt draws its own masks and noise.
     attempt: Annotated[int, Field(ge=0)] = 0
+    # Whether everything that the run makes carries what paid for it; older versions sealed nothing.
+    sealed: bool = False
     reservation_id: str | None = None  # pays for the training
     # Pays for figures against a private holdout, where they are released.
     holdout_reservation_id: str | None = None
@@ -191,6 +194,7 @@ class RunDirectory:
     path: Path
 
     spec_path = FileIn("spec.yaml")
+    evaluation_path = FileIn("evaluation.yaml")
     state_path = FileIn("state.json")
     log_path = FileIn("log.txt")
     internal = FileIn("internal")
@@ -217,7 +221,7 @@ class RunDirectory:
                 else:
                     write_bytes(path / _STORAGE, address.encode())
                 write_bytes(run.spec_path, spec.to_yaml().encode())
-                run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256()))
+                run._write(RunState(run_id=run.run_id, spec_sha256=spec.sha256(), sealed=True))
             except BaseException:
                 # An incomplete run would be listed, but could be neither resumed nor exported.
                 shutil.rmtree(path, ignore_errors=True)
@@ -263,7 +267,7 @@ class RunDirectory:
         from pipeline.spec import SpecError, load_spec
 
         try:
-            spec = load_spec(self.spec_path)
+            spec = load_spec(self.spec_path, kept=True)
         except SpecError as error:
             raise IntegrityBroken(
                 f"the spec of run {self.run_id} cannot be read: {error}. {_RESTORE}"
@@ -275,6 +279,18 @@ class RunDirectory:
                 f"sha256 {recorded}, found {spec.sha256()}. {_RESTORE}"
             )
         return spec
+
+    def evaluated_spec(self) -> "Spec":
+        """Return the spec with its evaluation as it was corrected, if it was; raises as `spec`."""
+        from pipeline.spec import SpecError, load_spec
+
+        spec = self.spec()
+        try:
+            # Only what may be corrected is taken from that file, whoever wrote it.
+            found = self.evaluation_path.exists()
+            return spec.corrected(load_spec(self.evaluation_path, kept=True)) if found else spec
+        except SpecError as error:
+            raise IntegrityBroken(f"{error}. Remove the file, or correct it again") from error
 
     def state(self) -> RunState:
         """Return the run's state as last written.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from pipeline import plan as planning
 from pipeline.home import Home
 from pipeline.progress import Progress
-from pipeline.runs import control, ingest, ledger_access
+from pipeline.runs import control, ingest, ledger_access, origin, preflight
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
 from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
 from pipeline.sources.base import keep_names
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
-from privacy.errors import BudgetRefused, DataError, UmbraError
+from privacy.errors import BudgetRefused, DataError, NoLedger, UmbraError
 from privacy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def submit(
         BudgetRefused: the data set has no budget, or not enough of it is left.
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
-    home.ensure()
-    access = ledger_access.LedgerAccess.of(home)
-    budget = Budget(access.open())
+    budget = _declared_budget(spec, home)
     declared = budget.odometer(spec.data.name)
     if declared.delta != spec.privacy.delta:
         raise BudgetRefused(
@@ -68,7 +66,10 @@ def submit(
 
         # Refuse before reserving: a run without room would hold its budget and only wait.
         require_room(_with_workers(spec, workers).resources, this_machine())
+    preflight.require_what_comes_last(spec, home, embedded=embedded)
     run = home.new_run(spec)
+    access = ledger_access.LedgerAccess.of(home)
+    budget = Budget(access.open())
     try:
         ingest.ingest(run, spec, planned, access.key, budget)
     except BaseException as error:
@@ -80,6 +81,21 @@ def submit(
             keep_names(error, home.path / "internal")
         raise
     return run
+
+
+def _declared_budget(spec: Spec, home: Home) -> Budget:
+    """Return the home's budgets for reading; make neither key nor ledger for what is refused."""
+    try:
+        return Budget(Ledger.open(home.ledger_url, witness=home.witness_path))
+    except NoLedger:
+        if home.witness_path.exists():
+            # There was one here: opening it for appending says what is lost.
+            ledger_access.LedgerAccess.of(home).open()
+        name = spec.data.name
+        raise BudgetRefused(
+            f"{name!r} has no budget yet, for there is no ledger. Declare one: umbra budget "
+            f"declare {name} --epsilon E --delta D"
+        ) from None
 
 
 def execute(
@@ -121,8 +137,12 @@ def execute(
             ledger_access.verify_ledger_ancestry(run, budget.ledger)
             if not run.state().is_done(ingest.INGEST):
                 ingest.ingest(run, spec, planned, access.key, budget)
+            reservation = origin.require_reservation(run, spec, budget)
+            if not run.state().is_done("train"):
+                # Before the cluster starts, and before a step more is charged.
+                origin.require_checkpoint(run, budget, reservation)
             open_mlflow = partial(_open_in_mlflow, run, home, spec, planned, budget)
-            spec = _with_workers(spec, workers)
+            spec = _with_workers(run.evaluated_spec(), workers)
             with _environment(run, spec, address, open_mlflow) as tracked:
                 # Ray and torch take seconds to import: they are imported where they are needed.
                 from pipeline import stages
@@ -131,7 +151,7 @@ def execute(
                 # Before MLflow is waited for: the manager's process starts meanwhile.
                 manager = budget_manager(access)
                 context = stages.Context(
-                    home, run, spec, planned, budget, manager, tracked(), progress
+                    home, run, spec, planned, reservation, budget, manager, tracked(), progress
                 )
                 for stage in stages.STAGES:
                     if not run.state().is_done(stage.name):
@@ -228,14 +248,14 @@ def _open_in_mlflow(
     tracker = Tracker(home.mlflow_uri, home.artifacts)
     known = run.state().mlflow_run_id or tracker.find(run.run_id)
     if known:
-        tracked = tracker.reopen(known, run.release)
+        tracked = tracker.reopen(known, run.release, void=planned.void)
     else:
         identity = RunIdentity(
             run_id=run.run_id,
             spec_sha256=spec.sha256(),
             ledger_id=budget.ledger.ledger_id,
             ledger_head=str(budget.ledger.head()),
-            void=spec.privacy.seed is not None,
+            void=planned.void,
             gradient_engine=planned.cost.gradient_engine,
         )
         tracked = tracker.start(spec.name, identity, run.release)

@@ -8,13 +8,14 @@ from pipeline.metrics import flat, paid_metrics, released
 from pipeline.plan import build_method
 from pipeline.runs import ledger_access
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.origin import require_reservation, require_shards
 from pipeline.spec import Spec
 from privacy.accounting.guarantee import group
 from privacy.budget import Budget
 from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
-from synth.export.documents import CardFacts
-from synth.export.formats import Exported, export_dataset
+from synth.export.documents import CardFacts, checked_statement
+from synth.export.formats import Exported, export_dataset, require_format
 
 
 def export_run(
@@ -28,13 +29,18 @@ def export_run(
         IntegrityBroken: the run's images do not match their manifest.
         BudgetRefused: the ledger has no charge that covers the images.
     """
+    # Before anything is made, the target's missing parents included.
+    require_format(form)
     state, spec = run.state(), run.spec()
     if not state.is_done("synthesize") or state.reservation_id is None:
         raise InvalidRequest(
             f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
             f"it, or go on with `umbra resume {run.run_id}`."
         )
-    said = ledger_access.privacy_statement(budget, state.reservation_id)
+    reservation = require_reservation(run, spec, budget)
+    require_shards(run, budget, reservation)
+    said = ledger_access.privacy_statement(budget, reservation.id)
+    checked_statement(said, allow_void)
     if steps := ledger_access.training_steps(run, budget):
         said["steps"] = asdict(steps)
     card = _card(run, spec, said["void"], _disclosure(run, budget))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.sources.base import resolve
-from pipeline.spec.spec import Spec
+from pipeline.spec.spec import Spec, submission_errors
 from privacy.errors import InvalidRequest
 from synth.settings import FieldPath, InvalidFieldsError, format_path
 
@@ -76,6 +76,8 @@ class Document:
     lines: dict[FieldPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     nodes: set[int] = field(default_factory=set)  # that were read; an alias names one of them again
+    # The text of each scalar as it is in the file: what 010 or 1e3 became is not what was written.
+    written: dict[FieldPath, str] = field(default_factory=dict)
 
     def line(self, path: FieldPath) -> int:
         """Return the line of `path`, or of the nearest section around it that is in the file."""
@@ -128,6 +130,7 @@ def _plain(node: yaml.Node, path: FieldPath, document: Document) -> Any:
     if isinstance(node, yaml.SequenceNode) and kind == "seq":
         return [_plain(item, (*path, at), document) for at, item in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
+        document.written[path] = node.value
         with suppress(ValueError):
             return _scalar(kind, node.value)
     document.add(path, line, "a plain value", f"YAML tag {node.tag}")
@@ -246,7 +249,8 @@ def _problems(
         case "literal_error":
             hint = _suggest(value, _quoted(context["expected"]))
         case "string_type" if isinstance(value, int | float):
-            hint = f'as text it is written "{value}"'
+            # What is in the file, not the number that it became: "08" and not "8".
+            hint = f'as text it is written "{document.written.get(path, found)}"'
     yield Problem(document.file, document.line(path), path, expected, found, hint)
 
 
@@ -318,8 +322,10 @@ def _show(value: Any) -> str:
     return text if len(text) <= _MAX_FOUND else text[:_MAX_FOUND] + "…"
 
 
-def load_spec(path: Path) -> Spec:
+def load_spec(path: Path, *, kept: bool = False) -> Spec:
     """Read a spec file; relative paths in it start at its folder.
+
+    A spec that is `kept` in a run's folder may be older than rules for what is submitted now.
 
     Raises:
         SpecError: the file cannot be read or is no valid spec; it holds all problems at once.
@@ -333,10 +339,12 @@ def load_spec(path: Path) -> Spec:
         missing = isinstance(error, FileNotFoundError)
         found = "no such file" if missing else error.strerror or type(error).__name__
         raise SpecError([Problem(file, None, (), "a spec file", found)]) from error
-    return parse_spec(text, file=file, folder=path.parent)
+    return parse_spec(text, file=file, folder=path.parent, kept=kept)
 
 
-def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spec:
+def parse_spec(
+    text: str, *, file: str = "<spec>", folder: Path = Path(), kept: bool = False
+) -> Spec:
     """Read a spec from YAML text; `file` names it in errors, paths start at `folder`.
 
     Raises:
@@ -350,6 +358,11 @@ def parse_spec(text: str, *, file: str = "<spec>", folder: Path = Path()) -> Spe
         spec = Spec.model_validate(document.value)
     except ValidationError as error:
         raise SpecError(explain(error, document, Spec)) from error
+    errors = () if kept else tuple(submission_errors(spec))
+    if errors:
+        raise SpecError(
+            Problem(file, document.line(e.path), e.path, e.expected, e.found) for e in errors
+        )
     return _anchored(spec, folder.absolute())
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from eval.settings import CLASSIFIER_NAMES, EPOCHS, LEARNING_RATE, NEAREST, ClassifierName
+from eval import settings as evaluation
+from eval.settings import CLASSIFIER_NAMES, ClassifierName
 from pipeline.sources import Source
 from synth import settings
 from synth.methods import METHODS
@@ -86,13 +87,13 @@ class Evaluate(Settings):
     classifiers: Annotated[tuple[ClassifierName, ...], Field(min_length=1, strict=False)] = (
         CLASSIFIER_NAMES
     )
-    epochs: Count = EPOCHS
-    learning_rate: Positive = LEARNING_RATE
+    epochs: Count = evaluation.EPOCHS
+    learning_rate: Positive = evaluation.LEARNING_RATE
     # The small extractor that comes with Umbra, or a TorchScript file such as the 2015 Inception.
     features: Literal["builtin"] | Annotated[Path, Field(strict=False)] = Field(
         "builtin", union_mode="left_to_right"
     )
-    neighbours: Count = NEAREST  # k of precision, recall, density and coverage
+    neighbours: Count = evaluation.NEAREST  # k of precision, recall, density and coverage
     seed: settings.Seed = 0
     # Figures against a private holdout stay inside, unless they are paid for: "dp" releases every
     # classifier's accuracy, and the holdout's images of each class if asked, by the discrete
@@ -173,6 +174,22 @@ class Spec(Settings):
         raise_if_any(error for errors in checks for error in errors(self))
         return self
 
+    def corrected(self, other: "Spec") -> "Spec":
+        """Return this spec with how it is evaluated taken from `other`.
+
+        That is the section `evaluate`, but for what was paid for, and where the holdout lies; not
+        whether anything is public, which decides what is released.
+        """
+        data, mine, its = self.data, self.evaluate, other.evaluate
+        if mine is None or its is None or data.holdout is None or other.data.holdout is None:
+            return self
+        paid = ("release", "release_epsilon", "release_class_counts")
+        kept = paid if mine.release is None else (*paid, "classifiers")
+        evaluate = its.model_copy(update={name: getattr(mine, name) for name in kept})
+        holdout = data.holdout.model_copy(update={"source": other.data.holdout.source})
+        data = data.model_copy(update={"holdout": holdout})
+        return self.model_copy(update={"data": data, "evaluate": evaluate})
+
     def canonical_json(self) -> str:
         """Return one line of JSON, keys sorted, defaults left out."""
         # A later version may know further fields: with their defaults left out, the spec of an old
@@ -231,3 +248,26 @@ def _evaluation_errors(spec: Spec) -> Iterator[FieldError]:
     elif evaluate.release is not None and holdout.public:
         expected = "no release, for figures against a public holdout are released as they are"
         yield FieldError(("evaluate", "release"), expected, f"{evaluate.release!r}")
+
+
+def submission_errors(spec: Spec) -> Iterator[FieldError]:
+    """Yield what a new run is refused for; an older one with such a spec stays readable."""
+    if spec.name.startswith("-"):
+        # A command would take the run's id for an option.
+        expected = "a name that begins with a letter or a digit"
+        yield FieldError(("name",), expected, repr(spec.name))
+    evaluate = spec.evaluate
+    if evaluate is None:
+        return
+    # Known from the spec alone, and too late to be learnt after the training is paid for.
+    if len(spec.data.classes) < 2:
+        expected = "no section, for there is one class, or two classes to tell apart"
+        yield FieldError(("evaluate",), expected, "one class")
+    fewest = max(evaluation.FEWEST_TRAINING, evaluation.fewest_compared(evaluate.neighbours))
+    for path, images in (
+        (("synthesize",), spec.synthesize.total),
+        (("data", "records"), spec.data.records),
+    ):
+        if images < fewest:
+            expected = f"at least {fewest} images to evaluate with {evaluate.neighbours} neighbours"
+            yield FieldError(path, expected, str(images))

@@ -99,6 +99,11 @@ class Release:
         return cls._of("dp", values)
 
 
+def is_measured(name: str) -> bool:
+    """Return whether a metric was measured on what a run made, and not planned or charged."""
+    return name.partition(".")[0] in {"eval", "dp"}
+
+
 def _is_public(name: str) -> bool:
     """Whether the closed list knows this full metric name."""
     section, _, rest = name.partition(".")

@@ -20,8 +20,9 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, Schema
 
 from pipeline.models import ImageSampler, Recipe
-from privacy.errors import InvalidRequest
+from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data.shards import encode_png
+from synth.origin import weights_mark
 
 WEIGHTS, SAMPLING = "weights", "sampling"
 # One request may not exceed what a machine can hold as PNGs in memory.
@@ -39,8 +40,14 @@ class SamplingModel(PythonModel):
         """Build network and sampler from the artifacts `weights` and `sampling`."""
         text = Path(context.artifacts[SAMPLING]).read_text(encoding="utf-8")
         self.recipe = Recipe.model_validate_json(text)
+        weights = Path(context.artifacts[WEIGHTS])
+        if weights_mark(weights.read_bytes()) != self.recipe.mark:
+            raise IntegrityBroken(
+                f"{weights} are not the weights that this model was logged with: their mark in "
+                f"{SAMPLING}.json is another. Load the model from where it was logged"
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.sampler = ImageSampler(self.recipe, Path(context.artifacts[WEIGHTS]), device)
+        self.sampler = ImageSampler(self.recipe, weights, device)
 
     def predict(
         self,

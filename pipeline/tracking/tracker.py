@@ -1,27 +1,32 @@
 """Runs in MLflow: one parent for an Umbra run, one child for a stage, resumable by id."""
 
 import hashlib
+import http.client
 import importlib.metadata
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.home import without_password
 from pipeline.spec import Spec
-from pipeline.tracking.release import Release
+from pipeline.tracking.release import Release, is_measured
 from privacy.errors import InvalidRequest, UmbraError
+from synth.export.documents import may_leave
+from synth.origin import weights_mark
 from synth.storage import StoragePath, is_within, local_copy
 
 EXPERIMENT, MODEL = "umbra", "sampler"
@@ -29,6 +34,7 @@ EXPERIMENT, MODEL = "umbra", "sampler"
 # MLflow's own limits on one request.
 _PARAMS_PER_CALL = 100
 _PARAM_CHARACTERS = 6000
+_ANSWER_SECONDS = 10.0
 
 
 class TrackingUnavailable(UmbraError):
@@ -70,12 +76,42 @@ def readable_errors(uri: str) -> Iterator[None]:
     """Raise MLflow's errors as `TrackingUnavailable`, which names `uri` without its password."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, http.client.HTTPException) as error:
         reason = getattr(error, "error_code", type(error).__name__)
         raise TrackingUnavailable(
             f"MLflow at {without_password(uri)} refused or did not answer ({reason}): check "
             "MLFLOW_TRACKING_URI and that the place can be written"
         ) from error
+
+
+def require_reachable(uri: str) -> None:
+    """Raise TrackingUnavailable unless the server answers, or the database opens; creates nothing.
+
+    By other means than MLflow's own client, which asks a dead server for minutes.
+    """
+    parts = urlsplit(uri)
+    with readable_errors(uri):
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            secure = parts.scheme == "https"
+            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+            with closing(kind(parts.hostname, parts.port, timeout=_ANSWER_SECONDS)) as server:
+                # Whatever it answers, there is one; what it admits is for the run to find out.
+                server.request("GET", f"{parts.path.rstrip('/')}/health")
+                server.getresponse()
+        elif _is_database(uri):
+            # Not "SELECT 1", for which SQLite opens no file.
+            query = "PRAGMA schema_version" if uri.startswith("sqlite") else "SELECT 1"
+            with create_engine(uri).connect() as connection:
+                connection.execute(text(query))
+
+
+def _is_database(uri: str) -> bool:
+    try:
+        url = make_url(uri)
+    except SQLAlchemyError:
+        return False
+    # A file that is not there yet would be created.
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").is_file()
 
 
 def connect(uri: str) -> MlflowClient:
@@ -129,9 +165,9 @@ class Tracker:
         """Create a parent run; `release` is the only folder that its artifacts may come from."""
         with readable_errors(self.uri):
             run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
-        return TrackedRun(self, run.info.run_id, release)
+        return TrackedRun(self, run.info.run_id, release, identity.void)
 
-    def reopen(self, mlflow_run_id: str, release: StoragePath) -> "TrackedRun":
+    def reopen(self, mlflow_run_id: str, release: StoragePath, *, void: bool) -> "TrackedRun":
         """Return the parent run of that MLflow id, set running again."""
         running = entities.RunStatus.to_string(entities.RunStatus.RUNNING)
         query = (
@@ -142,9 +178,9 @@ class Tracker:
             self.client.get_run(mlflow_run_id)
             # Stages that are shown as running belong to a process that died.
             for stage in self.client.search_runs([self.experiment_id], query):
-                TrackedRun(self, stage.info.run_id, release).finish(Ended.FAILED)
+                TrackedRun(self, stage.info.run_id, release, void).finish(Ended.FAILED)
             self.client.update_run(mlflow_run_id, status=running)
-        return TrackedRun(self, mlflow_run_id, release)
+        return TrackedRun(self, mlflow_run_id, release, void)
 
     def find(self, run_id: str) -> str | None:
         """Return the MLflow id of an Umbra run's parent, which a crash may have left unrecorded."""
@@ -157,14 +193,18 @@ class Tracker:
 
 
 class StageRun:
-    """A run in MLflow, through which only public metrics and artifacts pass."""
+    """A run in MLflow, through which only public metrics and artifacts pass.
 
-    def __init__(self, tracker: Tracker, mlflow_id: str, release: StoragePath) -> None:
+    Of a `void` run, nothing passes that was made from records: no model, no artifact, no figure.
+    """
+
+    def __init__(self, tracker: Tracker, mlflow_id: str, release: StoragePath, void: bool) -> None:
         self.client = tracker.client
         self.uri = tracker.uri
         self.id = mlflow_id
         self._tracker = tracker
         self._release = release
+        self._void = void
 
     def metrics(self, release: Release, step: int = 0) -> None:
         """Write released numbers; raises InvalidRequest for anything but a `Release`."""
@@ -175,13 +215,18 @@ class StageRun:
                 "Release.plan, .spent, .evaluation, .seconds or .rows"
             )
         now = time_ns() // 1_000_000
-        batch = [entities.Metric(name, value, now, step) for name, value in release.values.items()]
+        values = release.values
+        if not may_leave(void=self._void):
+            values = {name: value for name, value in values.items() if not is_measured(name)}
+        batch = [entities.Metric(name, value, now, step) for name, value in values.items()]
         with readable_errors(self.uri):
             self.client.log_batch(self.id, metrics=batch)
 
     def artifact(self, path: StoragePath, folder: str | None = None) -> None:
         """Copy a file or folder of the run's `release/` to MLflow; see `require_released`."""
         self.require_released(path)
+        if not may_leave(void=self._void):
+            return
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         with local_copy(path) as copy, readable_errors(self.uri):
             send(self.id, str(copy), folder)
@@ -218,7 +263,8 @@ class TrackedRun(StageRun):
             raise InvalidRequest(
                 f"parameters come from a spec and nowhere else, found {type(spec).__name__}"
             )
-        flat = flatten(spec.model_dump(mode="json")).items()
+        # Whoever has the seed of a void run can take its noise away.
+        flat = flatten(spec.model_dump(mode="json", exclude={"privacy": {"seed"}})).items()
         params = [entities.Param(name, value[:_PARAM_CHARACTERS]) for name, value in flat]
         with readable_errors(self.uri):
             for start in range(0, len(params), _PARAMS_PER_CALL):
@@ -238,8 +284,10 @@ class TrackedRun(StageRun):
         with readable_errors(self.uri):
             self.client.set_tag(self.id, "umbra.ledger_head", head)
 
-    def log_sampling_model(self, weights: StoragePath, spec: Spec) -> str:
+    def log_sampling_model(self, weights: StoragePath, spec: Spec) -> str | None:
         """Log the model that samples as an output of the run; return its URI, `models:/<id>`.
+
+        The model of a void run stays in the run, and None is returned.
 
         Raises:
             InvalidRequest: the weights lie outside the run's `release/` folder.
@@ -248,6 +296,8 @@ class TrackedRun(StageRun):
         from mlflow.models import Model
 
         self.require_released(weights)
+        if not may_leave(void=self._void):
+            return None
         with readable_errors(self.uri), tempfile.TemporaryDirectory() as scratch:
             logged = self.client.create_logged_model(
                 self._tracker.experiment_id, MODEL, source_run_id=self.id, model_type="pyfunc"
@@ -273,7 +323,7 @@ class TrackedRun(StageRun):
         tags = {mlflow_tags.MLFLOW_PARENT_RUN_ID: self.id, "umbra.stage": name}
         with readable_errors(self.uri):
             child = self.client.create_run(self._tracker.experiment_id, run_name=name, tags=tags)
-        stage = StageRun(self._tracker, child.info.run_id, self._release)
+        stage = StageRun(self._tracker, child.info.run_id, self._release, self._void)
         started = monotonic()
         try:
             yield stage
@@ -300,7 +350,8 @@ def save_sampling_model(
 
     with tempfile.TemporaryDirectory() as scratch, local_copy(weights) as copy:
         sampling = Path(scratch) / "sampling.json"
-        sampling.write_text(Recipe.of(spec).model_dump_json(indent=2), encoding="utf-8")
+        recipe = Recipe.of(spec, weights_mark(copy.read_bytes()))
+        sampling.write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
         with warnings.catch_warnings():
             # The signature is explicit, so no example is needed to infer it.
             warnings.filterwarnings("ignore", message=".*[Aa]n input example was not provided")

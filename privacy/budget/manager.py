@@ -194,27 +194,37 @@ class Budget:
         charged = row.content["charged"][component]
         return Receipt(row.head, component, steps, charged, reserved - charged)
 
-    def settle(self, reservation_id: str) -> Settlement:
+    def settle(self, reservation_id: str, weights_sha256: str | None = None) -> Settlement:
         """End a reservation: what was never charged goes back to the budget.
 
-        Repeated, it returns the first settlement.
+        Repeated, it returns the first settlement. `weights_sha256` is that of the file of weights
+        which the charges paid for, if there is one: nothing else is released under them.
         """
+        said = {}
+        if weights_sha256 is not None:
+            said = {"weights": validation.sha256("weights_sha256", weights_sha256)}
         with self.ledger.transaction() as t:
             opening = rules.opening(t, reservation_id)
             claim = f"settle:{reservation_id}"
             row = t.by_claim(claim)
             if row is None:
-                charged = rules.read_state(t, opening).charged
-                row = t.append(
-                    Kind.SETTLE, {"charged": charged}, opening.dataset, reservation_id, claim
-                )
+                body = {"charged": rules.read_state(t, opening).charged, **said}
+                row = t.append(Kind.SETTLE, body, opening.dataset, reservation_id, claim)
         charged = row.content["charged"]
         plan = Reservation.from_row(opening).plan
         return Settlement(
             row.head,
             {part.name: charged[part.name] for part in plan},
             {part.name: part.mechanism.steps - charged[part.name] for part in plan},
+            row.content.get("weights"),
         )
+
+    def settled_weights(self, reservation_id: str) -> str | None:
+        """Return the sha256 of the weights that a reservation was settled with, if it was."""
+        with self.ledger.reading() as view:
+            opening = rules.opening(view, reservation_id)
+            row = view.by_claim(f"settle:{opening.reservation}")
+            return None if row is None else row.content.get("weights")
 
     def record_export(
         self,

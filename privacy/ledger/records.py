@@ -53,6 +53,7 @@ class Reservation:
     unit: str  # what is protected, as text, such as "one image"
     records_per_unit: int  # the most records that one unit owns
     void: bool  # a seeded run: charged like any other, but without any privacy guarantee
+    spec: str | None  # sha256 of the spec that made the request, where it was told
     plan: tuple[Component, ...]  # the components, with all their steps
     head: Head  # the ledger's head right after the reservation
 
@@ -64,7 +65,9 @@ class Reservation:
             id=str(row.reservation),
             run_id=body["run"],
             dataset=str(row.dataset),
-            **{name: body[name] for name in ("records", "unit", "records_per_unit", "void")},
+            **{
+                name: body[name] for name in ("records", "unit", "records_per_unit", "void", "spec")
+            },
             plan=tuple(map(Component.from_record, body["plan"])),
             head=row.head,
         )
@@ -98,6 +101,7 @@ class Settlement:
     head: Head
     charged: dict[str, int]
     refunded: dict[str, int]
+    weights: str | None = None  # sha256 of the weights that were paid for
 
 
 @dataclass(frozen=True)

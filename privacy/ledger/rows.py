@@ -65,7 +65,8 @@ class Kind(StrEnum):
         mechanism, raw parameters, steps included).
     charge: steps of one component are spent, whatever happens next. component, steps, attempt,
         charged (steps of every component so far, this row included).
-    settle: nothing more will be charged; what was not charged is free again. charged.
+    settle: nothing more will be charged; what was not charged is free again. charged, and weights
+        (sha256 of the file that the charges paid for) where there are some and who settled knew.
     export: something made under the reservation was exported. run, manifest, description,
         void, used (steps of every component that the exported data came out of).
 

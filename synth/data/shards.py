@@ -10,10 +10,10 @@ Shape suffixes: N images, H height, W width, C channels.
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from PIL import Image
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.records import LabelledRecords
 from synth.data.manifest import DATA, MANIFEST, ShardEntry, load_manifest
+from synth.origin import MARK
 from synth.storage import StoragePath, write_bytes
 
 if TYPE_CHECKING:
@@ -147,7 +148,13 @@ def shard_name(number: int, of: int) -> str:
 
 
 def write_shard(
-    folder: StoragePath, shard: Shard, of: int, pngs: Sequence[bytes], *, class_names: Sequence[str]
+    folder: StoragePath,
+    shard: Shard,
+    of: int,
+    pngs: Sequence[bytes],
+    *,
+    class_names: Sequence[str],
+    mark: Mapping[str, Any] | None = None,
 ) -> ShardEntry:
     """Write shard `shard.number` of `of` below the data set `folder`, atomically.
 
@@ -159,6 +166,7 @@ def write_shard(
         of: number of shards.
         pngs: an encoded image for each label of the shard.
         class_names: the name of label 0, 1, …
+        mark: what the images were paid for and made from, from `weights_mark`.
 
     Raises:
         InvalidRequest: there is no such shard, or images, labels and class names do not agree.
@@ -170,7 +178,7 @@ def write_shard(
     if len(pngs) != len(shard.labels) or not known:
         raise InvalidRequest(f"shard {shard.number}: images, labels and class names do not agree")
     file = shard_name(shard.number, of)
-    data = _parquet(_table(shard, pngs, class_names))
+    data = _parquet(_table(shard, pngs, class_names, mark))
     write_bytes(folder / file, data)
     return ShardEntry(file, len(data), hashlib.sha256(data).hexdigest(), len(pngs))
 
@@ -193,16 +201,35 @@ def read_shards(folder: StoragePath) -> Iterator[LabelledRecords]:
             yield _read(path, None)
 
 
-def _table(shard: Shard, pngs: Sequence[bytes], class_names: Sequence[str]) -> pa.Table:
+def shard_mark(path: StoragePath) -> Any:
+    """Return the mark of a shard, None without one.
+
+    Raises:
+        IntegrityBroken: it is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            text = (pq.read_schema(file).metadata or {}).get(MARK.encode())
+            return None if text is None else json.loads(text)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise IntegrityBroken(f"{path} is missing or damaged: make the shard again") from error
+
+
+def _table(
+    shard: Shard,
+    pngs: Sequence[bytes],
+    class_names: Sequence[str],
+    mark: Mapping[str, Any] | None,
+) -> pa.Table:
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema(
-        {"image": image, "label": pa.int64()},
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    if mark is not None:
+        metadata[MARK] = json.dumps(mark, sort_keys=True)
+    schema = pa.schema({"image": image, "label": pa.int64()}, metadata=metadata)
     rows = [
         {"bytes": png, "path": f"{shard.number:05d}-{row:06d}.png"} for row, png in enumerate(pngs)
     ]

@@ -164,6 +164,14 @@ def _escape(value: object) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", line)
 
 
+def may_leave(*, void: bool, allowed: bool = False) -> bool:
+    """Return whether anything made by a run may leave it, of a void one by an explicit flag alone.
+
+    Every exit asks here: exports, and all that goes to MLflow.
+    """
+    return allowed or not void
+
+
 def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str, Any]:
     """Return a copy of the statement `privacy` if it is complete, finite and JSON.
 
@@ -182,7 +190,7 @@ def checked_statement(privacy: Mapping[str, Any], allow_void: bool) -> dict[str,
     statement = dict(privacy)
     if not statement["void"]:
         _check_guarantee(statement)
-    elif not allow_void:
+    elif not may_leave(void=True, allowed=allow_void):
         raise InvalidRequest(
             "the run is void of privacy: a seed made its noise reproducible, so the images may "
             "give the private records away; run it without a seed, or allow a void export"

@@ -89,10 +89,7 @@ def export_dataset(
             one without `allow_void`.
         UmbraError: the disk is full or not writable.
     """
-    if form not in FORMATS:
-        raise InvalidRequest(
-            f"export format: one of {', '.join(FORMATS)} was expected, found {form!r}"
-        )
+    require_format(form)
     refuse_occupied(target)
     statement = checked_statement(privacy, allow_void)
     if findings := verify_release(release):
@@ -111,6 +108,14 @@ def export_dataset(
         digest = replace(manifest, documents=documents).write(folder)
         (folder / PRIVACY).write_bytes(json_bytes({**statement, "manifest_sha256": digest}))
     return Exported(target, digest)
+
+
+def require_format(form: str) -> None:
+    """Raise InvalidRequest unless `form` is the name of an export format."""
+    if form not in FORMATS:
+        raise InvalidRequest(
+            f"export format: one of {', '.join(FORMATS)} was expected, found {form!r}"
+        )
 
 
 def write_parquet(release: StoragePath, manifest: Manifest, folder: Path) -> Manifest:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from privacy.collective import Collective
     from privacy.noise import SecureGaussian
+    from synth.origin import Origin
     from synth.preconditioning import Denoiser
     from synth.records import Records
     from synth.storage import StoragePath
@@ -79,29 +80,38 @@ _SEEDED_DOMAIN = "umbra/seeded-run/1"
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one attempt at a run draws its randomness from.
+    """One attempt at a run: what it draws its randomness from, and what pays for it.
 
     Attributes:
         number: 1, 2, ...; a retry has the next one, and with it fresh masks and noise.
         key: the secret of this start of the run, 32 bytes, the same on all its workers.
         seed: makes noise reproducible and the run void of privacy; None otherwise.
+        origin: what its checkpoints are sealed as; None outside a run.
     """
 
     number: int
     key: bytes = field(repr=False)
     seed: int | None = None
+    origin: "Origin | None" = None
 
     @classmethod
-    def start(cls, number: int, run_key: bytes, seed: int | None, collective: "Collective") -> Self:
+    def start(
+        cls,
+        number: int,
+        run_key: bytes,
+        seed: int | None,
+        collective: "Collective",
+        origin: "Origin | None" = None,
+    ) -> Self:
         """Begin an attempt on every worker, with a fresh key; `number` is rank 0's."""
         number = collective.broadcast_from_rank0(number)
         if seed is not None:
             # The only case in which a key repeats.
-            return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed)
+            return cls(number, derive(bytes(KEY_BYTES), _SEEDED_DOMAIN, seed), seed, origin)
         # Fresh whatever the number: two processes that both take themselves for attempt 2, one of
         # them thought dead, still draw other masks.
         fresh = collective.broadcast_from_rank0(secrets.randbits(63))
-        return cls(number, derive(run_key, _START_DOMAIN, fresh))
+        return cls(number, derive(run_key, _START_DOMAIN, fresh), origin=origin)
 
     def noise(self) -> "SecureGaussian":
         """Return this attempt's own noise stream."""

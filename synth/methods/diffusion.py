@@ -162,8 +162,19 @@ class Diffusion(base.Method):
             classes=self._facts.classes,
             label_dropout=self._model.label_dropout,
             micro_batch=self.micro_batch(denoiser),
-            settings=self.train.model_copy(update={"charge_block": block}),
+            settings=self._reserved_settings(components).model_copy(update={"charge_block": block}),
         )
+
+    def _reserved_settings(self, components: Sequence[Component]) -> TrainSettings:
+        """Return the settings with the warm-up's σ that was reserved, not the spec's."""
+        reserved = next((c.mechanism for c in components if c.name == WARMUP), None)
+        warmup = self.train.warmup
+        if (reserved is None) != (warmup is None):
+            raise InvalidRequest("the spec and the reservation do not agree on a warm-up")
+        if not isinstance(reserved, Gaussian) or warmup is None:
+            return self.train
+        warmup = warmup.model_copy(update={"noise_multiplier": reserved.noise_multiplier})
+        return self.train.model_copy(update={"warmup": warmup})
 
     def engine(self) -> "GradientEngine":
         """Return the engine that training takes; it has no influence on what is computed."""

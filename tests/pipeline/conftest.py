@@ -1,6 +1,7 @@
 """A small private data set, a home, and runs that are finished without Ray."""
 
 import fcntl
+import hashlib
 import json
 import os
 import pickle
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from pipeline.home import Home
 from pipeline.metrics import METRICS, releasable
 from pipeline.plan import plan
+from pipeline.runs import origin
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.export import export_run
 from pipeline.runs.ingest import ingest
@@ -23,7 +26,8 @@ from privacy.budget import Budget
 from privacy.ledger import Ledger
 from synth.data.manifest import Manifest
 from synth.data.shards import encode_png, plan_shards, write_shard
-from synth.storage import write_json
+from synth.origin import seal_tensors, weights_mark
+from synth.storage import write_bytes, write_json
 
 BLOTS = """\
 name: blots
@@ -101,9 +105,13 @@ class House:
         attempt = budget.begin_attempt(reserved, "attempt-1")
         for part in budget.reservation(reserved).plan:
             budget.charge(reserved, part.name, part.mechanism.steps, attempt, f"all-{part.name}")
-        budget.settle(reserved)
+        weights = seal_tensors(
+            save({"w": np.zeros(1)}), origin.origin_of(run, budget.reservation(reserved))
+        )
+        write_bytes(run.release / origin.WEIGHTS, weights)
+        budget.settle(reserved, hashlib.sha256(weights).hexdigest())
         run.finish_stage("train", 3.0)
-        _write_images(run, spec)
+        _write_images(run, spec, weights_mark(weights))
         run.finish_stage("synthesize", 2.0)
         results = _results(spec)
         (run.internal / METRICS).write_text(json.dumps(results))
@@ -118,7 +126,7 @@ class House:
         return export_run(run, self.budget, target, form).folder
 
 
-def _write_images(run, spec):
+def _write_images(run, spec, mark):
     data = spec.data
     rng = np.random.default_rng(1)
     counts = spec.synthesize.class_counts(len(data.classes))
@@ -128,7 +136,11 @@ def _write_images(run, spec):
         shape = (len(shard.labels), data.size, data.size, data.channels)
         images = rng.integers(0, 256, shape, dtype=np.uint8)
         pngs = [encode_png(image) for image in images]
-        entries.append(write_shard(run.release, shard, len(shards), pngs, class_names=data.classes))
+        made = write_shard(
+            run.release, shard, len(shards), pngs, class_names=data.classes, mark=mark
+        )
+        origin.note_shard(run, mark["weights"], shard.number, made)
+        entries.append(made)
     shape = (data.size, data.size, data.channels)
     Manifest(shape, data.classes, counts, tuple(entries)).write(run.release)
 

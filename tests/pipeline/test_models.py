@@ -13,6 +13,9 @@ from pipeline.models import (
 )
 from pipeline.plan import build_method, training_components
 from pipeline.spec import Spec
+from privacy.budget import Component
+from privacy.errors import InvalidRequest
+from privacy.mechanisms import Gaussian
 from synth.preconditioning import EDM, VE, VP, V
 from synth.samplers.churn import Churn
 from synth.samplers.ddim import DDIM, StochasticDDIM
@@ -117,6 +120,23 @@ def test_a_block_of_charges_is_at_most_a_fiftieth_of_the_training(blots_spec, st
     spec = blots_spec(("steps: 4", f"steps: {steps}"))
     training = build_method(spec).training(training_components(spec), build_denoiser(spec))
     assert training.settings.charge_block == block
+
+
+QUERY = "noise_multiplier: 3, clip_norm: 2, steps: 5, batch: 4, learning_rate: 1e-3"
+
+
+def test_the_warm_up_is_drawn_as_it_was_reserved(blots_spec):
+    spec = blots_spec(("views: 2", f"views: 2\n  warmup: {{{QUERY}}}"))
+    method = build_method(spec)
+    sgd = training_components(spec)[1]
+    reserved = (Component("warmup", Gaussian(9.0)), sgd)
+    training = method.training(reserved, build_denoiser(spec))
+    assert training.settings.warmup.noise_multiplier == 9.0
+    assert training.settings.warmup.clip_norm == 2.0
+    with pytest.raises(InvalidRequest, match="do not agree on a warm-up"):
+        method.training((sgd,), build_denoiser(spec))
+    with pytest.raises(InvalidRequest, match="do not agree on a warm-up"):
+        build_method(blots_spec()).training(reserved, build_denoiser(spec))
 
 
 GPU = {"gpus_per_worker": 1}

@@ -38,7 +38,7 @@ def reservation(scale, queries=2, counted=True):
     plan = [Component("accuracy", DiscreteLaplace(scale, queries))]
     plan += [Component("class-counts", DiscreteLaplace(scale))] if counted else []
     return Reservation(
-        "r-1", "run", "blots", 600, "image", 1, False, tuple(plan), Head(1, "0" * 64)
+        "r-1", "run", "blots", 600, "image", 1, False, None, tuple(plan), Head(1, "0" * 64)
     )
 
 

@@ -19,12 +19,19 @@ from torch import nn
 
 from privacy.collective import SingleProcess
 from privacy.dp_sgd import DPSGD, PrivateGradient
-from privacy.errors import BudgetRefused, InvalidRequest, LedgerUnavailable, UmbraError
+from privacy.errors import (
+    BudgetRefused,
+    IntegrityBroken,
+    InvalidRequest,
+    LedgerUnavailable,
+    UmbraError,
+)
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
 from synth.checkpoint import newest
 from synth.methods.base import Attempt, Stopped
+from synth.origin import Origin
 from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import NoisedViews, Records
 from synth.settings import TrainSettings, WarmupSettings
@@ -160,13 +167,13 @@ def go_on():
 
 def trainer(
     folder, meter, attempt=1, seed=None, collective=None, on_progress=ignore, stopping=go_on,
-    **changes,
+    origin=None, **changes,
 ):  # fmt: skip
     return Trainer(
         settings(**changes),
         Denoiser(Network(), EDM()),
         make_records(),
-        Attempt(attempt, KEY, seed),
+        Attempt(attempt, KEY, seed, origin),
         meter,
         folder,
         collective or SingleProcess(),
@@ -797,6 +804,19 @@ class TestResume:
         resumed.run()
         assert done == [4]
         assert trace.of("mask") == [(2, 3)]
+        assert meter.charged[PRIVATE] == T
+
+    def test_checkpoints_are_sealed_and_those_of_another_run_refused(self, tmp_path):
+        mine, other = (Origin(run, "r-1", "ab" * 32, False, KEY) for run in ("run-1", "run-2"))
+        meter = Meter()
+        self.crashed(tmp_path, meter, origin=other)
+        found = newest(tmp_path).checkpoint
+        other.require(found.mark, found.sha256, "the checkpoint")
+        before = dict(meter.charged)
+        with pytest.raises(IntegrityBroken, match="is not of run run-1"):
+            trainer(tmp_path, meter, attempt=2, origin=mine).run()
+        assert meter.charged == before
+        trainer(tmp_path, meter, attempt=2, origin=other).run()
         assert meter.charged[PRIVATE] == T
 
     @pytest.mark.parametrize(("every", "kept"), [(1, [6, 7]), (4, [6, 7]), (100, [7])])

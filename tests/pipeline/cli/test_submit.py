@@ -284,3 +284,17 @@ def _started(pid):
 def test_json_of_a_run_is_one_object(umbra, house, worked, write_spec):
     out = umbra("submit", write_spec(), "--json").out
     assert json.JSONDecoder().raw_decode(out)[1] == len(out.rstrip("\n"))
+
+
+def test_a_resume_evaluates_as_corrected(umbra, house, blots_spec, write_spec, monkeypatch):
+    run = house.finish(house.reserve(blots_spec()))
+    stages = tuple(stage for stage in run.state().stages if stage.name != "evaluate")
+    run.update(status="failed", stages=stages)
+    seen = []
+    monkeypatch.setattr("pipeline.runs.engine.execute", lambda run, *_: seen.append(run))
+    same = write_spec(("mlp]", "mlp]\n  neighbours: 3"))
+    assert umbra("resume", run.run_id, "--evaluation", same).code == 0
+    assert seen[0].evaluated_spec().evaluate.neighbours == 3
+    other = write_spec(("epsilon: 8", "epsilon: 7"))
+    refused = umbra("resume", run.run_id, "--evaluation", other)
+    assert refused.code == 2 and "in more than its evaluation" in refused.err

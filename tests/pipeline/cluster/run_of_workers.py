@@ -25,6 +25,7 @@ from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ingest import ingest
 from pipeline.runs.ledger_access import LedgerAccess
+from pipeline.runs.origin import origin_of
 from pipeline.spec import parse_spec
 from privacy.budget import Budget
 
@@ -110,6 +111,7 @@ def _job(run: RunDirectory, budget: Budget):
         checkpoints=run.internal / "checkpoints",
         traces=run.internal / "traces",
         weights=run.release / "model" / "weights.safetensors",
+        origin=origin_of(run, budget.reservation(reserved)),
     )
 
 

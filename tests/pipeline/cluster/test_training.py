@@ -22,6 +22,7 @@ from pipeline.cluster.training import (
 )
 from pipeline.models import build_denoiser
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
+from pipeline.runs.origin import origin_of
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
 
@@ -43,6 +44,7 @@ def prepare(house, blots_spec):
             checkpoints=run.internal / "checkpoints",
             traces=run.internal / "traces",
             weights=run.release / "model" / "weights.safetensors",
+            origin=origin_of(run, house.budget.reservation(reserved)),
         )
 
     return make

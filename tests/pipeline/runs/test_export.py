@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset
@@ -169,3 +170,20 @@ def test_the_card_shows_released_measures_alone(finished, tmp_path):
     assert "0.8125" in card and "12.5" in card
     # The ceiling was measured with the private training images.
     assert "0.9688" not in card and "ceiling" not in card
+
+
+def test_an_unknown_format_makes_no_missing_parent(finished, tmp_path):
+    house, run = finished
+    with pytest.raises(InvalidRequest, match="one of parquet, images"):
+        house.export(run, tmp_path / "no" / "such" / "out", "jpeg")
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_export_into_the_working_folder_is_seen_from_within(finished, tmp_path, monkeypatch):
+    house, run = finished
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    house.export(run, Path())
+    seen = {path.name for path in Path().iterdir()}
+    assert "privacy.json" in seen
+    assert seen == {path.name for path in (tmp_path / "out").iterdir()}

@@ -111,3 +111,53 @@ def test_a_file_that_is_no_spec(tmp_path, make, found):
     assert str(path) in str(caught.value)
     assert found in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("encode", "sound"),
+    [
+        (lambda text: b"\xef\xbb\xbf" + text.encode(), True),
+        (lambda text: text.replace("\n", "\r\n").encode(), True),
+        (lambda text: text.encode("utf-16"), False),
+        (lambda text: text.replace("zero", "z\xe9ro").encode("latin-1"), False),
+        (lambda text: b"a:\n\tb: 1", False),
+        (lambda text: text.encode() + b"---\nb: 2\n", False),
+        (lambda text: b"", False),
+    ],
+    ids=["BOM", "Windows line ends", "UTF-16", "Latin-1", "tab", "two documents", "empty"],
+)
+def test_encodings(text, tmp_path, encode, sound):
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(encode(text))
+    if sound:
+        assert load_spec(path) == parse_spec(text, folder=tmp_path)
+    else:
+        with pytest.raises(SpecError):
+            load_spec(path)
+
+
+@pytest.mark.parametrize("written", ["08", "010", "1e3", "0x1F", "1.50"])
+def test_a_hint_repeats_what_was_written(complaints, written):
+    (complaint,) = complaints(("[zero, one, two]", f"[zero, {written}, two]"))
+    assert complaint.endswith(f'(as text it is written "{written}")')
+
+
+class TestSubmitted:
+    """What a new run is refused for, while a spec that a run keeps stays readable."""
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (("name: digits-demo", "name: -x"), "my.yaml:1: name: expected a name that begins"),
+            (("[zero, one, two]", "[only]"), "evaluate: expected no section"),
+            (("images: 100", "images: 6"), "synthesize: expected at least 10 images"),
+            (("epochs: 3", "neighbours: 99"), "synthesize: expected at least 101 images"),
+        ],
+    )
+    def test_is_refused_with_its_line(self, complaints, edited, change, words):
+        (complaint,) = complaints(change)
+        assert words in complaint
+        assert parse_spec(edited(change), kept=True)
+
+    def test_few_images_without_evaluation_are_as_good_as_many(self, edited):
+        assert parse_spec(edited(("images: 100", "images: 1"), ("evaluate:\n  epochs: 3\n", "")))

@@ -51,7 +51,12 @@ def context(house):
 
     def make(run):
         return SimpleNamespace(
-            run=run, spec=run.spec(), home=house.home, budget=house.budget, progress=Counted()
+            run=run,
+            spec=run.spec(),
+            home=house.home,
+            budget=house.budget,
+            reservation=house.budget.reservation(run.state().reservation_id),
+            progress=Counted(),
         )
 
     return make

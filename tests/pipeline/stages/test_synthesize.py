@@ -1,19 +1,25 @@
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline import stages
 from pipeline.cluster.sampling import ShardSampler
 from pipeline.models import build_denoiser
-from pipeline.stages import WEIGHTS
+from pipeline.runs.origin import WEIGHTS, origin_of
 from synth.data.manifest import MANIFEST, load_manifest, verify
+from synth.origin import seal_tensors
+from synth.storage import write_bytes
 
 
 @pytest.fixture
 def run(house, blots_spec):
     run = house.reserve(blots_spec())
-    (run.release / WEIGHTS).parent.mkdir()
-    save_file(build_denoiser(run.spec()).state_dict(), run.release / WEIGHTS)
+    _write_weights(house, run, build_denoiser(run.spec()).state_dict())
     return run
+
+
+def _write_weights(house, run, weights):
+    reservation = house.budget.reservation(run.state().reservation_id)
+    write_bytes(run.release / WEIGHTS, seal_tensors(save(weights), origin_of(run, reservation)))
 
 
 @pytest.fixture
@@ -68,10 +74,10 @@ def test_only_what_is_not_sound_is_made_again_and_is_as_it_was(run, synthesize, 
     assert given.progress.done == {"synthesize": 12}
 
 
-def test_shards_of_other_weights_are_not_kept(run, synthesize, made):
+def test_shards_of_other_weights_are_not_kept(house, run, synthesize, made):
     synthesize()
     weights = build_denoiser(run.spec()).state_dict()
-    save_file({name: value + 0.1 for name, value in weights.items()}, run.release / WEIGHTS)
+    _write_weights(house, run, {name: value + 0.1 for name, value in weights.items()})
     synthesize()
     assert made == [0, 1, 2] * 2
     assert verify(run.release) == []

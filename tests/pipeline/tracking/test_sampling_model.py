@@ -1,5 +1,6 @@
 """The model that MLflow keeps samples what it is asked for."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -17,8 +18,9 @@ from safetensors.torch import save_file
 from pipeline.models import build_denoiser, build_guided, build_sampler
 from pipeline.spec import Spec
 from pipeline.tracking.tracker import TrackedRun, save_sampling_model
-from privacy.errors import InvalidRequest
+from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data.shards import to_uint8
+from synth.origin import Origin, seal_tensors
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_invalid_requests(loaded: mlflow.pyfunc.PyFuncModel, label: int, count: 
 def test_saved_model_names_no_data_source(saved: Path) -> None:
     files = {p.name: p for p in saved.rglob("*") if p.is_file()}
     recipe = json.loads(files["sampling.json"].read_text())
-    assert set(recipe) <= {"method", "data", "model", "synthesize"}
+    assert set(recipe) <= {"method", "data", "model", "synthesize", "mark"}
     assert set(recipe["data"]) == {"size", "channels", "classes"}
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
     assert "umbra-synth==" in files["requirements.txt"].read_text()
@@ -144,3 +146,41 @@ def test_saving_is_quiet(
     save_sampling_model(tmp_path / "quiet", trained, spec)
     assert capfd.readouterr() == ("", "")
     assert not [w for w in recwarn if "mlflow" in w.filename and w.category is UserWarning]
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory, trained: Path, spec: Spec) -> Path:
+    """A model of weights that carry what paid for them; the run was void."""
+    folder = tmp_path_factory.mktemp("sealed")
+    origin = Origin("run-1", "r-1", "ab" * 32, True, bytes(32))
+    (folder / "weights").write_bytes(seal_tensors(trained.read_bytes(), origin))
+    save_sampling_model(folder / "model", folder / "weights", spec)
+    return folder / "model"
+
+
+def test_the_model_names_what_paid_for_it_and_that_it_is_void(sealed: Path) -> None:
+    (recipe,) = sealed.rglob("sampling.json")
+    mark = json.loads(recipe.read_text())["mark"]
+    (weights,) = sealed.rglob("weights")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert mark == {
+        "run": "run-1",
+        "reservation": "r-1",
+        "spec": "ab" * 32,
+        "void": True,
+        "weights": digest,
+    }
+    answer = mlflow.pyfunc.load_model(str(sealed)).predict(
+        pd.DataFrame({"label": [0], "count": [1]})
+    )
+    assert len(answer) == 1
+
+
+def test_other_weights_in_the_model_are_refused(
+    sealed: Path, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sealed, tmp_path / "model")
+    (weights,) = (tmp_path / "model").rglob("weights")
+    shutil.copy(trained, weights)
+    with pytest.raises(IntegrityBroken, match="not the weights that this model was logged with"):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))

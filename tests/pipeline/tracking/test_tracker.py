@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_reopen_and_find_after_a_crash(
     assert again.experiment_id == tracker.experiment_id
     assert again.find("digits-1") == run.id
     assert again.find("another") is None
-    reopened = again.reopen(run.id, release)
+    reopened = again.reopen(run.id, release, void=False)
     assert again.client.get_run(run.id).info.status == "RUNNING"
     reopened.params(spec)
     with reopened.stage("sample"):
@@ -126,7 +127,7 @@ def test_a_stage_of_a_process_that_died_has_failed_when_its_run_goes_on(
     stages = run.stage("train"), other.stage("train")
     for stage in stages:
         stage.__enter__()  # nothing ends it: the process was killed
-    tracker.reopen(run.id, release)
+    tracker.reopen(run.id, release, void=False)
     ended = {child.info.run_name: child.info.status for child in _children(tracker, run.id)}
     assert ended == {"plan": "FINISHED", "train": "FAILED"}
     assert [child.info.status for child in _children(tracker, other.id)] == ["RUNNING"]
@@ -134,7 +135,7 @@ def test_a_stage_of_a_process_that_died_has_failed_when_its_run_goes_on(
 
 def test_reopen_of_an_unknown_run_is_a_readable_error(tracker: Tracker, release: Path) -> None:
     with pytest.raises(TrackingUnavailable, match="RESOURCE_DOES_NOT_EXIST"):
-        tracker.reopen("0" * 32, release)
+        tracker.reopen("0" * 32, release, void=False)
 
 
 def test_find_refuses_filter_injection(tracker: Tracker) -> None:
@@ -221,6 +222,7 @@ def test_a_process_is_quiet_without_telemetry_and_on_a_full_disk(
 ) -> None:
     program = f"""
 import resource
+from dataclasses import replace
 from pathlib import Path
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker, TrackingUnavailable
 tracker = Tracker("sqlite:///{migrated}", Path({str(tmp_path)!r}), "quiet")
@@ -254,3 +256,37 @@ def test_client_keeps_no_active_run(run: TrackedRun) -> None:
     with run.stage("train"):
         assert mlflow.active_run() is None
     assert isinstance(run.client, MlflowClient)
+
+
+class TestVoid:
+    """Nothing of a seeded run that was made from records reaches MLflow."""
+
+    @pytest.fixture
+    def void(self, tracker, identity, release):
+        return tracker.start("void", replace(identity, void=True), release)
+
+    def test_no_artifact_and_no_model(self, void, tracker, release, spec):
+        page = release / "report.html"
+        page.write_text("<p>images</p>")
+        void.artifact(page)
+        assert void.log_sampling_model(page, spec) is None
+        assert tracker.client.list_artifacts(void.id) == []
+        assert tracker.client.search_logged_models([tracker.experiment_id]) == []
+
+    def test_no_figure_that_was_measured(self, void, tracker):
+        void.metrics(Release.evaluation({"logreg.accuracy": 0.5}, reference="public"))
+        void.metrics(Release.paid({"logreg.accuracy": 0.5}))
+        void.metrics(Release.rows(7))
+        assert set(tracker.client.get_run(void.id).data.metrics) == {"rows"}
+
+    def test_no_seed(self, void, tracker, spec):
+        seeded = spec.model_copy(update={"privacy": spec.privacy.model_copy(update={"seed": 7})})
+        void.params(seeded)
+        params = tracker.client.get_run(void.id).data.params
+        assert "privacy.seed" not in params and params["privacy.epsilon"] == "10.0"
+
+    def test_nor_when_it_is_reopened(self, void, tracker, release):
+        page = release / "report.html"
+        page.write_text("<p>images</p>")
+        tracker.reopen(void.id, release, void=True).artifact(page)
+        assert tracker.client.list_artifacts(void.id) == []

@@ -65,7 +65,7 @@ BAD = {
         "reservation_id": "line", "component": "name", "steps": "count", "attempt": "count",
         "idempotency_key": "line",
     },
-    "settle": {"reservation_id": "line"},
+    "settle": {"reservation_id": "line", "weights_sha256": "spec"},
     "record_export": {
         "reservation_id": "line", "manifest_sha256": "digest", "description": "words",
         "used": "used", "void_allowed": "flag",
@@ -75,6 +75,7 @@ BAD = {
     "reserved": {"idempotency_key": "line"},
     "reservation": {"reservation_id": "line"},
     "charged_steps": {"reservation_id": "line"},
+    "settled_weights": {"reservation_id": "line"},
     "odometer": {"name": "name"},
     "history": {"name": "name"},
 }  # fmt: skip
@@ -101,7 +102,7 @@ def good(budget, begun, content, plan):
             "reservation_id": held.id, "component": "train", "steps": 1, "attempt": 1,
             "idempotency_key": "c",
         },
-        "settle": {"reservation_id": held.id},
+        "settle": {"reservation_id": held.id, "weights_sha256": "a" * 64},
         "record_export": {
             "reservation_id": held.id, "manifest_sha256": "a" * 64, "description": "images",
             "used": {"train": 1}, "void_allowed": False,
@@ -111,6 +112,7 @@ def good(budget, begun, content, plan):
         "reserved": {"idempotency_key": "k2"},
         "reservation": {"reservation_id": held.id},
         "charged_steps": {"reservation_id": held.id},
+        "settled_weights": {"reservation_id": held.id},
         "odometer": {"name": "digits"},
         "history": {"name": "digits"},
     }  # fmt: skip
