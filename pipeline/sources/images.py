@@ -29,6 +29,8 @@ _MODE_NAMES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+# As in `testset` and `traindata`.
+_SET = re.compile(r"(?<=.)(set|data|split|images)s?$")
 # The words by which `datasets` tells splits apart, and two more.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -185,7 +187,7 @@ def _files(path: Path) -> list[Path]:
 
 def _split(file: PurePath) -> str:
     """Return the split that any part of a path names."""
-    words = {word.lower() for part in file.parts for word in _WORD.findall(part)}
+    words = {_SET.sub("", word.lower()) for part in file.parts for word in _WORD.findall(part)}
     names = {_SPLITS[word] for word in words & _SPLITS.keys()}
     if match := _SHARD.fullmatch(file.name):
         names.add(_SPLITS.get(match[1].lower(), match[1]))

@@ -60,6 +60,7 @@ def animated():
         (encoded("RGB", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]), 3, "fram"),
         *((oriented(value, "JPEG"), 3, "found an EXIF orientation: turn") for value in range(2, 9)),
         (oriented(6, "PNG"), 3, "found an EXIF orientation"),
+        (encoded("RGB", "JPEG", xmp=b'<x:xmpmeta tiff:Orientation="6"/>'), 3, "EXIF orientation"),
         (encoded("RGB", "WEBP"), 3, "a PNG or JPEG was expected, found something else; convert"),
         (b"", 1, "PNG or JPEG"),
         (encoded("RGB", "JPEG")[:-40], 3, "damaged"),

@@ -3,6 +3,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from privacy.errors import IntegrityBroken, InvalidRequest
 from synth.data import manifest as manifests
@@ -136,3 +138,30 @@ def test_counts_and_names_must_agree_when_it_is_made():
     for change in ({"class_counts": (1, 1)}, {"class_names": ("a",)}, {"shards": (shard, shard)}):
         with pytest.raises(InvalidRequest):
             dataclasses.replace(sound, **change)
+
+
+HOSTILE = (
+    "08",
+    "1e3",
+    "no",
+    "2024-01-01",
+    "null",
+    "a\x85b",
+    "a\u2028b",
+    "\r\n",
+    '"',
+    "\\",
+    "\x00",
+    "é",
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text() | st.sampled_from(HOSTILE), min_size=1, unique=True))
+def test_hostile_class_names_load_back(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("manifest")
+    counts = (3, *[0] * (len(names) - 1))
+    entry = ShardEntry("data/train-00000-of-00001.parquet", 10, "0" * 64, 3)
+    written = Manifest((8, 8, 1), tuple(names), counts, (entry,))
+    written.write(folder)
+    assert load_manifest(folder) == written
