@@ -66,21 +66,31 @@ def submit(
 
         # Refuse before reserving: a run without room would hold its budget and only wait.
         require_room(_with_workers(spec, workers).resources, this_machine())
-    preflight.require_what_comes_last(spec, home, embedded=embedded)
+    with _names_kept(home):
+        preflight.require_what_comes_last(spec, home, embedded=embedded)
     run = home.new_run(spec)
     access = ledger_access.LedgerAccess.of(home)
     budget = Budget(access.open())
     try:
-        ingest.ingest(run, spec, planned, access.key, budget)
-    except BaseException as error:
+        with _names_kept(home):
+            ingest.ingest(run, spec, planned, access.key, budget)
+    except BaseException:
         if run.state().reservation_id is None:
             # A run that did not record its reservation could neither charge it nor give it back.
             ingest.give_back(run, budget)
             shutil.rmtree(run.path)
-        if isinstance(error, DataError):
-            keep_names(error, home.path / "internal")
         raise
     return run
+
+
+@contextmanager
+def _names_kept(home: Home) -> Iterator[None]:
+    """Keep the names of private files that an error is about inside the home."""
+    try:
+        yield
+    except DataError as error:
+        keep_names(error, home.path / "internal")
+        raise
 
 
 def _declared_budget(spec: Spec, home: Home) -> Budget:

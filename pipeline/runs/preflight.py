@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.home import Home
 from pipeline.runs.dataset_identity import HOLDOUT, load_partition
 from pipeline.runs.directory import RunDirectory
+from pipeline.sources.base import keep_names
 from pipeline.spec import Evaluate, Spec
 from privacy.errors import DataError, InvalidRequest
 from synth.storage import write_bytes
@@ -81,5 +82,9 @@ def correct_evaluation(run: RunDirectory, other: Spec) -> None:
             "section evaluate, but for what is released, and data.holdout.source may be corrected "
             f"(it differs in: {', '.join(differing) or 'evaluate'})"
         )
-    require_evaluable(merged)
+    try:
+        require_evaluable(merged)
+    except DataError as error:
+        keep_names(error, run.internal)
+        raise
     write_bytes(run.evaluation_path, merged.to_yaml().encode())
