@@ -1,15 +1,15 @@
 """Guarantees under other relations than one record added or removed: groups and replacement."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from privacy.accounting.base import MAX_EPSILON, Steps, collapse, merge_gaussians, round_up
-from privacy.accounting.pld import PLDAccountant, composed_epsilon, step_loss
+from privacy.accounting.base import MAX_EPSILON, Steps, collapse, round_up
+from privacy.accounting.pld import Loss, PLDAccountant, composed, step_loss
 from privacy.accounting.rdp import ORDERS, curve, epsilon_of
 from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism, SubsampledGaussian
 from privacy.validation import open_probability, positive_int
@@ -24,9 +24,6 @@ _GRID = 3e-4
 _PLD = "PLD"
 _MIXTURE = "PLD of a mixture of Gaussians"
 _CONVERSION = "group conversion of RDP"
-
-# What one step loses on a grid of the given interval, as an object of the PLD library.
-_Loss = Callable[[Mechanism, float], Any]
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,10 @@ def group(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Guaran
     single = _single(mechanisms, delta)
     if k == 1:
         return _guarantee("add or remove one record", 1, delta, [single], 0.0)
-    steps = tuple(collapse(mechanisms))
-    sampled = any(isinstance(s.step, SubsampledGaussian) for s in steps)
+    sampled = any(isinstance(s.step, SubsampledGaussian) for s in collapse(mechanisms))
     bounds = [(k * _converted(curve(mechanisms), delta, k), _CONVERSION)]
     if not sampled or k <= _MAX_PARTS:
-        epsilon = _pld_epsilon(steps, delta, k * single[0], _GroupLoss(k))
+        epsilon = _pld_epsilon(tuple(collapse(mechanisms)), delta, k * single[0], _GroupLoss(k))
         bounds.append((epsilon, _MIXTURE if sampled else _PLD))
     return _guarantee(f"add or remove up to {k} records", k, delta, bounds, least=single[0])
 
@@ -131,24 +127,40 @@ def _converted(rdp: np.ndarray, delta: float, records: int) -> float:
 
 
 @lru_cache(maxsize=128)
-def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: _Loss) -> float:
-    """Return epsilon of the composition by `loss`, inf where the library cannot resolve it.
-
-    `scale`, about epsilon, sets the grid's width and cannot make the bound wrong. Equal losses
-    should compare equal, since results are cached by them.
-    """
+def _pld_epsilon(steps: tuple[Steps, ...], delta: float, scale: float, loss: Loss) -> float:
+    """Return epsilon of the composition by `loss`, inf where the library cannot resolve it."""
     if not steps:
         return 0.0
+    total = _distribution(steps, scale, loss)
+    return math.inf if total is None else float(total.get_epsilon_for_delta(delta))
+
+
+def _distribution(steps: tuple[Steps, ...], scale: float, loss: Loss) -> Any | None:
+    """Return the library's distribution of the composed loss, None where it cannot resolve it.
+
+    `scale`, about epsilon, sets the grid's width and cannot make a bound wrong.
+    """
     if scale > MAX_EPSILON:
-        return math.inf
-    interval = max(_GRID * scale, 1e-6)
+        return None
     try:
-        losses = [(loss(s.step, interval), s.number) for s in merge_gaussians(steps)]
-        return composed_epsilon(losses, delta)
+        return composed(steps, max(_GRID * scale, 1e-6), loss)
     except (ValueError, RecursionError):
         # The numbers left the library's range: its search for a cut-off found none, or never
-        # ended. The conversion still holds.
-        return math.inf
+        # ended.
+        return None
+
+
+def group_distribution(mechanisms: Sequence[Mechanism], delta: float, records: int) -> Any | None:
+    """Return the library's distribution of what k = `records` records lose together.
+
+    It is that by which `group` finds its epsilon at `delta`. None where the library cannot resolve
+    it. There is at least one mechanism.
+    """
+    steps, single = tuple(collapse(mechanisms)), _single(mechanisms, delta)[0]
+    sampled = any(isinstance(s.step, SubsampledGaussian) for s in steps)
+    if sampled and records > _MAX_PARTS:
+        return None
+    return _distribution(steps, records * single, _GroupLoss(records))
 
 
 @dataclass(frozen=True)
