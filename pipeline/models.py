@@ -1,7 +1,7 @@
 """From a spec and trained weights to images: for sampling actors and the model kept in MLflow."""
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Self
+from typing import Annotated, Any, Self, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from synth.inference import at_precision, chosen_batch
 from synth.methods import METHODS, method_class
 from synth.methods.base import PublicFacts
 from synth.preconditioning import Denoiser
-from synth.samplers import sampler
+from synth.samplers import DIRECT, sampler
 from synth.samplers.base import Denoise, Sampler, guided
 from synth.settings import ModelSettings, Settings, SynthesizeSettings, one_of
 from synth.storage import StoragePath
@@ -67,6 +67,8 @@ def build_guided(spec: Spec | Recipe, denoiser: Denoiser) -> Denoise:
     return guided(denoiser, spec.synthesize.guidance, null=len(spec.data.classes))
 
 
+_DIRECT_BATCH = 2000  # images at a time that a model draws itself: a pool to pick labels from
+
 # Called with the number of images that are done: whole ones, and parts of those in progress.
 OnImages = Callable[[float], None]
 
@@ -89,7 +91,7 @@ class ImageSampler:
         data, settings = recipe.data, recipe.synthesize
         self._device = torch.device(device)
         self._shape = (data.channels, data.size, data.size)
-        self._sampler = build_sampler(recipe)
+        self._sampler = None if settings.sampler == DIRECT else build_sampler(recipe)
         self._batch = settings.batch or chosen_batch(
             data.size,
             recipe.model.base,
@@ -107,6 +109,9 @@ class ImageSampler:
                 f"{weights} is missing, damaged or of another network; restore it from a "
                 "backup or submit a new run"
             ) from error
+        if self._sampler is None:
+            self._batch, self._model = settings.batch or _DIRECT_BATCH, cast(Any, denoiser.network)
+            return
         ready = at_precision(denoiser, settings.precision, self._device)
         self._denoise = build_guided(recipe, ready)
 
@@ -120,18 +125,32 @@ class ImageSampler:
             generator: all that is random; the same one gives the same images.
             on_images: called after every evaluation of the network.
         """
-        evaluations = 0
+        if self._sampler is None:
+            yield from self._drawn(labels, generator, on_images)
+            return
+        evaluations, nfe, solver = 0, self._sampler.nfe, self._sampler
 
         def denoise(x: Tensor, sigma: float, labels: Tensor) -> Tensor:
             nonlocal evaluations
             denoised = self._denoise(x, sigma, labels)
             evaluations += 1
-            on_images(begun + len(x) * evaluations / self._sampler.nfe)
+            on_images(begun + len(x) * evaluations / nfe)
             return denoised
 
         for begun in range(0, len(labels), self._batch):
             evaluations = 0
             part = labels[begun : begun + self._batch].to(self._device)
             with torch.inference_mode():
-                x = self._sampler.sample(denoise, part, self._shape, generator)
+                x = solver.sample(denoise, part, self._shape, generator)
+            yield to_uint8(x)
+
+    def _drawn(
+        self, labels: Tensor, generator: torch.Generator, on_images: OnImages
+    ) -> Iterator[np.ndarray]:
+        done = 0
+        for part in labels.split(self._batch):
+            with torch.inference_mode():
+                x = self._model.draw(part, generator)
+            done += len(part)
+            on_images(done)
             yield to_uint8(x)

@@ -23,6 +23,7 @@ from privacy.ledger.records import Component
 from privacy.mechanisms import DiscreteLaplace
 from synth.methods import method_class
 from synth.methods.base import Method, PublicFacts, WorkerResources
+from synth.samplers import DIRECT
 
 ACCURACY, CLASS_COUNTS = "accuracy", "class-counts"
 
@@ -229,8 +230,8 @@ def estimate(spec: Spec, method: Method, views: float, *, trial: bool = True) ->
     with _counted_flops(denoiser) as flops:
         activations = activation_bytes(denoiser, inputs)
     forward = sum(flops)
-    guided = 2 if spec.synthesize.guidance > 0 else 1
-    evaluations = spec.synthesize.total * build_sampler(spec).nfe * guided
+    guided, direct = 2 if spec.synthesize.guidance > 0 else 1, spec.synthesize.sampler == DIRECT
+    evaluations = 0 if direct else spec.synthesize.total * build_sampler(spec).nfe * guided
     parameters = sum(weight.numel() for weight in denoiser.parameters())
     cost = Cost(
         parameters=parameters,
@@ -242,7 +243,7 @@ def estimate(spec: Spec, method: Method, views: float, *, trial: bool = True) ->
         gradient_engine=work.engine,
         micro_batch=work.micro_batch,
     )
-    if not trial:
+    if not trial or not parameters:  # without any, nothing is trained that could be timed
         return cost
     device, rate = _views_per_second(spec, denoiser)
     workers = 1 if spec.resources.workers == "auto" else spec.resources.workers

@@ -24,6 +24,8 @@ from privacy.accounting import epsilon_bounds
 from privacy.budget import Budget, Reservation
 from synth.data.manifest import Manifest, ShardEntry, file_sha256
 from synth.data.shards import plan_shards
+from synth.methods.moments import TEACHER
+from synth.samplers import DIRECT
 from synth.storage import write_json
 from synth.training import PRIVATE
 
@@ -104,7 +106,7 @@ def _spent(context: Context) -> dict[str, float]:
     return {
         **{f"epsilon_{name}": bound for name, bound in bounds.items()},
         "delta": delta,
-        "steps": charged[PRIVATE].steps,
+        "steps": sum(charged[name].steps for name in charged if name in (PRIVATE, TEACHER)),
         "dataset_epsilon": context.budget.odometer(context.spec.data.name).spent,
     }
 
@@ -119,7 +121,9 @@ class Synthesize:
         run, spec = context.run, context.spec
         data, synthesize = spec.data, spec.synthesize
         counts = synthesize.class_counts(len(data.classes))
-        shards = plan_shards(counts, synthesize.shard_rows)
+        # A model that draws images itself wastes fewest where a shard has all classes.
+        mixed = synthesize.sampler == DIRECT
+        shards = plan_shards(counts, synthesize.shard_rows, mixed=mixed)
         weights = run.release / WEIGHTS
         used = origin.require_weights(run, context.budget, context.reservation) or file_sha256(
             weights

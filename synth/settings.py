@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticKnownError
 
 from privacy.errors import InvalidRequest
-from synth.samplers import SAMPLERS
+from synth.samplers import DIRECT, SAMPLERS
 
 FieldPath = tuple[str | int, ...]
 
@@ -298,7 +298,8 @@ class SynthesizeSettings(NoiseLevels):
     # off the private data.
     images: Count | None = None
     per_class: Annotated[tuple[int, ...], Field(strict=False)] | None = None
-    sampler: Annotated[str, one_of(SAMPLERS)] = "churn"
+    # By default "direct", where the method's model draws images itself.
+    sampler: Annotated[str, one_of((*SAMPLERS, DIRECT))] = "churn"
     guidance: NotNegative = 0.0  # w in D^w = (1+w)·D(x; σ, y) - w·D(x; σ, ∅)
     churn: ChurnSettings | None = None  # of the sampler "churn", and of no other
     shard_rows: Count = 1000  # images in a file

@@ -29,6 +29,7 @@ _LIGHT = (
     "privacy.budget",
     "privacy.ledger",
     "synth.methods.diffusion",
+    "synth.methods.moments",
     "synth.settings",
 )
 # Documented by their owners in spite of the underscore.

@@ -20,6 +20,7 @@ from privacy.errors import UmbraError
 from synth.data.manifest import ShardEntry
 from synth.data.shards import PngEncoder, Shard, shard_generator, write_shard
 from synth.origin import weights_mark
+from synth.samplers import DIRECT
 from synth.storage import StoragePath
 
 # A shard whose actor died so often kills them, by its size or by what it is.
@@ -142,7 +143,8 @@ class ShardSampler:
         self._weights = weights
         self._folder = folder
         self._progress = (0, 0)
-        self._device = torch.device("cuda" if spec.resources.gpus_per_worker > 0 else "cpu")
+        on_gpu = spec.resources.gpus_per_worker > 0 and spec.synthesize.sampler != DIRECT
+        self._device = torch.device("cuda" if on_gpu else "cpu")
 
     @cached_property
     def _images(self) -> ImageSampler:

@@ -16,6 +16,7 @@ from privacy.durable import new_folder
 from privacy.errors import InvalidRequest
 from synth.export.documents import CardFacts, checked_statement
 from synth.export.formats import Exported, export_dataset, require_format
+from synth.samplers import DIRECT
 
 
 def export_run(
@@ -62,7 +63,6 @@ def export_run(
 
 
 def _card(run: RunDirectory, spec: Spec, void: bool, disclosure: str) -> CardFacts:
-    synthesize = spec.synthesize
     made = "under differential privacy" if not void else "by a run that guarantees no privacy"
     return CardFacts(
         name=spec.name,
@@ -72,10 +72,7 @@ def _card(run: RunDirectory, spec: Spec, void: bool, disclosure: str) -> CardFac
             f"{spec.data.size}, made {made}."
         ),
         source=spec.data.name,
-        method=(
-            f"{build_method(spec).describe()}, sampled by {synthesize.sampler} in "
-            f"{synthesize.steps} steps with guidance {synthesize.guidance:g}"
-        ),
+        method=f"{build_method(spec).describe()}, {_sampling(spec)}",
         version=version("umbra-synth"),
         measures=_measures(run),
         disclosure=disclosure,
@@ -105,6 +102,14 @@ def _disclosure(run: RunDirectory, budget: Budget) -> str:
         f"of them learns from the images and the figures together no more than ε = {both.epsilon} "
         f"allows, at δ = {both.delta} ({both.method})."
     )
+
+
+def _sampling(spec: Spec) -> str:
+    synthesize = spec.synthesize
+    if synthesize.sampler == DIRECT:
+        return "drawn directly"
+    steps, w = synthesize.steps, synthesize.guidance
+    return f"sampled by {synthesize.sampler} in {steps} steps with guidance {w:g}"
 
 
 def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:

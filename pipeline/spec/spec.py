@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,8 @@ from eval import settings as evaluation
 from eval.settings import CLASSIFIER_NAMES, ClassifierName
 from pipeline.sources import Source
 from synth import settings
-from synth.methods import METHODS
+from synth.methods import DRAWING, METHODS
+from synth.samplers import DIRECT
 from synth.settings import Count, FieldError, Line, Positive, Settings, raise_if_any
 from synth.storage import yaml_text
 
@@ -168,6 +169,15 @@ class Spec(Settings):
     evaluate: Evaluate | None = None
     resources: Resources = Field(default_factory=Resources)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_directly(cls, raw: Any) -> Any:
+        """Let a model that draws images itself do so, where no sampler is named."""
+        asked = raw.get("synthesize") if isinstance(raw, dict) else None
+        if isinstance(asked, dict) and raw.get("method") in DRAWING and "sampler" not in asked:
+            return {**raw, "synthesize": {**asked, "sampler": DIRECT}}
+        return raw
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         checks = (_training_errors, _network_errors, _synthesis_errors, _evaluation_errors)
@@ -210,6 +220,8 @@ def _training_errors(spec: Spec) -> Iterator[FieldError]:
     N, delta = spec.data.records, spec.privacy.delta
     if spec.method == "diffusion" and spec.train is None:
         yield FieldError(("train",), "a section, for the method is diffusion", "nothing")
+    if spec.method == "moments" and spec.train is not None:
+        yield FieldError(("train",), "no section, for the method is moments", "one")
     if delta >= 1 / N:
         # At δ = 1/N publishing one whole record at random would count as private.
         expected = f"a number below 1/records = 1/{N} = {1 / N:.3g}"
@@ -222,6 +234,8 @@ def _training_errors(spec: Spec) -> Iterator[FieldError]:
 
 
 def _network_errors(spec: Spec) -> Iterator[FieldError]:
+    if spec.method != "diffusion":
+        return
     for error in spec.model.errors_at(spec.data.size):
         section = "data" if error.path == ("size",) else "model"
         yield replace(error, path=(section, *error.path))
@@ -233,6 +247,12 @@ def _synthesis_errors(spec: Spec) -> Iterator[FieldError]:
         expected = f"one count for each of the {classes} classes"
         found = f"{len(synthesize.per_class)} counts"
         yield FieldError(("synthesize", "per_class"), expected, found)
+    if synthesize.sampler == DIRECT and spec.method not in DRAWING:
+        expected = f"a sampler, for the model of {spec.method} does not draw images itself"
+        yield FieldError(("synthesize", "sampler"), expected, DIRECT)
+    if synthesize.sampler == DIRECT and synthesize.guidance > 0:
+        expected = "0, or a sampler, for a model that draws images itself is not guided"
+        yield FieldError(("synthesize", "guidance"), expected, f"{synthesize.guidance:g}")
     if synthesize.guidance > 0 and spec.model.label_dropout == 0:
         expected = "0, for a model trained with label_dropout 0 has no unconditional part"
         yield FieldError(("synthesize", "guidance"), expected, f"{synthesize.guidance:g}")

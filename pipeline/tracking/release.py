@@ -16,7 +16,10 @@ from privacy.errors import InvalidRequest
 # Costs are functions of the spec alone, known before any record is read.
 _COST = {"epsilon_rdp", "epsilon_prv", "epsilon_pld", "delta", "noise_multiplier", "steps"}
 _PLANNED = {"sampling_probability", "expected_batch", "clip_norm", "views", "parameters"}
-PLAN_NAMES = frozenset(_COST | _PLANNED | {"warmup_steps"})
+_SIZES = {"cosines", "mixture_components"}
+_STEPS = {f"{part}_steps" for part in ("warmup", "sums", "scatter", "lloyd", "mixture")}
+_STEPS |= {"histogram_steps", "teacher_steps"}
+PLAN_NAMES = frozenset(_COST | _PLANNED | _SIZES | _STEPS)
 # Charges are written before the noise is drawn, so they depend on no record either.
 SPENT_NAMES = frozenset(_COST | {"dataset_epsilon", "attempts", "warmup_steps"})
 

@@ -42,22 +42,33 @@ class Shard:
     labels: tuple[int, ...]
 
 
-def plan_shards(class_counts: Sequence[int], rows_per_shard: int) -> list[Shard]:
-    """Cut the whole set, class by class, into shards of `rows_per_shard` rows (the last: the rest).
+def plan_shards(
+    class_counts: Sequence[int], rows_per_shard: int, *, mixed: bool = False
+) -> list[Shard]:
+    """Cut the whole set into shards of `rows_per_shard` rows (the last: the rest).
 
-    Every class gets exactly its count; the plan depends on nothing but the arguments.
+    Class by class or, where `mixed`, all classes in every shard. Every class gets exactly its
+    count; the plan depends on nothing but the arguments.
 
     Raises:
         InvalidRequest: a count is negative, all are zero, or `rows_per_shard` < 1.
 
     >>> [shard.labels for shard in plan_shards([3, 2], rows_per_shard=2)]
     [(0, 0), (0, 1), (1,)]
+    >>> [shard.labels for shard in plan_shards([4, 2], rows_per_shard=3, mixed=True)]
+    [(0, 1, 0), (0, 1, 0)]
     """
     if rows_per_shard < 1:
         raise InvalidRequest(f"rows per shard: at least 1 was expected, found {rows_per_shard}")
     if any(count < 0 for count in class_counts) or sum(class_counts) < 1:
         raise InvalidRequest("class counts: none negative and at least one image were expected")
     labels = np.repeat(np.arange(len(class_counts)), class_counts)
+    if mixed:
+        # Every class's images at even distances.
+        places = np.concatenate(
+            [(np.arange(count) + 0.5) / max(count, 1) for count in class_counts]
+        )
+        labels = labels[np.argsort(places, kind="stable")]
     pieces = (labels[row : row + rows_per_shard] for row in range(0, len(labels), rows_per_shard))
     return [Shard(number, tuple(piece.tolist())) for number, piece in enumerate(pieces)]
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from synth.methods.base import Method
 
-METHODS = {"diffusion": "synth.methods.diffusion:Diffusion"}
+METHODS = {
+    "diffusion": "synth.methods.diffusion:Diffusion",
+    "moments": "synth.methods.moments:Moments",
+}
+# Those whose model draws images itself: `sampler: direct` is their default, and theirs alone.
+DRAWING = frozenset({"moments"})
 
 
 def method_class(name: str) -> "type[Method]":

@@ -17,6 +17,8 @@ SAMPLERS = {
     "ddim-stochastic": "synth.samplers.ddim:StochasticDDIM",
     "churn": "synth.samplers.churn:Churn",
 }
+# No solver: the model draws images itself (`synth.methods.DRAWING`).
+DIRECT = "direct"
 
 
 def sampler(name: str, **settings: Any) -> "Sampler":

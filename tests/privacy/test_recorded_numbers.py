@@ -104,7 +104,8 @@ LABEL, SIGMA, NOISE = range(3)  # streams of a record's seed
 TESTS = Path(__file__).parents[1]
 RECORDED = TESTS / "fixtures" / "recorded_numbers.json"
 SCHEMA_1 = TESTS / "privacy" / "ledger" / "schema_1"
-EXAMPLES = TESTS.parent / "examples"
+# Those that were there when the numbers were recorded.
+EXAMPLES = [TESTS.parent / "examples" / name for name in ("digits.yaml", "mnist.yaml")]
 
 HOME_KEY = bytes(range(32))
 KEYS = {"ascending": HOME_KEY, "zero": bytes(32), "ones": b"\xff" * 32}
@@ -442,7 +443,7 @@ def filled_rows():
 def specs():
     return {
         path.name: parse_spec(path.read_text(encoding="utf-8"), folder=Path("/data")).sha256()
-        for path in sorted(EXAMPLES.glob("*.yaml"))
+        for path in EXAMPLES
     }
 
 

@@ -12,6 +12,7 @@ from privacy.accounting.base import round_up
 from privacy.budget import Component
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import Gaussian, SubsampledGaussian
+from tests.builders import DIGITS_MOMENTS
 
 MNIST = """
 name: mnist
@@ -159,8 +160,10 @@ def test_it_touches_no_data_and_no_home(monkeypatch, tmp_path):
 
 def test_what_a_tracker_keeps_is_on_its_public_list():
     found = planned(DIGITS, ("views: 4", f"views: 4, warmup: {{{WARMUP}}}"))
-    assert set(found.costs()) == PLAN_NAMES
+    method = planned(DIGITS_MOMENTS, ("epsilon: 4.9", "epsilon: 90"))
+    assert set(found.costs()) | set(method.costs()) == PLAN_NAMES
+    assert method.costs()["teacher_steps"] == 60
     assert found.costs()["warmup_steps"] == 1
     assert found.costs()["views"] == pytest.approx(40 * 256 * 4)
     unbounded = planned(DIGITS, ("epsilon: 3", "epsilon: 2000")).costs()
-    assert PLAN_NAMES - set(unbounded) == {"epsilon_prv", "epsilon_pld", "warmup_steps"}
+    assert set(found.costs()) - set(unbounded) == {"epsilon_prv", "epsilon_pld", "warmup_steps"}

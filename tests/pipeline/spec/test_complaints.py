@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.spec.load import Problem, SpecError
-from synth.samplers import SAMPLERS
+from synth.samplers import DIRECT, SAMPLERS
 from synth.settings import PRECONDITIONINGS, format_path
 
 
@@ -144,7 +144,7 @@ ONE_PROBLEM = {
     ),
     "unknown sampler": (
         ("images: 100", "images: 100\n  sampler: dimm"),
-        f"my.yaml:24: synthesize.sampler: expected {one_of(SAMPLERS)}, found 'dimm' "
+        f"my.yaml:24: synthesize.sampler: expected {one_of((*SAMPLERS, DIRECT))}, found 'dimm' "
         "(did you mean ddim?)",
     ),
     "churn of a sampler without": (

@@ -1,0 +1,1 @@
+"""Noisy moments: a mixture of Gaussians a class, and what makes a generator of it for free."""

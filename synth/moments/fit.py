@@ -1,0 +1,445 @@
+"""Fits a mixture and its teacher to private records: every release charged before it is drawn.
+
+Only noised sums leave a worker, and only they and what was made of them are kept in checkpoints.
+A crash forfeits what was charged and not yet saved: an attempt that follows does without it where
+it can.
+
+Shapes: n records, k classes, q coefficients, r dimensions, K components.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from privacy import moments
+from privacy.collective import Collective
+from privacy.errors import InvalidRequest, UmbraError
+from privacy.ledger.records import Component
+from synth.checkpoint import Checkpoint, keep_last, newest, save
+from synth.methods import moments as parts
+from synth.methods.base import Attempt, Meter, OnProgress, PublicFacts
+from synth.moments import candidates, mixture, teacher, tone
+from synth.moments.lowpass import Lowpass
+from synth.moments.model import MomentsModel
+from synth.records import Records
+from synth.scattering import Scattering
+from synth.storage import StoragePath
+
+# A query: called with its noise multiplier and what noises and adds up its sums.
+Ask = Callable[[float, moments.Release], Tensor]
+
+ROWS = 2048  # records at a time
+_CHARGED_AT_A_TIME = 10  # of the teacher's steps; a crash forfeits the rest of them
+_KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
+_TONE_IMAGES = 2000
+_POOL = (2000, 10_000)  # synthetic images from which the teacher's space and labels are made
+_GRADIENT_NORM = 0.5  # C of the teacher
+
+
+class Releases:
+    """Charges and keeps what this run releases, step by step, over all its attempts."""
+
+    def __init__(
+        self,
+        components: Sequence[Component],
+        attempt: Attempt,
+        meter: Meter,
+        checkpoints: StoragePath,
+        collective: Collective,
+        on_progress: OnProgress,
+    ) -> None:
+        """Go on from the newest sound checkpoint.
+
+        Raises:
+            InvalidRequest: this attempt has run before; noise must be fresh.
+            UmbraError: the workers do not see the same checkpoints.
+        """
+        self.collective = collective
+        self._mechanisms = {part.name: part.mechanism for part in components}
+        self._attempt, self._meter = attempt, meter
+        self._checkpoints, self._on_progress = checkpoints, on_progress
+        self._release = moments.Release(attempt.noise(), collective)
+        self._kept: dict[str, Tensor] = {}
+        self._done = dict.fromkeys(self._mechanisms, 0)
+        self._saves, self._head, self._paid = 0, "", 0
+        self._restore()
+
+    def _restore(self) -> None:
+        found = newest(self._checkpoints).checkpoint
+        step = -1 if found is None else found.step
+        if self.collective.broadcast_from_rank0(step) != step:
+            raise UmbraError(
+                "the workers found different checkpoints; put the run's folder on storage that "
+                "all of them share"
+            )
+        if found is None:
+            return
+        if found.attempt >= self._attempt.number:
+            raise InvalidRequest(
+                f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
+                f"{found.attempt}: noise must be fresh; begin a new attempt"
+            )
+        self._kept, self._saves = dict(found.model), found.step
+
+    def steps(self, component: str) -> int:
+        """Return how many steps of a component were reserved; 0 if it is no part of the plan."""
+        return self._mechanisms[component].steps if component in self._mechanisms else 0
+
+    def noise_std(self, component: str, sensitivity: float) -> float:
+        """Return the standard deviation of the noise on a sum of that sensitivity."""
+        return self._mechanisms[component].noise_multiplier * sensitivity
+
+    def query(self, component: str, ask: Ask) -> Tensor:
+        """Return the answer to `ask(noise multiplier, release)`; `pay` has charged its step."""
+        if self._paid < 1:
+            raise UmbraError(f"{component}: a step was about to be drawn that was not charged")
+        self._paid -= 1
+        answer = ask(self._mechanisms[component].noise_multiplier, self._release)
+        self._done[component] += 1
+        self._on_progress(component, self._done[component], self.steps(component))
+        return answer.cpu()
+
+    def pay(self, component: str, steps: int = 1) -> int:
+        """Charge up to so many steps on every worker's behalf; return how many there were left."""
+        paid = 0
+        if self.collective.rank == 0:
+            paid = min(self._meter.remaining(component), steps)
+            if paid:
+                self._head = self._meter.charge(component, paid)
+        # The others hear of it when it is paid for and not before.
+        self._paid = self.collective.broadcast_from_rank0(paid)
+        return self._paid
+
+    def once(self, component: str, name: str, ask: Ask) -> Tensor | None:
+        """Return what is kept under a name, or else charge, ask and keep it; None if forfeited."""
+        if name not in self._kept:
+            if not self.pay(component):
+                return None
+            self._kept[name] = self.query(component, ask)
+            self.save(component)
+        return self._kept[name]
+
+    def kept(self, name: str) -> Tensor | None:
+        """Return what is kept under a name."""
+        return self._kept.get(name)
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what was made of releases; `save` writes it."""
+        self._kept.update(tensors)
+
+    def derived(self, names: Sequence[str], make: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """Return tensors that rank 0 makes of releases, float64, the same on every worker.
+
+        Made once for all attempts: a later release is in the terms of an earlier one, and another
+        machine might turn an eigenvector the other way.
+        """
+        if any(name not in self._kept for name in names):
+            made = make() if self.collective.rank == 0 else [torch.zeros(())] * len(names)
+            for name, tensor in zip(names, made, strict=True):
+                self._kept[name] = self._from_rank0(tensor.double().cpu())
+        return [self._kept[name] for name in names]
+
+    def _from_rank0(self, tensor: Tensor) -> Tensor:
+        first, tell = self.collective.rank == 0, self.collective.broadcast_from_rank0
+        shape = [tell(tensor.shape[i] if first else 0) for i in range(tell(tensor.ndim))]
+        mine = tensor if first else torch.zeros(shape, dtype=torch.float64)
+        return self.collective.sum({"made": mine})["made"].reshape(shape).cpu()
+
+    def save(self, component: str) -> None:
+        """Write a checkpoint: noised sums and what was made of them, no state of any noise."""
+        self._saves += 1
+        if self.collective.rank == 0:
+            number, kept = self._attempt.number, self._kept
+            checkpoint = Checkpoint(self._saves, number, component, kept, {}, {}, self._head)
+            save(self._checkpoints, checkpoint)
+            keep_last(self._checkpoints, _KEPT)
+
+
+class Fitting:
+    """One worker's part in one attempt; the arguments are those of `Method.fit`."""
+
+    def __init__(
+        self,
+        count: int,
+        facts: PublicFacts,
+        sizes: parts.Sizes,
+        records: Records,
+        releases: Releases,
+        attempt: Attempt,
+    ) -> None:
+        """Touch no record yet.
+
+        Raises:
+            InvalidRequest: the number of records is not the one that was declared.
+        """
+        if len(records) != count:
+            raise InvalidRequest(
+                f"the mechanism is stated for {count} records, found {len(records)}; declare the "
+                "number that the source holds"
+            )
+        self._N, self._k, self._sizes = count, facts.classes, sizes
+        own = slice(releases.collective.rank, None, releases.collective.size)
+        # Views, not copies: every worker takes every size-th record.
+        self._images, self._labels = records.images[own], records.labels[own]
+        self._releases, self._generator = releases, attempt.generator()
+        self._P = Lowpass(facts.channels, facts.size, sizes.kept)
+        self._scattering = Scattering(facts.channels, facts.size)
+        self._model = MomentsModel(facts.channels, facts.size, facts.classes)
+
+    def run(self) -> dict[str, Tensor]:
+        """Release what was reserved and return the model's weights.
+
+        Raises, beside what `Method.fit` does:
+            UmbraError: a release without which there is no model was charged and lost in a crash.
+        """
+        self._fit_mixture()
+        self._fit_tone()
+        if weights := self._taught():
+            self._choose_warps(*weights)
+        return {f"network.{name}": value for name, value in self._model.state_dict().items()}
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the coefficients P(x - 1/2), x in [0, 1], of this worker's records, by label."""
+        for start in range(0, len(self._labels), ROWS):
+            rows = slice(start, start + ROWS)
+            yield self._P(self._images[rows].double() / 2), self._labels[rows]
+
+    def _required(self, answer: Tensor | None) -> Tensor:
+        if answer is None:
+            raise UmbraError(
+                "a query was charged and its answer lost in a crash, so there is no model to "
+                "release; submit a new run"
+            )
+        return answer
+
+    def _fit_mixture(self) -> None:
+        releases, sizes, N, P, k = self._releases, self._sizes, self._N, self._P, self._k
+        bound, s = 2 * sizes.clip_norm, sizes.sums_weight
+
+        def sums(sigma: float, release: moments.Release) -> Tensor:
+            # No image of values in [0, 1] is longer: nothing is clipped.
+            return moments.block_sums(
+                self._chunks(),
+                k,
+                P.dimension,
+                clip_norm=bound,
+                count_weight=s,
+                noise_multiplier=sigma,
+                release=release,
+            )
+
+        noisy = self._required(releases.once(parts.SUMS, "sums", sums))
+        std = releases.noise_std(parts.SUMS, math.hypot(s, bound))
+        (means,) = releases.derived(
+            ["means"], lambda: [mixture.class_means(noisy, N, P.bands, std, s)]
+        )
+        space = self._subspace(means)
+        of_record = _within(self._chunks(), means, space.basis, sizes.clip_norm)
+        centres = self._centres(of_record, space)
+        self._model.put(means, space, self._mixture(of_record, centres, space))
+
+    def _subspace(self, means: Tensor) -> mixture.Subspace:
+        releases, C, N, bands = self._releases, self._sizes.clip_norm, self._N, self._P.bands
+
+        def scatter(sigma: float, release: moments.Release) -> Tensor:
+            deviations = ((c - means.to(c)[y], y) for c, y in self._chunks())
+            return moments.scatter(
+                deviations,
+                self._P.dimension,
+                clip_norm=C,
+                noise_multiplier=sigma,
+                release=release,
+            )
+
+        noisy = self._required(releases.once(parts.SCATTER, "scatter", scatter))
+        std = releases.noise_std(parts.SCATTER, C**2)
+
+        def make() -> list[Tensor]:
+            found = mixture.subspace(noisy, N, bands, std)
+            return [found.basis, found.variances, found.outside]
+
+        return mixture.Subspace(*releases.derived(["basis", "variances", "outside"], make))
+
+    def _centres(self, of_record: tuple[Tensor, Tensor], space: mixture.Subspace) -> Tensor:
+        """Return where the components' records lie, by noisy rounds of Lloyd's; [k, K, r]."""
+        releases, sizes, generator = self._releases, self._sizes, self._generator
+        shape = self._k, sizes.components
+        if not releases.steps(parts.LLOYD):
+            return torch.zeros(*shape, len(space.variances), dtype=torch.float64)
+        s, C = sizes.weight, sizes.clip_norm
+        std = releases.noise_std(parts.LLOYD, math.hypot(s, C))
+        (centres,) = releases.derived(
+            ["centres-0"], lambda: [mixture.first_centres(*shape, space.variances, generator)]
+        )
+        for number in range(1, releases.steps(parts.LLOYD) + 1):
+            noisy = releases.once(
+                parts.LLOYD, f"lloyd-{number}", self._sums_around(of_record, centres)
+            )
+            if noisy is None:
+                break
+            made = mixture.lloyd_centres(noisy, shape, space.variances, std, s, generator)
+            (centres,) = releases.derived([f"centres-{number}"], partial(list, (made,)))
+        return centres
+
+    def _sums_around(self, of_record: tuple[Tensor, Tensor], centres: Tensor) -> Ask:
+        def sums(sigma: float, release: moments.Release) -> Tensor:
+            return moments.block_sums(
+                _assigned(of_record, centres),
+                math.prod(centres.shape[:2]),
+                centres.shape[2],
+                clip_norm=self._sizes.clip_norm,
+                count_weight=self._sizes.weight,
+                noise_multiplier=sigma,
+                release=release,
+            )
+
+        return sums
+
+    def _mixture(
+        self, of_record: tuple[Tensor, Tensor], centres: Tensor, space: mixture.Subspace
+    ) -> mixture.Mixture:
+        releases, s, C = self._releases, self._sizes.weight, self._sizes.clip_norm
+        shape, r = (self._k, self._sizes.components), len(space.variances)
+
+        def all_moments(sigma: float, release: moments.Release) -> Tensor:
+            counts, sums, scatters = moments.block_moments(
+                _assigned(of_record, centres),
+                math.prod(shape),
+                r,
+                clip_norm=C,
+                count_weight=s,
+                noise_multiplier=sigma,
+                release=release,
+            )
+            return torch.cat([counts[:, None], sums, scatters.flatten(1)], 1)
+
+        noisy = self._required(releases.once(parts.MIXTURE, "mixture", all_moments))
+        std = releases.noise_std(parts.MIXTURE, math.sqrt(s**2 + 2 * C**2))
+
+        def make() -> list[Tensor]:
+            counts, sums, scatters = noisy.split([1, r, r * r], dim=1)
+            found = mixture.fit_mixture(
+                counts[:, 0], sums, scatters.reshape(-1, r, r), shape, std, s, C
+            )
+            return [found.weights, found.centres, found.covariances]
+
+        return mixture.Mixture(*releases.derived(["weights", "centres", "covariances"], make))
+
+    def _fit_tone(self) -> None:
+        def histogram(sigma: float, release: moments.Release) -> Tensor:
+            return moments.vector_sum(
+                tone.pixels_in_chunks(self._images, ROWS),
+                tone.BINS,
+                clip_norm=1.0,
+                noise_multiplier=sigma,
+                release=release,
+            )
+
+        noisy = self._releases.once(parts.HISTOGRAM, "histogram", histogram)
+        if noisy is None:
+            return
+
+        def make() -> list[Tensor]:
+            labels = torch.arange(_TONE_IMAGES) % self._k
+            return [tone.curve(noisy, self._model.draw_plain(labels, self._generator))]
+
+        (levels,) = self._releases.derived(["tone"], make)
+        self._model.tone = levels.float()
+
+    def _pool(self, strength: float) -> tuple[Tensor, Tensor]:
+        """Return synthetic images [n, c, S, S] and the labels that they are drawn for."""
+        n = min(max(2 * self._N, _POOL[0]), _POOL[1])
+        labels = torch.arange(n) % self._k
+        return self._model.draw_warped(labels, strength, self._generator), labels
+
+    def _taught(self) -> tuple[teacher.FeatureSpace, Tensor] | None:
+        """Return the teacher's space and weights; None if every step of it was lost."""
+        releases = self._releases
+
+        def make() -> list[Tensor]:
+            images, labels = self._pool(candidates.STRENGTHS[1])
+            space = teacher.FeatureSpace.of(self._scattering, images)
+            return [space.mean, space.projection, teacher.fit(space(images), labels, self._k)]
+
+        mean, projection, weights = releases.derived(
+            ["teacher-mean", "teacher-projection", "teacher-begin"], make
+        )
+        space = teacher.FeatureSpace(self._scattering, mean.float(), projection.float())
+        T, N = releases.steps(parts.TEACHER), self._N
+        std = releases.noise_std(parts.TEACHER, _GRADIENT_NORM)
+        descent = teacher.Descent(weights, T, std / N)
+        if (state := releases.kept("teacher-state")) is not None:
+            descent.restore(state)
+        features: list[Tensor] = []
+        while (block := releases.pay(parts.TEACHER, _CHARGED_AT_A_TIME)) > 0:
+            features = features or list(teacher.chunks(space, self._images, ROWS))
+            for _ in range(block):
+                gradient = self._gradient(features, descent.weights)
+                # N is public under the zero-out relation.
+                descent.take(releases.query(parts.TEACHER, gradient) / N)
+            releases.keep({"teacher-state": descent.state()})
+            releases.save(parts.TEACHER)
+        return (space, descent.result) if descent.steps_taken else None
+
+    def _gradient(self, features: Sequence[Tensor], weights: Tensor) -> Ask:
+        def gradient(sigma: float, release: moments.Release) -> Tensor:
+            return moments.softmax_gradient(
+                zip(features, self._labels.split(ROWS), strict=True),
+                weights.to(self._images.device),
+                clip_norm=_GRADIENT_NORM,
+                noise_multiplier=sigma,
+                release=release,
+            )
+
+        return gradient
+
+    def _choose_warps(self, space: teacher.FeatureSpace, weights: Tensor) -> None:
+        """Label by the teacher; warp as strongly as serves a small classifier best, for a fee."""
+        releases, M = self._releases, len(candidates.STRENGTHS)
+        names = [f"{name}-{i}" for i in range(M) for name in candidates.NAMES]
+
+        def make() -> list[Tensor]:
+            tensors = []
+            for strength in candidates.STRENGTHS:
+                images, labels = self._pool(strength)
+                said = teacher.Labels.of(space(images).double() @ weights.T, labels)
+                judge = candidates.train(images, said.labels, self._k, self._generator)
+                tensors += [said.offsets, said.agreement, judge]
+            return tensors
+
+        made = releases.derived(names, make)
+
+        def answers(sigma: float, release: moments.Release) -> Tensor:
+            right = candidates.right_answers(made[2::3], self._images, self._labels, self._k, ROWS)
+            return moments.right_answers(right, M, noise_multiplier=sigma, release=release)
+
+        right = releases.once(parts.CHOICE, "choice", answers)
+        best = 0 if right is None else int(right.argmax())
+        offsets, agreement = made[3 * best : 3 * best + 2]
+        self._model.warps.fill_(candidates.STRENGTHS[best])
+        self._model.put_teacher(space, weights, offsets, agreement)
+
+
+def _within(
+    chunks: Iterator[tuple[Tensor, Tensor]], means: Tensor, basis: Tensor, clip_norm: float
+) -> tuple[Tensor, Tensor]:
+    """Return z = U^T r of every record's deviation r clipped to C, [n, r], and its label."""
+    z, labels = [], []
+    for coefficients, y in chunks:
+        r = coefficients - means.to(coefficients)[y]
+        norms = torch.linalg.vector_norm(r, dim=1, keepdim=True)
+        z.append(r * (clip_norm / norms.clamp_min(clip_norm)) @ basis.to(r))
+        labels.append(y)
+    if not z:  # a worker without records
+        return basis.new_zeros(0, basis.shape[1]), torch.zeros(0, dtype=torch.int64)
+    return torch.cat(z), torch.cat(labels)
+
+
+def _assigned(of_record: tuple[Tensor, Tensor], centres: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the records' z with the index of the nearest centre of their class."""
+    rows = max(1, ROWS * 10 // centres.shape[1])
+    for z, y in zip(of_record[0].split(rows), of_record[1].split(rows), strict=True):
+        yield z, mixture.nearest(z, y, centres.to(z))
