@@ -8,7 +8,7 @@ One mechanism with noise multiplier σ₁ would cost the whole budget. A part wi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -143,6 +143,7 @@ class Moments(base.Method):
         checkpoints: "StoragePath",
         collective: "Collective | None" = None,
         on_progress: base.OnProgress = lambda component, done, total: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> "dict[str, Tensor]":
         """Release what was reserved and return the model's weights; see `Method.fit`."""
         from privacy.collective import SingleProcess
@@ -155,6 +156,7 @@ class Moments(base.Method):
             checkpoints,
             collective or SingleProcess(),
             on_progress,
+            stopping,
         )
         sizes = self.sizes(components)
         return Fitting(self._records, self._facts, sizes, records, releases, attempt).run()

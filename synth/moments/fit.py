@@ -20,7 +20,7 @@ from privacy.errors import InvalidRequest, UmbraError
 from privacy.ledger.records import Component
 from synth.checkpoint import Checkpoint, keep_last, newest, save
 from synth.methods import moments as parts
-from synth.methods.base import Attempt, Meter, OnProgress, PublicFacts
+from synth.methods.base import Attempt, Meter, OnProgress, PublicFacts, Stopped
 from synth.moments import candidates, mixture, teacher, tone
 from synth.moments.lowpass import Lowpass
 from synth.moments.model import MomentsModel
@@ -33,6 +33,7 @@ Ask = Callable[[float, moments.Release], Tensor]
 
 ROWS = 2048  # records at a time
 _CHARGED_AT_A_TIME = 10  # of the teacher's steps; a crash forfeits the rest of them
+_STOP = -1  # in place of a number of steps
 _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 _TONE_IMAGES = 2000
 _POOL = (2000, 10_000)  # synthetic images from which the teacher's space and labels are made
@@ -50,6 +51,7 @@ class Releases:
         checkpoints: StoragePath,
         collective: Collective,
         on_progress: OnProgress,
+        stopping: Callable[[], bool],
     ) -> None:
         """Go on from the newest sound checkpoint.
 
@@ -60,7 +62,7 @@ class Releases:
         self.collective = collective
         self._mechanisms = {part.name: part.mechanism for part in components}
         self._attempt, self._meter = attempt, meter
-        self._checkpoints, self._on_progress = checkpoints, on_progress
+        self._checkpoints, self._on_progress, self._stopping = checkpoints, on_progress, stopping
         self._release = moments.Release(attempt.noise(), collective)
         self._kept: dict[str, Tensor] = {}
         self._done = dict.fromkeys(self._mechanisms, 0)
@@ -103,14 +105,22 @@ class Releases:
         return answer.cpu()
 
     def pay(self, component: str, steps: int = 1) -> int:
-        """Charge up to so many steps on every worker's behalf; return how many there were left."""
+        """Charge up to so many steps on every worker's behalf; return how many there were left.
+
+        Raises:
+            Stopped: that was asked for; all that was charged is drawn and kept.
+        """
         paid = 0
         if self.collective.rank == 0:
             paid = min(self._meter.remaining(component), steps)
-            if paid:
+            if paid and self._stopping():
+                paid = _STOP
+            if paid > 0:
                 self._head = self._meter.charge(component, paid)
         # The others hear of it when it is paid for and not before.
         self._paid = self.collective.broadcast_from_rank0(paid)
+        if self._paid == _STOP:
+            raise Stopped(f"stopped as asked, before {component}")
         return self._paid
 
     def once(self, component: str, name: str, ask: Ask) -> Tensor | None:

@@ -12,7 +12,7 @@ from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian
 from synth.methods import moments as parts
-from synth.methods.base import Attempt, PublicFacts, WorkerResources
+from synth.methods.base import Attempt, PublicFacts, Stopped, WorkerResources
 from synth.methods.moments import Moments, Sizes
 from synth.moments import candidates, fit
 from synth.moments.teacher import FeatureSpace
@@ -76,6 +76,7 @@ def fitted(
     collective=None,
     seed=None,
     facts=FACTS,
+    stopping=lambda: False,
 ):
     records = records or records_of()
     method = method_of(facts, len(records))
@@ -83,7 +84,7 @@ def fitted(
     key = bytes(range(32)) if seed is not None else os.urandom(32)
     attempt = Attempt(number, key, seed)
     meter = meter or Meter(components)
-    return method.fit(records, components, attempt, meter, folder, collective)
+    return method.fit(records, components, attempt, meter, folder, collective, stopping=stopping)
 
 
 class TestComponents:
@@ -348,6 +349,16 @@ class TestCrashes:
         assert (len(weights["network.tone"]) == 0) == (lost == parts.HISTOGRAM)
         if lost == parts.CHOICE:
             assert float(weights["network.warps"]) == candidates.STRENGTHS[0]
+
+    @pytest.mark.parametrize("charges", [2, 8])
+    def test_stops_between_two_charges_and_forfeits_nothing(self, tmp_path, charges):
+        meter = Meter(method_of().components(50.0, 1e-4, "rdp"))
+        with pytest.raises(Stopped):
+            fitted(tmp_path, meter=meter, stopping=lambda: len(meter.charged) == charges)
+        assert len(meter.charged) == charges
+        weights = fitted(tmp_path, meter=meter, number=2)
+        assert not any(meter.left.values())
+        assert len(weights["network.tone"]) > 0
 
     def test_an_attempt_runs_once(self, tmp_path):
         fitted(tmp_path)
