@@ -58,6 +58,7 @@ class Releases:
         Raises:
             InvalidRequest: this attempt has run before; noise must be fresh.
             UmbraError: the workers do not see the same checkpoints.
+            IntegrityBroken: the checkpoint is another run's.
         """
         self.collective = collective
         self._mechanisms = {part.name: part.mechanism for part in components}
@@ -66,7 +67,9 @@ class Releases:
         self._release = moments.Release(attempt.noise(), collective)
         self._kept: dict[str, Tensor] = {}
         self._done = dict.fromkeys(self._mechanisms, 0)
-        self._saves, self._head, self._paid = 0, "", 0
+        # The step of a checkpoint is the teacher's: all else is a step or three.
+        self._longest = max(components, key=lambda part: part.mechanism.steps).name
+        self._head, self._paid = "", 0
         self._restore()
 
     def _restore(self) -> None:
@@ -79,12 +82,16 @@ class Releases:
             )
         if found is None:
             return
+        origin = self._attempt.origin
+        if origin is not None and found.mark is not None:
+            where = f"checkpoint {found.step} in {self._checkpoints}"
+            origin.require(found.mark, found.sha256, where)
         if found.attempt >= self._attempt.number:
             raise InvalidRequest(
                 f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
                 f"{found.attempt}: noise must be fresh; begin a new attempt"
             )
-        self._kept, self._saves = dict(found.model), found.step
+        self._kept, self._done[self._longest] = dict(found.model), found.step
 
     def steps(self, component: str) -> int:
         """Return how many steps of a component were reserved; 0 if it is no part of the plan."""
@@ -160,11 +167,10 @@ class Releases:
 
     def save(self, component: str) -> None:
         """Write a checkpoint: noised sums and what was made of them, no state of any noise."""
-        self._saves += 1
         if self.collective.rank == 0:
-            number, kept = self._attempt.number, self._kept
-            checkpoint = Checkpoint(self._saves, number, component, kept, {}, {}, self._head)
-            save(self._checkpoints, checkpoint)
+            number, step = self._attempt.number, self._done[self._longest]
+            checkpoint = Checkpoint(step, number, component, self._kept, {}, {}, self._head)
+            save(self._checkpoints, checkpoint, self._attempt.origin)
             keep_last(self._checkpoints, _KEPT)
 
 

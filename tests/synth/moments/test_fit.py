@@ -11,6 +11,7 @@ from privacy.accounting import accountant
 from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian
+from synth.checkpoint import newest
 from synth.methods import moments as parts
 from synth.methods.base import Attempt, PublicFacts, Stopped, WorkerResources
 from synth.methods.moments import Moments, Sizes
@@ -356,6 +357,7 @@ class TestCrashes:
         with pytest.raises(Stopped):
             fitted(tmp_path, meter=meter, stopping=lambda: len(meter.charged) == charges)
         assert len(meter.charged) == charges
+        assert newest(tmp_path).checkpoint.step == 60 - meter.left[parts.TEACHER]
         weights = fitted(tmp_path, meter=meter, number=2)
         assert not any(meter.left.values())
         assert len(weights["network.tone"]) > 0
@@ -367,8 +369,6 @@ class TestCrashes:
 
     def test_a_checkpoint_holds_only_what_was_noised_or_made_of_it(self, tmp_path):
         """After the answers are replaced by zeros nothing in it depends on the records."""
-        from synth.checkpoint import newest
-
         kept = []
         for seed in (1, 2):
             folder = tmp_path / str(seed)
@@ -405,7 +405,7 @@ def test_what_was_fitted_looks_like_the_classes(tmp_path):
     denoiser = Moments.denoiser(FACTS, None)
     denoiser.load_state_dict(weights)
     labels = torch.arange(600) % CLASSES
-    images = denoiser.network.draw(labels, torch.Generator().manual_seed(0))
+    images = 2 * denoiser.network.draw_plain(labels, torch.Generator().manual_seed(0)) - 1
     records = records_of()
     for y in range(CLASSES):
         mine, theirs = images[labels == y].mean(0), records.images[records.labels == y].mean(0)
