@@ -187,6 +187,8 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
         "ledger_id": budget.ledger.ledger_id,
         "head_hash": str(budget.ledger.head()),
         "reservation": reservation.id,
+        "spec": reservation.spec,
+        "weights": budget.settled_weights(reservation.id),
         "void": reservation.void,
     }
 

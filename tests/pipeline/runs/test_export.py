@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from pipeline.audit.ledger import verify_privacy_statement
 from pipeline.runs.export import export_run
 from pipeline.runs.ledger_access import privacy_statement, recorded_heads
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
@@ -187,3 +189,14 @@ def test_an_export_into_the_working_folder_is_seen_from_within(finished, tmp_pat
     seen = {path.name for path in Path().iterdir()}
     assert "privacy.json" in seen
     assert seen == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_it_says_which_spec_and_weights_it_is_of(finished, tmp_path):
+    house, run = finished
+    said = json.loads((house.export(run, tmp_path / "out") / "privacy.json").read_text())
+    weights = (run.release / "model" / "weights.safetensors").read_bytes()
+    assert said["spec"] == run.state().spec_sha256
+    assert said["weights"] == hashlib.sha256(weights).hexdigest()
+    for name in ("spec", "weights"):
+        changed = verify_privacy_statement({**said, name: "ab" * 32}, house.budget.ledger)
+        assert changed == [f"privacy.json does not state the {name} that the ledger's rows give"]
