@@ -32,6 +32,7 @@ from privacy.budget import Budget, Reservation
 from privacy.collective import SingleProcess
 from privacy.keystream import os_key
 from privacy.ledger import Head
+from privacy.records import own
 from synth.methods.base import Attempt
 from synth.methods.diffusion import Diffusion
 from synth.records import Records
@@ -143,7 +144,6 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     data, T = spec.data, spec.train.steps
     torch.set_num_threads(spec.resources.cpus_per_worker)
     tune_malloc()  # as a worker does
-    loaded = data.source.load(data.size, data.channels, data.classes)
     components = plan(spec, trial=False).components
     reserved = Reservation(
         "bench", "bench", data.name, data.records, "image", 1, False, None, components, Head(0, "")
@@ -154,11 +154,13 @@ def _loop(spec: Spec, folder: Path, turns: Turns | None) -> Timed:
     training = method.training(reserved.plan, denoiser)
     settings = training.settings.model_copy(update={"checkpoint_every": training.steps})
     times: list[float] = []
+    attempt = Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess())
+    batches = data.source.batches(data.size, data.channels, data.classes)
     trainer = Trainer(
         replace(training, settings=settings),
         denoiser,
-        Records.of(loaded, torch.device("cpu")),
-        Attempt.start(1, os_key(), spec.privacy.seed, SingleProcess()),
+        Records.of(own(batches, attempt.key, 0, 1, data.records), torch.device("cpu")),
+        attempt,
         _Unlimited(training.steps, turns),
         folder,
         on_progress=lambda phase, done, total: times.append(monotonic()),

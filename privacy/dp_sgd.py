@@ -112,7 +112,7 @@ class PrivateGradient:
             step: number of the step within this attempt, above those of all calls before.
             model: network; parameters without `requires_grad` are left alone.
             loss: loss of one record.
-            record_ids: int64 [n], the records that this worker owns; each record has one owner.
+            record_ids: uint64 [n], the records that this worker owns; each has one owner.
             gather: positions [m] into `record_ids` -> those records' tensors, leading dimension m.
 
         Returns:
@@ -134,6 +134,8 @@ class PrivateGradient:
                 scale = dpsgd.clip_norm, dpsgd.noise_multiplier
                 drawn = beside.submit(noise_like, parameters, *scale, self._noise)
             chosen = np.flatnonzero(self._sampler.mask(step, record_ids))
+            # In the order of their ids, so that no order of loading changes a bit of the sums.
+            chosen = chosen[np.argsort(record_ids[chosen])]
             sums, done, backoff = zero_sums(parameters), 0, self._backoff
             while done < len(chosen):
                 size, part = backoff.micro_batch, None

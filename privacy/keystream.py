@@ -49,7 +49,7 @@ def words_at(key: bytes, indices: np.ndarray) -> np.ndarray:
 
     Args:
         key: 32-byte secret; use one for one purpose only.
-        indices: int64 array of any shape, all at least 0.
+        indices: array of any shape, uint64 or, all at least 0, int64.
 
     Returns:
         uint64 array of the same shape: word(i) is the first half of AES-256(key, i).

@@ -48,7 +48,7 @@ class PoissonSampler:
 
         Args:
             step: number of the step, at least 0.
-            record_ids: int64 array [n] of record numbers, at least 0, in any order.
+            record_ids: uint64 array [n], or int64 that are at least 0, in any order.
 
         Returns:
             bool array [n]; an empty batch is an ordinary outcome.
@@ -57,9 +57,9 @@ class PoissonSampler:
             InvalidRequest: if the step or the ids are not as above.
         """
         step_key = derive(self.key, _DOMAIN, self.attempt, uint64("the step", step))
-        if record_ids.dtype != np.int64 or record_ids.ndim != 1:
+        if record_ids.dtype not in (np.uint64, np.int64) or record_ids.ndim != 1:
             found = f"{record_ids.ndim} dimensions of {record_ids.dtype}"
-            raise InvalidRequest(f"record ids must be int64 in one dimension, found {found}")
+            raise InvalidRequest(f"record ids must be uint64 in one dimension, found {found}")
         if record_ids.size and record_ids.min() < 0:
             raise InvalidRequest("record ids must be at least 0")
         if self.sampling_probability == 1.0:

@@ -9,7 +9,7 @@ Shapes: B seeds.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from privacy import keystream
 from privacy.errors import InvalidRequest
-from privacy.records import LabelledRecords
+from privacy.records import OwnedRecords
 from privacy.validation import positive_int
 from synth.data.shards import from_uint8
 from synth.preconditioning import Preconditioning, drop_labels, form_views
@@ -30,28 +30,50 @@ _LABEL, _SIGMA, _NOISE = range(3)
 
 @dataclass(frozen=True)
 class Records:
-    """Private images and their labels; the repr shows nothing of them.
+    """The private records that a worker owns; the repr shows nothing of them.
 
     Attributes:
-        images: [N, C, H, W] float32 in [-1, 1].
-        labels: [N] int64.
+        values: images as bytes, uint8 [n, H, W, C], which are scaled when they are gathered.
+        labels: int64 [n], on the device of the images.
+        ids: uint64 [n], all different; see `privacy.records.own`.
+        total: N, the records of all workers; those that are missing count as zeroed out.
     """
 
-    images: Tensor = field(repr=False)
+    values: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
+    ids: np.ndarray = field(repr=False)
+    total: int
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
-            raise InvalidRequest("records must be images [N, C, H, W] with a label each")
+        n = self.values.shape[:1]
+        if self.values.ndim != 4 or self.values.dtype != torch.uint8:
+            raise InvalidRequest("records must be images, uint8 [n, H, W, C]")
+        if self.labels.shape != n or self.ids.shape != n or self.ids.dtype != np.uint64:
+            raise InvalidRequest("records must have a label and an id, uint64, each")
 
     @classmethod
-    def of(cls, records: LabelledRecords, device: torch.device) -> "Records":
-        """Scale images [N, H, W, C] by their type and put all on `device`."""
-        labels = torch.from_numpy(records.labels)
-        return cls(from_uint8(records.values).to(device), labels.to(device))
+    def of(cls, owned: OwnedRecords, device: torch.device) -> "Records":
+        """Put a worker's images on `device`, as bytes."""
+        values, labels = torch.from_numpy(owned.values), torch.from_numpy(owned.labels)
+        return cls(values.to(device), labels.to(device), owned.ids, owned.total)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[C, H, W] of an image."""
+        return self.values.permute(0, 3, 1, 2).shape[1:]
+
+    def take(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return images, float32 [m, C, H, W] in [-1, 1], and labels [m] at positions [m]."""
+        rows = torch.from_numpy(positions).to(self.labels.device, non_blocking=True)
+        return from_uint8(self.values[rows]), self.labels[rows]
+
+    def chunks(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `take` returns for all records, up to `rows` of them at a time."""
+        for start in range(0, len(self), rows):
+            yield self.take(np.arange(start, min(start + rows, len(self))))
 
 
 @dataclass(frozen=True)
@@ -85,28 +107,21 @@ class NoisedViews:
     def __post_init__(self) -> None:
         positive_int("noise multiplicity K", self.K)
 
-    def for_step(
-        self, step: int, records: Records, record_ids: np.ndarray
-    ) -> Callable[[np.ndarray], tuple[Tensor, ...]]:
-        """Return the function from positions in `record_ids` to (image, label, sigma, noise).
+    def for_step(self, step: int, records: Records) -> Callable[[np.ndarray], tuple[Tensor, ...]]:
+        """Return the function from positions in `records` to (image, label, sigma, noise).
 
         It draws for all its records at once, where they are, and waits for nothing there.
         """
-        words = keystream.words_at(
-            keystream.derive(self.key, _DOMAIN, self.attempt, step), record_ids
-        )
-        seeds = words.view(np.int64)
+        key = keystream.derive(self.key, _DOMAIN, self.attempt, step)
+        seeds = keystream.words_at(key, records.ids).view(np.int64)
 
         def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
-            ids_B, seeds_B = (
-                torch.from_numpy(owned[positions]).to(records.labels.device, non_blocking=True)
-                for owned in (record_ids, seeds)
-            )
-            images, labels = records.images[ids_B], records.labels[ids_B]
+            images, labels = records.take(positions)
+            seeds_B = torch.from_numpy(seeds[positions]).to(labels.device, non_blocking=True)
             sigma, noise = form_views(
                 self.preconditioning,
                 uniform(seeds_B, _SIGMA, (self.K,)),
-                normal(seeds_B, _NOISE, (self.K, *images.shape[1:])),
+                normal(seeds_B, _NOISE, (self.K, *records.shape)),
             )
             u_B = uniform(seeds_B, _LABEL, ())
             return images, drop_labels(labels, self.null, self.label_dropout, u_B), sigma, noise

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,10 +83,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         training, denoiser, attempt = self.training, self.denoiser, self.attempt
-        records, images, dpsgd = self.records, self.records.images, self.training.dpsgd
-        if len(records) != dpsgd.records:
+        records, dpsgd = self.records, self.training.dpsgd
+        if records.total != dpsgd.records:
             raise InvalidRequest(
-                f"the mechanism is stated for {dpsgd.records} records, found {len(records)}; "
+                f"the mechanism is stated for {dpsgd.records} records, found {records.total}; "
                 "declare the number that the source holds"
             )
         settings, of = training.settings, denoiser.preconditioning
@@ -99,13 +98,11 @@ class Trainer:
         self._views = NoisedViews(of, settings.views, dropout, null, attempt.key, attempt.number)
         self._noise = attempt.noise()
         masks = PoissonSampler(attempt.key, attempt.number, dpsgd.sampling_probability)
-        pixels, device_type = images.shape[2:].numel(), images.device.type
+        pixels, device_type = records.shape[1:].numel(), records.values.device.type
         engine = choose(pixels, settings.views, device_type, settings.precision)
         self._private_gradient = PrivateGradient(
             dpsgd, masks, self._noise, engine, self.collective, training.micro_batch
         )
-        # Every worker has all records and takes every size-th; which, changes nothing in the sums.
-        self._owned = np.arange(self.collective.rank, len(records), self.collective.size)
         self._step = self._saved = 0
         self._head = ""
 
@@ -123,10 +120,8 @@ class Trainer:
             for step in range(self._step, self._step + block):
                 # No method of its own: every frame on the way to a gradient is read by whoever
                 # follows one.
-                gather = self._views.for_step(step, self.records, self._owned)
-                gradient = self._private_gradient(
-                    step, self.denoiser, self._loss, self._owned, gather
-                )
+                gather, ids = self._views.for_step(step, self.records), self.records.ids
+                gradient = self._private_gradient(step, self.denoiser, self._loss, ids, gather)
                 self._descend(gradient)
                 if self.stopping():
                     # Whoever asked may lose patience before the block ends.
@@ -173,15 +168,15 @@ class Trainer:
         warmup = training.settings.warmup
         if warmup is None:
             return
-        first = self.collective.rank == 0
-        if not self.collective.broadcast_from_rank0(self.meter.remaining(WARMUP) if first else 0):
+        paid = 0
+        if self.collective.rank == 0 and self.meter.remaining(WARMUP):
+            self._head = self.meter.charge(WARMUP, 1)
+            paid = 1
+        # The others hear of the charge when it is paid for and not before.
+        if not self.collective.broadcast_from_rank0(paid):
             # An attempt that died after the charge has forfeited the query.
             return
-        means = torch.zeros(training.classes, *records.images.shape[1:])
-        if first:
-            self._head = self.meter.charge(WARMUP, 1)
-            means = release_class_means(records, training.classes, warmup, self._noise)
-        means = self.collective.sum({"means": means.to(records.images.device)})["means"].float()
+        means = release_class_means(records, training.classes, warmup, self._noise, self.collective)
         report, total = self.on_progress, warmup.steps
         train_on_means(
             self.denoiser,
@@ -248,22 +243,27 @@ class Trainer:
 
 
 def release_class_means(
-    records: Records, classes: int, warmup: WarmupSettings, noise: SecureGaussian
+    records: Records,
+    classes: int,
+    warmup: WarmupSettings,
+    noise: SecureGaussian,
+    collective: Collective,
 ) -> Tensor:
-    """Query the noisy class means, float32 [classes, C, H, W] in [-1, 1].
+    """Query the noisy class means over all workers, float32 [classes, C, H, W] in [-1, 1].
 
     The caller has charged one Gaussian mechanism of `warmup.noise_multiplier` before.
     """
     sums = class_sums.noisy_class_sums(
-        (records.images + 1) / 2,
+        records.values.permute(0, 3, 1, 2),
         records.labels,
         classes,
         clip_norm=warmup.clip_norm,
         noise_multiplier=warmup.noise_multiplier,
         noise=noise,
+        collective=collective,
     )
     # N, which makes the divisor, is public under the zero-out relation.
-    means = class_sums.class_means(sums, len(records) / classes)
+    means = class_sums.class_means(sums, records.total / classes)
     return means.clamp(0, 1).mul(2).sub(1).float()
 
 

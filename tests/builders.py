@@ -1,6 +1,10 @@
 """What tests of several packages build alike."""
 
+import numpy as np
 import torch
+
+from privacy.records import OwnedRecords
+from synth.records import Records
 
 # A spec that parses and is never run.
 SMALL_SPEC = """
@@ -38,3 +42,25 @@ def tensors_in(value):
     if isinstance(value, tuple | list):
         return [tensor for item in value for tensor in tensors_in(item)]
     return []
+
+
+def records_of(images, labels, device="cpu", ids=None, total=None):
+    """Return images [n, H, W, C] that one worker owns, known by their places unless ids are given.
+
+    For tests that say which record they mean; what ships has the ids of `privacy.records.own`.
+    """
+    ids = np.asarray(np.arange(len(labels)) if ids is None else ids).astype(np.uint64)
+    owned = OwnedRecords(images, np.asarray(labels), ids, len(labels) if total is None else total)
+    return Records.of(owned, torch.device(device))
+
+
+def images_of(records):
+    """Return all images of records, [n, C, H, W] in [-1, 1]."""
+    return records.take(np.arange(len(records)))[0]
+
+
+def part_of(records, positions):
+    """Return the records at some positions, of the same whole."""
+    return Records(
+        records.values[positions], records.labels[positions], records.ids[positions], records.total
+    )

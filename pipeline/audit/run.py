@@ -38,8 +38,8 @@ from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, Umbra
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
 from privacy.mechanisms import Mechanism
-from privacy.records import LabelledRecords
-from synth.data.shards import read_shards
+from privacy.records import LabelledRecords, OwnedRecords
+from synth.data.shards import from_uint8, read_shards
 from synth.methods.base import Attempt, Method
 from synth.methods.diffusion import Diffusion
 from synth.preconditioning import Denoiser, DenoisingLoss, draw_views
@@ -50,44 +50,51 @@ _SEED = 20230515
 _DRAWS = 64
 
 
-def make_canaries(count: int, channels: int, size: int, classes: int) -> Records:
+def make_canaries(count: int, channels: int, size: int, classes: int) -> LabelledRecords:
     """Return images of independent black and white pixels with random labels, always the same."""
     # Nothing can be said of such an image but by having seen it, and its gradient is as large as
     # any's: what is learnt of it is memorised.
     generator = torch.Generator().manual_seed(_SEED)
     pixels = torch.randint(2, (count, channels, size, size), generator=generator)
     labels = torch.randint(classes, (count,), generator=generator)
-    return Records(pixels.float() * 2 - 1, labels)
+    values = pixels.permute(0, 2, 3, 1).mul(255).to(torch.uint8)
+    return LabelledRecords(values.contiguous().numpy(), labels.numpy())
 
 
-def planted(released: Records, canaries: Records, included: np.ndarray, count: int) -> Records:
+def planted(
+    released: LabelledRecords, canaries: LabelledRecords, included: np.ndarray, count: int
+) -> OwnedRecords:
     """Return N = `count` records: released ones, repeated or cut to fit, and then m canaries.
 
     Canaries have the shape of the released; `included`, bool [m], says which are in.
     """
-    rows = torch.arange(count - len(canaries)) % len(released)
-    # Every step counts a record of NaN as zero. That is the neighbouring relation of the ledger:
-    # N and all other records are the same whether a canary is in or out.
-    kept = torch.from_numpy(included)[:, None, None, None]
-    images = torch.where(kept, canaries.images, torch.nan)
-    return Records(
-        torch.cat([released.images[rows], images]),
-        torch.cat([released.labels[rows], canaries.labels]),
+    fill = np.arange(count - len(canaries))
+    rows = fill % len(released)
+    # One that is out counts in N as one that is zeroed. That is the neighbouring relation of the
+    # ledger: N and all other records are the same whether a canary is in or out, and their coins.
+    places = np.concatenate([fill, len(fill) + np.flatnonzero(included)])
+    return OwnedRecords(
+        np.concatenate([released.values[rows], canaries.values[included]]),
+        np.concatenate([released.labels[rows], canaries.labels[included]]),
+        places.astype(np.uint64),
+        total=count,
     )
 
 
 @torch.no_grad()
 def losses(
-    denoiser: Denoiser, canaries: Records, on_progress: Callable[[], None] = lambda: None
+    denoiser: Denoiser, canaries: LabelledRecords, on_progress: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Return the denoising loss of every canary, float64 [m], over the same draws at every call.
 
-    Denoiser and canaries are on one device; `on_progress` is called after every canary.
+    `on_progress` is called after every canary.
     """
     loss = DenoisingLoss(denoiser.preconditioning)
     generator = torch.Generator().manual_seed(_SEED)
     found: list[torch.Tensor] = []
-    for image, label in zip(canaries.images, canaries.labels, strict=True):
+    device = next((weight.device for weight in denoiser.parameters()), torch.device("cpu"))
+    labels = torch.from_numpy(canaries.labels).to(device)
+    for image, label in zip(from_uint8(canaries.values).to(device), labels, strict=True):
         sigma, noise = draw_views(denoiser.preconditioning, image[None], _DRAWS, generator)
         found.append(loss(denoiser, image, label, sigma[0], noise[0]))
         on_progress()
@@ -274,18 +281,16 @@ def _scores(
     data, m = recipe.spec.data, len(included)
     wanted = recipe.spec.resources.gpus_per_worker > 0
     device = torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
-    images = LabelledRecords.concatenate(read_shards(run.release))
-    released = Records.of(images, torch.device("cpu"))
+    released = LabelledRecords.concatenate(read_shards(run.release))
     canaries = make_canaries(m, data.channels, data.size, len(data.classes))
-    records = _on(device, planted(released, canaries, included, recipe.reservation.records))
-    canaries = _on(device, canaries)
+    records = planted(released, canaries, included, recipe.reservation.records)
     denoiser = build_denoiser(recipe.spec).to(device)
     with progress.stage("score canaries", m) as stage:
         before = losses(denoiser, canaries, stage.advance)
     total = recipe.method.extent(recipe.reservation.plan).steps
     with progress.stage("train with canaries", total) as stage, TemporaryDirectory() as folder:
         weights = recipe.method.fit(
-            records,
+            Records.of(records, device),
             recipe.reservation.plan,
             Attempt.start(1, os_key(), None, SingleProcess()),
             meter,
@@ -295,10 +300,6 @@ def _scores(
     denoiser.load_state_dict(weights)
     with progress.stage("score canaries again", m) as stage:
         return before - losses(denoiser, canaries, stage.advance)
-
-
-def _on(device: torch.device, records: Records) -> Records:
-    return Records(records.images.to(device), records.labels.to(device))
 
 
 _DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)

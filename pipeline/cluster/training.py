@@ -18,10 +18,11 @@ from torch.distributed import TCPStore
 
 from pipeline.cluster import actor_group, budget_actor, calls, connection
 from pipeline.plan import build_method
-from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, load_partition
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, read_partition
 from pipeline.spec import Spec
 from privacy.collective import Collective, ProcessGroup, SingleProcess
 from privacy.ledger.records import Component
+from privacy.records import own
 from synth.methods.base import Attempt
 from synth.origin import Origin, seal_tensors
 from synth.records import Records
@@ -114,7 +115,7 @@ class TrainingWorker:
                 number = budget_actor.begin_attempt(self._manager, job.reservation_id)
             attempt = Attempt.start(number, job.content.key, seed, collective, job.origin)
             weights = build_method(job.spec).fit(
-                load_records(job, device),
+                load_records(job, attempt, collective, device),
                 job.components,
                 attempt,
                 budget_actor.ActorMeter(self._manager, job.reservation_id, attempt.number),
@@ -152,10 +153,15 @@ def _backend(gpus: float) -> str:
     return "nccl" if gpus >= 1 else "gloo"
 
 
-def load_records(job: TrainingJob, device: torch.device) -> Records:
-    """Load the records and verify that they are those that were reserved for.
+def load_records(
+    job: TrainingJob, attempt: Attempt, collective: Collective, device: torch.device
+) -> Records:
+    """Read all records, keep those that this worker owns, and verify what was read.
 
     Raises:
         DataError: they changed since the run was submitted.
     """
-    return Records.of(load_partition(job.spec.data, TRAIN, job.content), device)
+    data = job.spec.data
+    batches = read_partition(data, TRAIN, job.content)
+    owned = own(batches, attempt.key, collective.rank, collective.size, data.records)
+    return Records.of(owned, device)

@@ -1,10 +1,11 @@
 """The identity of the records that a budget was reserved for, verified wherever they are loaded."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Data
-from privacy.budget.identity import fingerprint
+from privacy.budget.identity import Fingerprint, fingerprint
 from privacy.errors import DataError
 from privacy.keys import load_or_create_key
 from privacy.records import LabelledRecords
@@ -36,24 +37,35 @@ class DatasetIdentity:
         content = (run.internal / f"{partition}-content").read_text()
         return cls(dataset, load_or_create_key(run.internal / RUN_KEY), content)
 
-    def verify(self, loaded: LabelledRecords) -> LabelledRecords:
-        """Return the records, or raise DataError if they are not those reserved for."""
-        if fingerprint(loaded, self.key) != self.fingerprint:
+    def verified(self, batches: Iterable[LabelledRecords]) -> Iterator[LabelledRecords]:
+        """Yield the records; at the end raise DataError if they are not those reserved for."""
+        found = Fingerprint(self.key)
+        for batch in batches:
+            found.add(batch)
+            yield batch
+        if str(found) != self.fingerprint:
             raise DataError(
                 f"the data set {self.dataset!r} is not the one that the budget was reserved for: "
                 "it changed since this run was submitted. Restore it, or submit a new run."
             )
-        return loaded
+
+
+def read_partition(
+    data: Data, partition: str, reserved: DatasetIdentity | None = None
+) -> Iterator[LabelledRecords]:
+    """Read the training set or the holdout that a spec names, a part at a time.
+
+    Raises DataError where it is not what the spec says or the budget was reserved for. Whether it
+    is the latter shows at the end: use nothing before all was read.
+    """
+    part = data if partition == TRAIN else data.holdout
+    assert part is not None  # noqa: S101 - who asks for a holdout has seen that there is one
+    batches = part.source.batches(data.size, data.channels, data.classes)
+    return batches if reserved is None else reserved.verified(batches)
 
 
 def load_partition(
     data: Data, partition: str, reserved: DatasetIdentity | None = None
 ) -> LabelledRecords:
-    """Load the training set or the holdout that a spec names.
-
-    Raises DataError where it is not what the spec says or the budget was reserved for.
-    """
-    part = data if partition == TRAIN else data.holdout
-    assert part is not None  # noqa: S101 - who asks for a holdout has seen that there is one
-    records = part.source.load(data.size, data.channels, data.classes)
-    return records if reserved is None else reserved.verify(records)
+    """Load all that `read_partition` reads."""
+    return LabelledRecords.concatenate(read_partition(data, partition, reserved))

@@ -5,6 +5,7 @@ import hmac
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
@@ -124,26 +125,41 @@ def content_of(records: LabelledRecords, key: bytes) -> Content:
 
 
 def fingerprint(records: LabelledRecords, key: bytes) -> str:
-    """Return a name for the multiset of records that only holders of `key` can compute or test.
+    """Return the `Fingerprint` of records that are all in memory."""
+    return str(Fingerprint(key).add(records))
+
+
+class Fingerprint:
+    """A name for the multiset of records that only holders of `key` can compute or test.
 
     Each record (shape, type, bytes, label) is hashed by HMAC-SHA256 and expanded by SHAKE-256 to
     2048 bits; these numbers are added mod 2^2048 (Bellare & Micciancio 1997, AdHash) and the sum is
     hashed with the count. The records are those of the source, before any resizing.
     """
-    # A plain hash would let anybody test whether they hold the same data.
-    key_bytes(key)
-    header = f"umbra record 1|{_shape(records)}|uint8|int64|".encode()
-    # Addition forgets the order and keeps repetitions (XOR would not), and 2048 bits put the
-    # generalised birthday attack (Wagner 2002) beyond 2^90.
-    total = 0
-    for value, label in zip(records.values, records.labels, strict=True):
-        encoded = header + int(label).to_bytes(8, "little", signed=True) + value.tobytes()
-        digest = hmac.digest(key, encoded, hashlib.sha256)
-        total += int.from_bytes(hashlib.shake_256(digest).digest(_LANE_BYTES), "little")
-    total %= 1 << (8 * _LANE_BYTES)
-    whole = b"umbra data set 1|" + len(records).to_bytes(8, "little")
-    whole += total.to_bytes(_LANE_BYTES, "little")
-    return "v1-" + hmac.digest(key, whole, hashlib.sha256).hex()
+
+    def __init__(self, key: bytes) -> None:
+        # A plain hash would let anybody test whether they hold the same data.
+        self._key = key_bytes(key)
+        self._total = self._count = 0
+
+    def add(self, records: LabelledRecords) -> Self:
+        """Take in more records."""
+        header = f"umbra record 1|{_shape(records)}|uint8|int64|".encode()
+        # Addition forgets the order and keeps repetitions (XOR would not), and 2048 bits put the
+        # generalised birthday attack (Wagner 2002) beyond 2^90.
+        total = self._total
+        for value, label in zip(records.values, records.labels, strict=True):
+            encoded = header + int(label).to_bytes(8, "little", signed=True) + value.tobytes()
+            digest = hmac.digest(self._key, encoded, hashlib.sha256)
+            total += int.from_bytes(hashlib.shake_256(digest).digest(_LANE_BYTES), "little")
+        self._total = total % (1 << (8 * _LANE_BYTES))
+        self._count += len(records)
+        return self
+
+    def __str__(self) -> str:
+        whole = b"umbra data set 1|" + self._count.to_bytes(8, "little")
+        whole += self._total.to_bytes(_LANE_BYTES, "little")
+        return "v1-" + hmac.digest(self._key, whole, hashlib.sha256).hex()
 
 
 # The part that runs use where they name none, and the only one that schema 1 had.

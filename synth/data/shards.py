@@ -109,12 +109,12 @@ def to_uint8(x_NCHW: "torch.Tensor") -> np.ndarray:
     return bytes_NCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def from_uint8(images_NHWC: np.ndarray) -> "torch.Tensor":
+def from_uint8(images_NHWC: "np.ndarray | torch.Tensor") -> "torch.Tensor":
     """Convert bytes to float32 images [N,C,H,W] in [−1, 1] by x/127.5 − 1; `to_uint8` undoes it."""
     import torch
 
     # The scale is that of the type, never one measured on the data.
-    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return torch.as_tensor(images_NHWC).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def encode_png(image_HWC: np.ndarray) -> bytes:

@@ -198,7 +198,7 @@ class Method(ABC):
         noise.
 
         Args:
-            records: all private records, on the device to compute on.
+            records: those that this worker owns, on the device to compute on.
             components: what was reserved; a plan made anew might calibrate another noise.
             attempt: the source of randomness.
             meter: charges the ledger; only rank 0 calls it.

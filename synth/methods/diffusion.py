@@ -119,7 +119,7 @@ class Diffusion(base.Method):
 
         denoiser, workers = self.denoiser(self._facts, self._model), collective or SingleProcess()
         training = self.training(components, denoiser)
-        denoiser = denoiser.to(records.images.device)
+        denoiser = denoiser.to(records.values.device)
         trainer = Trainer(
             training, denoiser, records, attempt, meter, checkpoints, workers, on_progress, stopping
         )

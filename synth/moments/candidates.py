@@ -4,7 +4,7 @@ Training touches synthetic images only. How often the classifiers are right on p
 paid query (`privacy.moments.right_answers`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,18 @@ def train(images: Tensor, labels: Tensor, classes: int, generator: torch.Generat
 
 @torch.no_grad()
 def right_answers(
-    weights: Sequence[Tensor], images: Tensor, labels: Tensor, classes: int, rows: int
+    weights: Sequence[Tensor],
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    shape: Sequence[int],
+    classes: int,
 ) -> Iterator[Tensor]:
-    """Yield whether each classifier is right on each record, bool [n, M], a chunk at a time."""
-    networks = [classifier(images.shape[1:], classes).to(images.device) for _ in weights]
+    """Yield whether each classifier is right on each record, bool [n, M], a chunk at a time.
+
+    `chunks` are images of (c, S, S) = `shape` with their labels.
+    """
+    networks = [classifier(shape, classes) for _ in weights]
     for network, vector in zip(networks, weights, strict=True):
-        vector_to_parameters(vector.to(images), network.parameters())
-    for x, y in zip(images.split(rows), labels.split(rows), strict=True):
-        yield torch.stack([network(x).argmax(1) == y for network in networks], 1)
+        vector_to_parameters(vector.cpu().float(), network.parameters())
+    for x, y in chunks:
+        answers = [network.to(x.device)(x).argmax(1) == y for network in networks]
+        yield torch.stack(answers, 1)

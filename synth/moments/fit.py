@@ -191,15 +191,13 @@ class Fitting:
         Raises:
             InvalidRequest: the number of records is not the one that was declared.
         """
-        if len(records) != count:
+        if records.total != count:
             raise InvalidRequest(
-                f"the mechanism is stated for {count} records, found {len(records)}; declare the "
+                f"the mechanism is stated for {count} records, found {records.total}; declare the "
                 "number that the source holds"
             )
         self._N, self._k, self._sizes = count, facts.classes, sizes
-        own = slice(releases.collective.rank, None, releases.collective.size)
-        # Views, not copies: every worker takes every size-th record.
-        self._images, self._labels = records.images[own], records.labels[own]
+        self._records = records
         self._releases, self._generator = releases, attempt.generator()
         self._P = Lowpass(facts.channels, facts.size, sizes.kept)
         self._scattering = Scattering(facts.channels, facts.size)
@@ -219,9 +217,8 @@ class Fitting:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the coefficients P(x - 1/2), x in [0, 1], of this worker's records, by label."""
-        for start in range(0, len(self._labels), ROWS):
-            rows = slice(start, start + ROWS)
-            yield self._P(self._images[rows].double() / 2), self._labels[rows]
+        for images, labels in self._records.chunks(ROWS):
+            yield self._P(images.double() / 2), labels
 
     def _required(self, answer: Tensor | None) -> Tensor:
         if answer is None:
@@ -347,7 +344,7 @@ class Fitting:
     def _fit_tone(self) -> None:
         def histogram(sigma: float, release: moments.Release) -> Tensor:
             return moments.vector_sum(
-                tone.pixels_in_chunks(self._images, ROWS),
+                (tone.fractions((images + 1) / 2) for images, _ in self._records.chunks(ROWS)),
                 tone.BINS,
                 clip_norm=1.0,
                 noise_multiplier=sigma,
@@ -389,9 +386,9 @@ class Fitting:
         descent = teacher.Descent(weights, T, std / N)
         if (state := releases.kept("teacher-state")) is not None:
             descent.restore(state)
-        features: list[Tensor] = []
+        features: list[tuple[Tensor, Tensor]] = []
         while (block := releases.pay(parts.TEACHER, _CHARGED_AT_A_TIME)) > 0:
-            features = features or list(teacher.chunks(space, self._images, ROWS))
+            features = features or [(space(x), y) for x, y in self._records.chunks(ROWS)]
             for _ in range(block):
                 gradient = self._gradient(features, descent.weights)
                 # N is public under the zero-out relation.
@@ -400,11 +397,11 @@ class Fitting:
             releases.save(parts.TEACHER)
         return (space, descent.result) if descent.steps_taken else None
 
-    def _gradient(self, features: Sequence[Tensor], weights: Tensor) -> Ask:
+    def _gradient(self, features: Sequence[tuple[Tensor, Tensor]], weights: Tensor) -> Ask:
         def gradient(sigma: float, release: moments.Release) -> Tensor:
             return moments.softmax_gradient(
-                zip(features, self._labels.split(ROWS), strict=True),
-                weights.to(self._images.device),
+                features,
+                weights.to(self._records.values.device),
                 clip_norm=_GRADIENT_NORM,
                 noise_multiplier=sigma,
                 release=release,
@@ -429,7 +426,8 @@ class Fitting:
         made = releases.derived(names, make)
 
         def answers(sigma: float, release: moments.Release) -> Tensor:
-            right = candidates.right_answers(made[2::3], self._images, self._labels, self._k, ROWS)
+            chunks, shape = self._records.chunks(ROWS), self._records.shape
+            right = candidates.right_answers(made[2::3], chunks, shape, self._k)
             return moments.right_answers(right, M, noise_multiplier=sigma, release=release)
 
         right = releases.once(parts.CHOICE, "choice", answers)

@@ -8,7 +8,6 @@ Shapes: n images, F features, p components, k classes.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -155,9 +154,3 @@ def balanced(logits: Tensor, rounds: int = 50) -> Tensor:
         shares = (logits + offsets).argmax(1).bincount(minlength=k) / n
         offsets -= rate * (shares * k - 1).clamp(-1, 1) * 0.3 * (1 - done / rounds)
     return offsets - offsets.mean()
-
-
-def chunks(space: FeatureSpace, images: Tensor, rows: int) -> Iterator[Tensor]:
-    """Yield the features of images, a chunk of rows at a time."""
-    for start in range(0, len(images), rows):
-        yield space(images[start : start + rows])

@@ -3,8 +3,6 @@
 The histogram was paid for; the curve and its use are free.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -54,12 +52,6 @@ def toned(images: Tensor, levels: Tensor, generator: torch.Generator) -> Tensor:
     images = images.clone()
     images[chosen] = levels[index] + rise * (place - low)
     return images
-
-
-def pixels_in_chunks(images: Tensor, rows: int) -> Iterator[Tensor]:
-    """Yield `fractions` of images in [-1, 1], a chunk of rows at a time."""
-    for start in range(0, len(images), rows):
-        yield fractions((images[start : start + rows] + 1) / 2)
 
 
 def _interpolate(x: Tensor, rising: Tensor, values: Tensor) -> Tensor:

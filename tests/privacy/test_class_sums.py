@@ -123,7 +123,7 @@ def test_invalid_expected_numbers_are_refused(expected):
 @pytest.mark.parametrize(
     ("images", "labels"),
     [
-        (torch.zeros(2, 1, 3, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)),
+        (torch.zeros(2, 1, 3, 4, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4), torch.zeros(2)),
         (torch.zeros(2, 1, 3, 4), torch.zeros(3, dtype=torch.int64)),

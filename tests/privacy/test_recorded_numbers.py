@@ -52,8 +52,9 @@ from synth import records as synth_records
 from synth.data.shards import Shard, encode_png, shard_generator, write_shard
 from synth.methods.base import Attempt
 from synth.preconditioning import PRECONDITIONINGS
-from synth.records import NoisedViews, normal, uniform
 from synth.records import _words as counter_words
+from synth.records import normal, uniform
+from tests.builders import part_of, records_of
 
 # Kinds and schemas that came after that commit; they are tested where they belong.
 LATER_KINDS, LATER_SCHEMAS = {"order"}, range(3, 100)
@@ -74,7 +75,12 @@ def of_then(rows):
 class Records:
     @staticmethod
     def from_uint8(images, labels, device):
-        return synth_records.Records.of(LabelledRecords(images, labels), device)
+        return records_of(images, labels, device)
+
+
+class NoisedViews(synth_records.NoisedViews):
+    def for_step(self, step, records, record_ids):
+        return super().for_step(step, part_of(records, record_ids))
 
 
 def content_of(images, labels, key):

@@ -33,9 +33,9 @@ from privacy.records import LabelledRecords
 from synth.checkpoint import newest
 from synth.methods.base import Attempt
 from synth.preconditioning import EDM, Denoiser
-from synth.records import Records
 from synth.settings import TrainSettings, WarmupSettings
 from synth.training import PRIVATE, WARMUP, Trainer, Training
+from tests.builders import records_of
 
 KEY, SEED = bytes(range(32)), bytes(range(32, 64))
 STEPS, RUNS = 12, 60  # of one run; runs that the budget has room for
@@ -208,7 +208,7 @@ def train(life: Life, journal: Journal, budget: Budget, reservation: str) -> Non
             checkpoint_every=3, warmup=QUERY,
         ),
     )  # fmt: skip
-    records = Records.of(LabelledRecords(IMAGES, LABELS), torch.device("cpu"))
+    records = records_of(IMAGES, LABELS)
     run_key = hashlib.sha256(life.run.encode()).digest()
     attempt = Attempt.start(number, run_key, None, SingleProcess())
     meter = Meter(journal, budget, reservation, number)

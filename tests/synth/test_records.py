@@ -7,19 +7,18 @@ from scipy import stats
 
 from privacy.errors import InvalidRequest
 from privacy.keystream import derive, words_at
-from privacy.records import LabelledRecords
 from synth.preconditioning import EDM, V
 from synth.records import NoisedViews, Records, normal, uniform
+from tests.builders import images_of, part_of, records_of
 
 KEY = bytes(range(32))
-CPU = torch.device("cpu")
 N, K, NULL = 30, 5, 3
 
 
 def make_records(n=N):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (n, 6, 6, 1), dtype=np.uint8)
-    return Records.of(LabelledRecords(images, generator.integers(0, NULL, n)), CPU)
+    return records_of(images, generator.integers(0, NULL, n))
 
 
 def drawer(**changes):
@@ -29,10 +28,10 @@ def drawer(**changes):
 
 
 def views(step=0, ids=None, positions=None, records=None, **changes):
-    ids = np.arange(N) if ids is None else ids
-    positions = np.arange(len(ids)) if positions is None else positions
+    part = part_of(records or make_records(), np.arange(N) if ids is None else ids)
+    positions = np.arange(len(part)) if positions is None else positions
     drawn = drawer(**{"key": KEY, "attempt": 1} | changes)
-    return drawn.for_step(step, records or make_records(), ids)(np.asarray(positions))
+    return drawn.for_step(step, part)(np.asarray(positions))
 
 
 def normals(drawn):
@@ -47,42 +46,63 @@ def correlation(a, b):
 class TestRecords:
     def test_are_scaled_by_their_type_and_not_by_their_values(self):
         images = np.array([100, 110, 120], dtype=np.uint8).reshape(3, 1, 1, 1)
-        records = Records.of(LabelledRecords(images, np.array([0, 1, 0])), CPU)
+        records = records_of(images, np.array([0, 1, 0]))
         expected = images.reshape(-1).astype(np.float64) / 127.5 - 1
-        np.testing.assert_allclose(records.images.reshape(-1), expected, atol=1e-7)
+        np.testing.assert_allclose(images_of(records).reshape(-1), expected, atol=1e-7)
         assert len(records) == 3
         assert records.labels.tolist() == [0, 1, 0]
 
     def test_channels_come_first(self):
         images = np.zeros((2, 4, 5, 3), dtype=np.uint8)
         images[1, 2, 3, 1] = 255
-        records = Records.of(LabelledRecords(images, np.array([0, 1])), CPU)
-        assert records.images.shape == (2, 3, 4, 5)
-        assert records.images[1, 1, 2, 3] == 1
+        records = records_of(images, np.array([0, 1]))
+        assert records.shape == (3, 4, 5)
+        assert images_of(records).shape == (2, 3, 4, 5)
+        assert images_of(records)[1, 1, 2, 3] == 1
+
+    def test_are_held_as_bytes_and_taken_as_floats(self):
+        records = make_records()
+        assert records.values.dtype == torch.uint8
+        images, labels = records.take(np.array([7, 2, 7]))
+        assert images.dtype == torch.float32
+        assert torch.equal(images, images_of(records)[[7, 2, 7]])
+        assert torch.equal(labels, records.labels[[7, 2, 7]])
+
+    def test_take_no_memory_beside_what_was_loaded(self):
+        values = np.zeros((4, 3, 3, 1), dtype=np.uint8)
+        records = records_of(values, np.zeros(4, dtype=np.int64))
+        values[2] = 255
+        assert (records.take(np.array([2]))[0] == 1).all()
 
     def test_show_nothing_of_themselves(self):
-        records = Records(torch.full((2, 1, 2, 2), 0.123456), torch.tensor([77, 78]))
-        for secret in ("0.12", "77", "tensor"):
+        records = records_of(np.full((2, 2, 2, 1), 123, np.uint8), np.array([77, 78]), ids=[99, 98])
+        for secret in ("123", "77", "99", "tensor", "array"):
             assert secret not in repr(records)
 
     @pytest.mark.parametrize(
-        ("images", "labels"),
+        ("values", "labels", "ids"),
         [
-            (torch.zeros(2, 4, 4), torch.zeros(2)),
-            (torch.zeros(2, 1, 4, 4), torch.zeros(3)),
-            (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1)),
+            (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2), np.arange(2)),
+            (torch.zeros(2, 4, 4, 1), torch.zeros(2), np.arange(2)),
+            (torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(3), np.arange(2)),
+            (torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2, 1), np.arange(2)),
+            (torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2), np.arange(3)),
         ],
     )
-    def test_need_a_label_each(self, images, labels):
+    def test_need_a_label_and_an_id_each(self, values, labels, ids):
         with pytest.raises(InvalidRequest):
-            Records(images, labels)
+            Records(values, labels, ids.astype(np.uint64), 2)
+
+    def test_need_ids_that_hold_64_bits(self):
+        with pytest.raises(InvalidRequest, match="uint64"):
+            Records(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), torch.zeros(2), np.arange(2), 2)
 
 
 class TestNoisedViews:
     def test_gives_every_record_its_own_views(self):
         records = make_records()
         images, labels, sigma, noise = views(records=records, positions=[4, 17])
-        assert torch.equal(images, records.images[[4, 17]])
+        assert torch.equal(images, images_of(records)[[4, 17]])
         assert labels.shape == (2,)
         assert sigma.shape == (2, K)
         assert noise.shape == (2, K, 1, 6, 6)
@@ -161,7 +181,7 @@ class TestNoisedViews:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_on_a_gpu_they_are_drawn_there_and_are_the_same(self):
         records = make_records()
-        there = Records(records.images.cuda(), records.labels.cuda())
+        there = Records(records.values.cuda(), records.labels.cuda(), records.ids, records.total)
         whole, here = views(records=there), views(records=records)
         assert all(part.is_cuda for part in whole)
         images, labels, sigma, _ = (part.cpu() for part in whole)
@@ -188,9 +208,9 @@ class TestNoisedViews:
     def test_one_record_has_no_influence_on_anothers_views(self):
         """What a record does to a step stays within what is clipped."""
         records = make_records()
-        images = records.images.clone()
-        images[5] = float("nan")
-        other = Records(images, (records.labels + 1) % NULL)
+        values = records.values.clone()
+        values[5] = 255 - values[5]
+        other = Records(values, (records.labels + 1) % NULL, records.ids, records.total)
         rest = [i for i in range(N) if i != 5]
         _, _, sigma, noise = views(records=records, positions=rest)
         _, _, other_sigma, other_noise = views(records=other, positions=rest)

@@ -19,11 +19,10 @@ from privacy.gradients import ENGINES
 from privacy.gradients.graph import CapturedEngine
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
-from privacy.records import LabelledRecords
 from synth.preconditioning import EDM, Denoiser, DenoisingLoss
-from synth.records import NoisedViews, Records
+from synth.records import NoisedViews
 from synth.unet import UNet, UNetConfig
-from tests.builders import tensors_in
+from tests.builders import records_of, tensors_in
 
 N, K, CLASSES, KEY = 6, 3, 2, bytes(32)
 
@@ -41,7 +40,7 @@ def step(engine, micro_batch, precision="float32"):
     )
     denoiser = Denoiser(UNet(config), EDM()).to("meta")
     images = np.zeros((N, 8, 8, 1), dtype=np.uint8)
-    records = Records.of(LabelledRecords(images, np.zeros(N, dtype=np.int64)), torch.device("meta"))
+    records = records_of(images, np.zeros(N, dtype=np.int64), "meta")
     gradient = PrivateGradient(
         DPSGD(N, 1.0, 1.0, 1.0),
         PoissonSampler(KEY, 1, 1.0),
@@ -50,9 +49,8 @@ def step(engine, micro_batch, precision="float32"):
         SingleProcess(),
         micro_batch,
     )
-    owned = np.arange(N)
-    gather = NoisedViews(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records, owned)
-    return denoiser, gradient(0, denoiser, DenoisingLoss(EDM(), precision), owned, gather)
+    gather = NoisedViews(EDM(), K, 0.1, CLASSES, KEY, 1).for_step(0, records)
+    return denoiser, gradient(0, denoiser, DenoisingLoss(EDM(), precision), records.ids, gather)
 
 
 # The two-pass engine compares its passes, and has to wait for both.

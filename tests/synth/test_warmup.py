@@ -7,13 +7,14 @@ import torch
 from scipy import stats
 from torch import nn
 
+from privacy.collective import SingleProcess
 from privacy.errors import DataError
 from privacy.noise import SecureGaussian
-from privacy.records import LabelledRecords
 from synth.preconditioning import EDM, Denoiser, DenoisingLoss, draw_views
 from synth.records import Records
 from synth.settings import WarmupSettings
 from synth.training import release_class_means, train_on_means
+from tests.builders import images_of, part_of, records_of
 
 CLASSES, SIZE = 3, 4
 WARMUP = WarmupSettings(noise_multiplier=0.6, clip_norm=1.5, steps=40, batch=16, learning_rate=0.02)
@@ -36,20 +37,19 @@ class Network(nn.Module):
 def make_records(n=20, classes=CLASSES):
     generator = np.random.default_rng(5)
     images = generator.integers(0, 256, (n, SIZE, SIZE, 1), dtype=np.uint8)
-    return Records.of(
-        LabelledRecords(images, generator.integers(0, classes, n)), torch.device("cpu")
-    )
+    return records_of(images, generator.integers(0, classes, n))
 
 
 def means_of(records, warmup=WARMUP, seed=1):
-    return release_class_means(records, CLASSES, warmup, SecureGaussian.seeded(seed))
+    noise = SecureGaussian.seeded(seed)
+    return release_class_means(records, CLASSES, warmup, noise, SingleProcess())
 
 
 class TestReleaseClassMeans:
     def test_is_the_clipped_noised_sum_over_a_public_number(self):
         records, n = make_records(), 20
         sums = np.zeros((CLASSES, SIZE * SIZE))
-        for image, label in zip(records.images, records.labels, strict=True):
+        for image, label in zip(images_of(records), records.labels, strict=True):
             x = (image.double().numpy().ravel() + 1) / 2
             sums[label] += x * min(1.0, WARMUP.clip_norm / math.sqrt((x**2).sum()))
         noise = SecureGaussian.seeded(1).gaussian((CLASSES, 1, SIZE, SIZE), 0.6 * 1.5)
@@ -63,7 +63,7 @@ class TestReleaseClassMeans:
     def test_a_class_without_records_is_noised_like_any_other(self):
         """Else an empty class would show by its silence."""
         size = 60
-        dark = Records(torch.full((8, 1, size, size), -1.0), torch.zeros(8, dtype=torch.int64))
+        dark = records_of(np.zeros((8, size, size, 1), np.uint8), np.zeros(8, np.int64))
         # Noise of 0.1 in units of the mean: seen where it is not cut off, that is above zero.
         warmup = WarmupSettings(
             noise_multiplier=0.1 * 8 / CLASSES, clip_norm=1.0, steps=1, batch=1, learning_rate=0.1
@@ -75,25 +75,24 @@ class TestReleaseClassMeans:
 
     def test_the_divisor_does_not_look_at_the_labels(self):
         """Twelve equal records: their class's mean is 12 over 20 / 3, not 12 over 12."""
-        images = torch.full((20, 1, 2, 2), -1.0)
-        images[:12] = -0.8
-        labels = torch.tensor([0] * 12 + [1] * 8)
+        images = np.zeros((20, 2, 2, 1), np.uint8)
+        images[:12] = 51  # a fifth of 255
         means = means_of(
-            Records(images, labels),
+            records_of(images, np.array([0] * 12 + [1] * 8)),
             WarmupSettings(
                 noise_multiplier=TINY, clip_norm=10.0, steps=1, batch=1, learning_rate=0.1
             ),
         )
-        torch.testing.assert_close((means[0] + 1) / 2, torch.full((1, 2, 2), 12 * 0.1 / (20 / 3)))
+        torch.testing.assert_close((means[0] + 1) / 2, torch.full((1, 2, 2), 12 * 0.2 / (20 / 3)))
 
-    def test_a_record_that_is_not_finite_adds_nothing(self):
+    def test_a_record_that_is_missing_is_as_one_that_is_black(self):
+        """N stays the divisor: zeroed out, in the images' own scale."""
         records = make_records()
-        images = records.images.clone()
-        images[3] = math.nan
-        zeroed = records.images.clone()
-        zeroed[3] = -1  # black: zero in [0, 1]
-        found = means_of(Records(images, records.labels))
-        assert torch.equal(found, means_of(Records(zeroed, records.labels)))
+        values = records.values.clone()
+        values[3] = 0  # zero in [0, 1]
+        black = Records(values, records.labels, records.ids, records.total)
+        missing = part_of(records, np.delete(np.arange(20), 3))
+        assert torch.equal(means_of(missing), means_of(black))
 
     def test_a_label_out_of_range_is_refused_without_being_named(self):
         records = make_records(classes=17)

@@ -18,6 +18,7 @@ from privacy.gradients import ENGINES, base
 from privacy.keystream import os_key
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords, OwnedRecords, own
 
 LAYERS = 3
 IDLE = 8  # coordinates that belong to no record
@@ -59,7 +60,7 @@ class Toy:
 
     @property
     def canary(self) -> int:
-        """The record whose presence is attacked; it is not rank 0's where there are two workers."""
+        """The record whose presence is attacked; now one worker's, now another's."""
         return self.dpsgd.records - 1
 
     @cached_property
@@ -135,9 +136,20 @@ class Path(Protocol):
     ) -> np.ndarray:
         """Begin on one worker, and return its gradients, float64 [steps, layers, width].
 
-        `present` holds the ids, int64, of the records that are there; the others are zeroed out.
+        `present` holds the numbers, int64, of the records that are there; others are zeroed out.
         `bad`, which is not finite, gets into one view of the canary.
         """
+
+
+def loaded_by(rank: int, present: np.ndarray) -> list[LabelledRecords]:
+    """Return toy records as a worker loads them, in an order of its own: values are their numbers.
+
+    No batch where none is present.
+    """
+    # Turned by its rank, so that all workers would own the same records if owners went by place.
+    order = np.roll(present, rank).astype("<i8")
+    values, labels = order.view(np.uint8).reshape(-1, 8), np.zeros(len(order), np.int64)
+    return [LabelledRecords(values, labels)] if len(order) else []
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,8 @@ class StepPath:
     """
 
     key: Callable[[], bytes] = os_key  # the secret of one start
+    # From (batches, key, rank, size, N), the records of one worker.
+    own: Callable[..., OwnedRecords] = own
     # From (key, attempt, q), the batches of one attempt.
     sampler: Callable[[bytes, int, float], PoissonSampler] = PoissonSampler
     # A worker's noise stream, drawn anew on every worker of every start.
@@ -170,15 +184,17 @@ class StepPath:
         if bad is not None:
             data = data.clone()
             data[toy.canary, -1, -1, toy.canary] = bad
-        owned = present[present % collective.size == collective.rank]
+        rank, size = collective.rank, collective.size
+        owned = self.own(loaded_by(rank, present), start.key, rank, size, toy.dpsgd.records)
+        rows = np.frombuffer(owned.values.tobytes(), "<i8")
 
         def gather(positions: np.ndarray) -> tuple[Tensor, ...]:
-            return (data[owned[positions]],)
+            return (data[rows[positions]],)
 
         noise = self.noise() if start.seed is None else SecureGaussian.seeded(start.seed)
         masks = self.sampler(start.key, start.attempt, toy.dpsgd.sampling_probability)
         gradient = self.step(toy.dpsgd, masks, noise, self.engine, collective, _MICRO_BATCH)
-        taken = [gradient(step, toy.model, mean_output, owned, gather) for step in range(steps)]
+        taken = [gradient(step, toy.model, mean_output, owned.ids, gather) for step in range(steps)]
         return np.stack([np.stack([part.numpy() for part in one.values()]) for one in taken])
 
 

@@ -23,8 +23,10 @@ from pipeline.cluster.training import (
 from pipeline.models import build_denoiser
 from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.origin import origin_of
+from privacy.collective import SingleProcess
 from privacy.errors import BudgetRefused, DataError, UmbraError
 from synth.checkpoint import newest
+from synth.methods.base import Attempt
 
 STEPS = 4
 
@@ -168,8 +170,8 @@ def test_the_text_of_an_unforeseen_error_stays_inside(start, prepare, secret, ca
 
 
 def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp_path, house):
-    job = prepare()
-    assert len(load_records(job, torch.device("cpu"))) == 40
+    job, loading = prepare(), (Attempt(1, bytes(32)), SingleProcess(), torch.device("cpu"))
+    assert len(load_records(job, *loading)) == 40
     archive = dict(np.load(blots / "train.npz"))
     archive["images"][7, 0, 0, 0] ^= 1
     np.savez(tmp_path / "train.npz", **archive)
@@ -177,7 +179,7 @@ def test_changed_data_are_refused_before_anything_is_charged(prepare, blots, tmp
     data = job.spec.data.model_copy(update={"source": source})
     changed = replace(job, spec=job.spec.model_copy(update={"data": data}))
     with pytest.raises(DataError, match="changed since this run was submitted"):
-        load_records(changed, torch.device("cpu"))
+        load_records(changed, *loading)
     assert house.budget.charged_steps(job.reservation_id) == {"dp-sgd": 0}
 
 

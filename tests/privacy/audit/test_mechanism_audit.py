@@ -344,7 +344,7 @@ class TestLaws:
         assert all(found(record, start).passed for start in range(4))
         # This start's batches weigh the canary down or leave it alone: the farthest that it moves
         # the gradient is what is allowed, as if nothing were wrong.
-        wrong = found(PrivateMean(record), 119)
+        wrong = found(PrivateMean(record), 4)
         assert "by 0 to 1 of the bound" in wrong.detail
         assert not wrong.passed
 

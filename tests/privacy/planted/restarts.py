@@ -23,9 +23,9 @@ from privacy.poisson import PoissonSampler
 from privacy.records import LabelledRecords
 from synth.methods.base import Attempt
 from synth.preconditioning import EDM, Denoiser
-from synth.records import Records
 from synth.settings import TrainSettings
 from synth.training import PRIVATE, Trainer, Training
+from tests.builders import records_of
 from tests.privacy.planted.bug import Bug
 
 KEY = bytes(range(32))
@@ -93,7 +93,7 @@ def reserved(ledger):
         void=False,
         idempotency_key="once",
     )
-    return budget, reservation.id, Records.of(LabelledRecords(images, labels), torch.device("cpu"))
+    return budget, reservation.id, records_of(images, labels)
 
 
 def findings(folder, trainer=Trainer, attempt=Attempt):

@@ -5,8 +5,8 @@ import torch
 
 from privacy.class_sums import class_means, noisy_class_sums
 from privacy.noise import SecureGaussian
-from privacy.records import LabelledRecords
 from synth.records import Records
+from tests.builders import images_of, records_of
 from tests.privacy.planted.bug import Bug
 
 OTHERS_MOVED = "one record changes what is made of the others"
@@ -24,28 +24,33 @@ def preparation_findings(prepare):
     """Put one record to zero and see whether the others come out as before, to the last bit."""
     whole, without = images(), images()
     without[0] = 0
-    one, other = (
-        prepare(data, LABELS, torch.device("cpu")).images[1:] for data in (whole, without)
-    )
+    others = np.arange(1, len(LABELS))
+    one, other = (prepare(data, LABELS).take(others)[0] for data in (whole, without))
     return set() if torch.equal(one, other) else {OTHERS_MOVED}
 
 
-def prepared(data, labels, device):
+def prepared(data, labels):
     """What training does."""
-    return Records.of(LabelledRecords(data, labels), device)
+    return records_of(data, labels)
 
 
-def standardised(data, labels, device):
+class Standardised(Records):
     """The usual recipe: subtract the data set's mean, divide by its standard deviation."""
-    records = Records.of(LabelledRecords(data, labels), device)
-    scaled = (records.images - records.images.mean()) / records.images.std()
-    return Records(scaled, records.labels)
+
+    def take(self, positions):
+        images, labels = super().take(positions)
+        every = images_of(prepared(self.values.numpy(), self.labels.numpy()))
+        return (images - every.mean()) / every.std(), labels
 
 
-def stretched(data, labels, device):
+def standardised(data, labels):
+    return Standardised(**vars(prepared(data, labels)))
+
+
+def stretched(data, labels):
     """Stretch the data set's own range to [-1, 1]."""
     low, high = int(data.min()), int(data.max())
-    return Records.of(LabelledRecords(((data - low) * (255 // max(high - low, 1))), labels), device)
+    return records_of((data - low) * (255 // max(high - low, 1)), labels)
 
 
 def means_findings(means):

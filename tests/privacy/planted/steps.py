@@ -13,7 +13,7 @@ import torch
 from privacy import clipping, dp_sgd
 from privacy.audit.mechanism import StepPath, audit_mechanism
 from privacy.audit.mechanism.audit import FEWEST_TRIALS
-from privacy.audit.mechanism.runs import toy_size
+from privacy.audit.mechanism.runs import loaded_by, toy_size
 from privacy.dp_sgd import DPSGD, PrivateGradient
 from privacy.gradients import ENGINES
 from privacy.gradients.base import trainable
@@ -21,6 +21,7 @@ from privacy.gradients.graph import FixedBatch
 from privacy.keystream import KeyStream
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
+from privacy.records import LabelledRecords, OwnedRecords, own
 from tests.privacy.planted.bug import Bug
 
 ACCOUNTED = DPSGD(records=1000, sampling_probability=0.25, noise_multiplier=1.3, clip_norm=0.7)
@@ -203,8 +204,36 @@ class Shuffled(PoissonSampler):
 
     def mask(self, step, record_ids):
         seed = [*self.key, self.attempt, step]
-        order = np.random.default_rng(seed).permutation(TOYS)
+        every = own(loaded_by(0, np.arange(TOYS)), self.key, 0, 1, TOYS).ids
+        order = np.random.default_rng(seed).permutation(np.sort(every))
         return np.isin(record_ids, order[: round(self.sampling_probability * TOYS)])
+
+
+def own_by_place(batches, key, rank, size, expected):
+    """Every size-th record of those loaded: workers that load in other orders share some."""
+    whole = LabelledRecords.concatenate(batches) if batches else own([], key, 0, 1, expected)
+    places = np.arange(rank, len(whole.labels), size)
+    values, labels = whole.values[places], whole.labels[places]
+    return OwnedRecords(values, labels, places.astype(np.uint64), len(whole.labels))
+
+
+def ids_by_place(batches, key, rank, size, expected):
+    """Owners go by content, and coins by the place at which a worker holds a record."""
+    owned = own(batches, key, rank, size, expected)
+    return dataclasses.replace(owned, ids=np.arange(len(owned.ids)).astype(np.uint64))
+
+
+def ids_cut_off(batches, key, rank, size, expected):
+    """Ids of one bit, so that a record has the coins of half the others."""
+    owned = own(batches, key, rank, size, expected)
+    return dataclasses.replace(owned, ids=owned.ids >> np.uint64(63))
+
+
+def ids_of_a_part(batches, key, rank, size, expected):
+    """Records that differ where the digest does not look have one coin."""
+    owned = own(batches, key, rank, size, expected)
+    numbers = np.frombuffer(owned.values.tobytes(), "<u8")
+    return dataclasses.replace(owned, ids=numbers // np.uint64(2))
 
 
 class RealBatchAsDivisor(PrivateGradient):
@@ -285,10 +314,15 @@ OF_STEPS = [
     ("equal seeds: noise of two layers", part(noise=SameForEveryLayer), (FRESH, INDEPENDENT)),
     ("equal seeds: noise of two starts", part(noise=SameForEveryStart), (FRESH, INDEPENDENT)),
     ("equal seeds: masks of two starts", part(key=lambda: bytes(32)), (STARTS,)),
-    ("equal seeds: masks of two ranks", part(sampler=SameOnEveryRank), (RECORDS, WORKERS)),
+    # Who owns a record is another worker in every start, so no two records are always a pair.
+    ("equal seeds: masks of two ranks", part(sampler=SameOnEveryRank), (WORKERS,)),
+    ("ids that are cut off", part(own=ids_cut_off), (SIZES,)),
+    ("ids of a part of the content", part(own=ids_of_a_part), (RECORDS,)),
     ("equal seeds: masks of two steps", part(sampler=SameInEveryStep), (STEPS,)),
     ("equal seeds: masks of two attempts", part(sampler=SameInEveryAttempt), (ATTEMPTS,)),
     ("shuffled instead of Poisson", part(sampler=Shuffled), (SIZES,)),
+    ("owners by place", part(own=own_by_place), (LEVELS, SENSITIVITY, WORKERS)),
+    ("ids by place", part(own=ids_by_place), (WORKERS,)),
     ("real batch size as divisor", part(step=RealBatchAsDivisor), (LEVELS, EMPTY)),
     ("empty batch skipped", part(step=EmptyBatchSkipped), (EMPTY,)),
 ]

@@ -2,7 +2,9 @@
 
 import math
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +14,14 @@ from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian
 from synth.checkpoint import newest
+from synth.data.shards import to_uint8
 from synth.methods import moments as parts
 from synth.methods.base import Attempt, PublicFacts, Stopped, WorkerResources
 from synth.methods.moments import Moments, Sizes
 from synth.moments import candidates, fit
 from synth.moments.teacher import FeatureSpace
-from synth.records import Records
+from tests import builders
+from tests.builders import images_of, part_of
 
 N, SIZE, CLASSES = 240, 8, 3
 FACTS = PublicFacts(SIZE, 1, CLASSES)
@@ -39,7 +43,7 @@ def records_of(n=N, channels=1, classes=CLASSES, seed=0):
     for i, y in enumerate(labels.tolist()):
         row, column = 4 * (y % 2), 4 * (y // 2 % 2)
         images[i, :, row : row + 4, column : column + 4] += 1.2
-    return Records(images, labels)
+    return builders.records_of(to_uint8(images), labels.numpy())
 
 
 class Meter:
@@ -80,7 +84,9 @@ def fitted(
     stopping=lambda: False,
 ):
     records = records or records_of()
-    method = method_of(facts, len(records))
+    if collective is not None:
+        records = part_of(records, np.arange(collective.rank, len(records), collective.size))
+    method = method_of(facts, records.total)
     components = method.components(epsilon, 1e-4, "rdp")
     key = bytes(range(32)) if seed is not None else os.urandom(32)
     attempt = Attempt(number, key, seed)
@@ -221,12 +227,11 @@ def loudest():
 
 def check_no_record_moves_a_release_further_than_its_sensitivity(folder, monkeypatch):
     records = records_of()
-    records.images[5] = loudest()
+    records.values[5] = torch.from_numpy(to_uint8(loudest()[None]))[0]
     tape = Tape(monkeypatch)
     fitted(folder / "with", records, seed=3)
     before = tape.rewind()
-    absent = Records(records.images.clone(), records.labels)
-    absent.images[5] = math.nan  # a record without effect
+    absent = part_of(records, np.delete(np.arange(N), 5))
     fitted(folder / "without", absent, seed=3)
     moved = [
         float((a - b).norm()) / S
@@ -245,7 +250,7 @@ def whitened_by_private_features(monkeypatch):
 
     def init(self, *arguments):
         honest(self, *arguments)
-        seen[:] = [self._images.nan_to_num(0)]
+        seen[:] = [images_of(self._records)]
 
     monkeypatch.setattr(fit.Fitting, "__init__", init)
     of = FeatureSpace.of.__func__
@@ -390,7 +395,7 @@ def test_rare_and_empty_classes(tmp_path, channels):
     labels = torch.where(records.labels == 2, 3, records.labels)
     labels[7] = 2
     facts = PublicFacts(SIZE, channels, 5)
-    weights = fitted(tmp_path, Records(records.images, labels), facts=facts, epsilon=5.0)
+    weights = fitted(tmp_path, replace(records, labels=labels), facts=facts, epsilon=5.0)
     denoiser = Moments.denoiser(facts, None)
     denoiser.load_state_dict(weights)
     wanted = torch.arange(40) % 5
@@ -407,8 +412,9 @@ def test_what_was_fitted_looks_like_the_classes(tmp_path):
     labels = torch.arange(600) % CLASSES
     images = 2 * denoiser.network.draw_plain(labels, torch.Generator().manual_seed(0)) - 1
     records = records_of()
+    real = images_of(records)
     for y in range(CLASSES):
-        mine, theirs = images[labels == y].mean(0), records.images[records.labels == y].mean(0)
+        mine, theirs = images[labels == y].mean(0), real[records.labels == y].mean(0)
         assert (mine - theirs).abs().mean() < 0.15
 
 

@@ -122,7 +122,8 @@ def test_candidates_learn_and_are_judged():
     labels = torch.arange(600) % 2
     images = torch.rand(600, 3, 8, 8, generator=g) - 1 + labels[:, None, None, None]
     weights = candidates.train(images, labels, 2, g)
-    right = torch.cat(list(candidates.right_answers([weights, weights], images, labels, 2, 100)))
+    chunks = zip(images.split(100), labels.split(100), strict=True)
+    right = torch.cat(list(candidates.right_answers([weights, weights], chunks, (3, 8, 8), 2)))
     assert right.shape == (600, 2)
     assert right.dtype == torch.bool
     assert float(right.float().mean()) > 0.95
