@@ -41,7 +41,7 @@ lint: $(READY)
 
 demo: export UMBRA_HOME = $(DEMO_HOME)
 demo: $(READY)
-	$(BIN)/umbra budget declare digits --epsilon 10 --delta 1e-4
+	$(BIN)/umbra budget declare digits --epsilon 10 --delta 1e-4 --public
 	$(BIN)/umbra submit examples/digits.yaml
 	$(BIN)/umbra export digits $(DEMO_HOME)/export
 	$(BIN)/umbra audit $(DEMO_HOME)/export

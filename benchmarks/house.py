@@ -207,7 +207,7 @@ def frames(root: Path = ROOT) -> tuple[list[str], list[str]]:
             "HOUSE_OUT": str(folder),
             "HOUSE_CLIP": _CLIP,
         }
-        declare = ["budget", "declare", "digits", "--epsilon", "10", "--delta", "1e-4"]
+        declare = ["budget", "declare", "digits", "--epsilon", "10", "--delta", "1e-4", "--public"]
         _umbra(root, environment, *declare)
         _umbra(root, environment | {"HOUSE_DRIVER": "1"}, "submit", str(folder / "spec.yaml"))
         return _own_frames(folder, root)

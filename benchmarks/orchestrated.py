@@ -32,6 +32,7 @@ from privacy.budget import Budget, Reservation
 from privacy.collective import SingleProcess
 from privacy.keystream import os_key
 from privacy.ledger import Head
+from privacy.ledger.records import Facts
 from privacy.records import own
 from synth.methods.base import Attempt
 from synth.methods.diffusion import Diffusion
@@ -112,7 +113,9 @@ def spec_of(batch: int, steps: int, block: int) -> Spec:
 def run(spec: Spec, folder: Path) -> Timed:
     """Execute a whole run in a new home: ledger, MLflow, Ray, checkpoints as for a user."""
     home = Home.locate({"UMBRA_HOME": str(folder / "home")}).ensure()
-    Budget(LedgerAccess.of(home).open()).declare(spec.data.name, 10.0, spec.privacy.delta)
+    Budget(LedgerAccess.of(home).open()).declare(
+        spec.data.name, 10.0, spec.privacy.delta, Facts(public=spec.data.public)
+    )
     watch = _Watch(folder / _TIMES)
     # Patching imports Ray earlier than the engine does; these must be set before.
     os.environ.update(connection._EVERYWHERE | connection._LOOPBACK | connection._TOKEN)

@@ -15,9 +15,9 @@ import numpy as np
 
 from pipeline.plan import ACCURACY, CLASS_COUNTS
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Spec
 from privacy.accounting.base import round_up
-from privacy.budget import Reservation
+from privacy.budget import Budget, Reservation
+from privacy.budget.facts import Shown
 from privacy.errors import IntegrityBroken
 from privacy.mechanisms import DiscreteLaplace
 from privacy.noisy_counts import NoisyAccuracy, NoisyCount, accuracy_interval, noisy_counts
@@ -28,28 +28,30 @@ SYNTHETIC, CEILING, FEATURES = "synthetic", "ceiling", "features"
 _Parsed = TypeVar("_Parsed")
 
 
-def releasable(spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of the results that depends on no private image.
+def releasable(shown: Shown, results: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of the results that depends on no private image, as the ledger says.
 
     That is nothing where the holdout is private, and all but the ceiling, which is measured with
     the training images themselves, where only the holdout is public.
     """
-    holdout = spec.data.holdout
-    if holdout is None or not holdout.public:
+    if not shown.holdout:
         return {}
-    return results if spec.data.public else {**results, CEILING: {}}
+    return results if shown.train else {**results, CEILING: {}}
 
 
-def released(run: RunDirectory) -> dict[str, Any]:
+def released(run: RunDirectory, budget: Budget) -> dict[str, Any]:
     """Return what a run released of its evaluation; empty where that is nothing.
 
     Raises:
-        IntegrityBroken: the file is damaged, or the spec is.
+        IntegrityBroken: the file is damaged.
     """
+    reservation_id = run.state().reservation_id
+    shown = Shown() if reservation_id is None else budget.shown(reservation_id)
 
     def parse(record: dict[str, Any]) -> dict[str, Any]:
-        # Apply the rule again: what is read here goes into exports.
-        results = releasable(run.spec(), record)
+        # Apply the rule again: what is read here goes into exports, and what was public when it
+        # was written may have been found to be private since.
+        results = releasable(shown, record)
         if results:
             flat(results)  # raises if a figure is missing
         return results

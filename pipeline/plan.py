@@ -13,12 +13,12 @@ from typing import Any
 
 from pipeline.home import Home
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
+from pipeline.runs.ledger_access import read_budget
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, epsilon_bounds
 from privacy.accounting.base import round_up
-from privacy.budget import Budget, Quote
+from privacy.budget import Quote
 from privacy.errors import BudgetRefused, NoLedger
-from privacy.ledger import Ledger
 from privacy.ledger.records import Component
 from privacy.mechanisms import DiscreteLaplace
 from synth.methods import method_class
@@ -175,11 +175,11 @@ def budget_quotes(plan: Plan, home: Home) -> dict[str, Quote]:
 
     Raises:
         LedgerUnavailable: there is a ledger and it cannot be reached.
-        IntegrityBroken: it is damaged.
+        IntegrityBroken: it is damaged, missing or replaced.
     """
     asked = {TRAIN: plan.components, HOLDOUT: plan.holdout_components}
     try:
-        budget = Budget(Ledger.open(home.ledger_url))
+        budget = read_budget(home)
         name = plan.spec.data.name
         return {part: budget.quote(name, paid, part) for part, paid in asked.items() if paid}
     except (NoLedger, BudgetRefused):

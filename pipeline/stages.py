@@ -14,7 +14,7 @@ from pipeline.plan import Plan, build_method
 from pipeline.progress import Progress
 from pipeline.report import page
 from pipeline.runs import ledger_access, origin
-from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, DatasetIdentity
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.origin import WEIGHTS
 from pipeline.spec import Spec
@@ -161,15 +161,15 @@ class Evaluate:
             return
         origin.require_shards(run, context.budget, context.reservation)
         paying = run.state().holdout_reservation_id
-        holdout = DatasetIdentity.of(run, spec.data.name, HOLDOUT) if paying else None
+        known = DatasetIdentity.kept(run, spec.data.name)
         tasks = 2 * len(spec.evaluate.classifiers) + 1
         with context.progress.stage("evaluate", tasks) as stage:
             traces = run.internal / TRACES
-            results = evaluation.evaluate(spec, run.release, traces, stage.advance, holdout)
+            results = evaluation.evaluate(spec, run.release, traces, stage.advance, known)
         write_json(run.internal / metrics.METRICS, results)
         # Against a public reference figures are released; the ceiling needs the training images
         # themselves, so it is released only where those are public, too.
-        released = metrics.releasable(spec, results)
+        released = metrics.releasable(context.budget.shown(context.reservation.id), results)
         if released:
             write_json(run.release / metrics.METRICS, released)
             tracked.metrics(Release.evaluation(metrics.flat(released), reference="public"))

@@ -14,10 +14,13 @@ import numpy as np
 
 from eval.features import extractor
 from eval.memorisation import CAVEAT, copies, membership_attacks
+from pipeline.home import Home
 from pipeline.progress import Progress
 from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity, load_partition
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.ledger_access import read_budget
 from pipeline.spec import Spec
+from privacy.budget.facts import Shown
 from privacy.errors import IntegrityBroken, InvalidRequest
 from privacy.records import LabelledRecords
 from synth.data.manifest import verify
@@ -69,7 +72,7 @@ def require_release(run: RunDirectory) -> Spec:
     return spec
 
 
-def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
+def audit_release(home: Home, run: RunDirectory, progress: Progress) -> ReleaseAudit:
     """Compare a run's images with its training set and its holdout, and record what is found.
 
     No distance passes or fails: see `eval.memorisation`. Raises as `require_release`, and DataError
@@ -84,16 +87,16 @@ def audit_release(run: RunDirectory, progress: Progress) -> ReleaseAudit:
         findings["spaces"][name] = _compare(name, [space(images) for images in sets], progress)
     path = run.internal / FILE
     write_json(path, findings)
-    public = spec.data.public and spec.data.holdout is not None and spec.data.holdout.public
-    return ReleaseAudit(run.run_id, path, findings if public else None)
+    reserved = run.state().reservation_id
+    shown = Shown() if reserved is None else read_budget(home).shown(reserved)
+    return ReleaseAudit(run.run_id, path, findings if shown.train and shown.holdout else None)
 
 
 def _private(run: RunDirectory, spec: Spec) -> tuple[LabelledRecords, LabelledRecords]:
     """Load the training set and the holdout, and verify that they are what was reserved for."""
-    data, paid = spec.data, run.state().holdout_reservation_id is not None
-    kept_out = DatasetIdentity.of(run, data.name, HOLDOUT) if paid else None
-    train = load_partition(data, TRAIN, DatasetIdentity.of(run, data.name, TRAIN))
-    return train, load_partition(data, HOLDOUT, kept_out)
+    known = DatasetIdentity.kept(run, spec.data.name)
+    train = load_partition(spec.data, TRAIN, known[TRAIN])
+    return train, load_partition(spec.data, HOLDOUT, known.get(HOLDOUT))
 
 
 def _spaces(spec: Spec) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

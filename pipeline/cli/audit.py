@@ -119,7 +119,8 @@ def release(run_id: str, as_json: bool) -> None:
 
     The findings are internal. No distance passes or fails.
     """
-    found = _release(_run(Home.locate(), run_id), _progress(as_json))
+    home = Home.locate()
+    found = _release(home, _run(home, run_id), _progress(as_json))
     emit(found.to_dict(), as_json, lambda console: show_release(console, found))
 
 
@@ -129,7 +130,7 @@ def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -
     progress = _progress(as_json)
     step = audit_step(home, run.run_id, progress)
     trained = audit_training(home, run, progress)
-    released = _release(run, progress) if run.spec().data.holdout is not None else None
+    released = _release(home, run, progress) if run.spec().data.holdout is not None else None
     ok = trained.ok and not step.broken
     facts: dict[str, Any] = {
         **found.to_dict(),
@@ -172,13 +173,13 @@ def _run(home: Home, subject: str) -> "RunDirectory":
     return run
 
 
-def _release(run: "RunDirectory", progress: Progress) -> "ReleaseAudit":
+def _release(home: Home, run: "RunDirectory", progress: Progress) -> "ReleaseAudit":
     from pipeline.audit.release import audit_release, require_release
 
     require_release(run)
     warning = f"opening the private images of {run.run_id}: the findings stay in its internal/"
     click.echo(warning, err=True)
-    return audit_release(run, progress)
+    return audit_release(home, run, progress)
 
 
 def _progress(as_json: bool) -> Progress:

@@ -8,12 +8,14 @@ import click
 
 from pipeline.cli.output import emit, json_option, pairs, printable, show_help, table
 from pipeline.home import Home
+from privacy.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from privacy.budget import Budget, Odometer
     from privacy.ledger import Row
+    from privacy.ledger.records import Facts
 
 
 _WHAT_HOLDS = (
@@ -40,12 +42,49 @@ def budget(context: click.Context) -> None:
     help="The RDP order on which all plans are admitted, for who knows what is to come; without it "
     "the first plan fixes the order that suits it best.",
 )
+@click.option("--unit", help="What is protected: image, patient … (image)")
+@click.option("--records-per-unit", type=int, help="The most records that one unit owns (1).")
+@click.option("--public/--private", default=None, help="Whether the images may be shown (private).")
+@click.option(
+    "--public-holdout/--private-holdout",
+    default=None,
+    help="Whether those of the holdout may be (as the others).",
+)
 @json_option
-def declare(name: str, epsilon: float, delta: float, order: float | None, as_json: bool) -> None:
-    """Give the data set NAME its budget, once and for ever."""
+def declare(
+    name: str, epsilon: float, delta: float, order: float | None, as_json: bool, **said: Any
+) -> None:
+    """Give the data set NAME its budget and say what it is, once and for ever.
+
+    No spec can change what is declared here.
+    """
     # The one command that may begin a ledger.
     budgets = _opened(Home.locate().ensure())
-    _emit([budgets.declare(name, epsilon, delta, order)], as_json)
+    facts = _facts(
+        budgets, name, {what: value for what, value in said.items() if value is not None}
+    )
+    _emit([budgets.declare(name, epsilon, delta, facts, order=order)], as_json)
+
+
+def _facts(budgets: "Budget", name: str, said: dict[str, Any]) -> "Facts | None":
+    """Return the facts of a data set: those said, and known ones or defaults for the others.
+
+    Raises InvalidRequest where an older version declared it, and some of them are said: nobody but
+    an officer knows the others.
+    """
+    from privacy.ledger.records import Facts
+
+    known = next((each for each in budgets.show() if each.name == name), None)
+    if known is not None and known.facts is None:
+        missing = {"unit", "records_per_unit", "public"} - said.keys()
+        if said and missing:
+            options = ", ".join(f"--{each.replace('_', '-')}" for each in sorted(missing))
+            raise InvalidRequest(f"{name!r} was declared by an older version: say {options}, too.")
+        if not said:
+            return None
+    else:
+        said = (asdict(known.facts) if known is not None and known.facts else {}) | said
+    return Facts(**({"public_holdout": said.get("public", False)} | said))
 
 
 @budget.command()
@@ -111,7 +150,10 @@ def _existing() -> "Budget":
 def _opened(home: Home) -> "Budget":
     from pipeline.runs.ledger_access import open_budget
 
-    return open_budget(home)
+    budgets = open_budget(home)
+    # Its figures are printed, so they have to hold.
+    budgets.ledger.require_sound()
+    return budgets
 
 
 def _is_new(home: Home) -> bool:
@@ -125,12 +167,15 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
         if not odometers:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
             return
-        columns = "data set|ε declared|δ|spent|reserved|left|used|RDP order|open runs|state"
+        columns = (
+            "data set|ε declared|δ|spent|reserved|left|used|RDP order|open runs|state|what it is"
+        )
         rows = [
             (
                 *(o.name, o.epsilon, o.delta, o.spent, o.reserved, o.left, f"{100 * o.used:.2f} %"),
                 ", ".join(f"{order:g}" for order in o.orders.values()) or None,
                 *(o.open_reservations, "closed" if o.closed else "open"),
+                o.facts or "not declared: no run goes on it",
             )
             for o in odometers
         ]
@@ -151,7 +196,10 @@ def ledger(context: click.Context) -> None:
 @json_option
 def head(as_json: bool) -> None:
     """Show the newest row's number and hash: a copy kept elsewhere reveals a later truncation."""
-    opened = _read(Home.locate()).ledger
+    from privacy.ledger import Ledger
+
+    home = Home.locate()
+    opened = Ledger.open(home.ledger_url, witness=home.witness_path)
     known = {"ledger": opened.ledger_id, "head": str(opened.head())}
     key = opened.public_key
     signed = {"public key": key or "none: the rows are not signed"}
@@ -222,4 +270,10 @@ _DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
     "export": lambda body: f"exported from run {body['run']}: {body['description']}",
     "close": lambda body: "closed: nothing more is admitted",
     "order": _order,
+    "facts": lambda body: (
+        "declared what it is: {unit}, up to {records_per_unit} records of one, "
+        "public: {public}, holdout public: {public_holdout}".format(**body)
+    ),
+    "content": lambda body: f"all {body['records']} records of a content are known",
+    "holdout": lambda body: f"run {body['run']} opened a holdout of {body['records']} records",
 }

@@ -327,7 +327,7 @@ def summarise(run: RunDirectory, home: Home, budget: "Budget") -> Summary:
     """Audit a finished run and collect what its owner wants to know first."""
     from pipeline import metrics
 
-    results = metrics.released(run)
+    results = metrics.released(run, budget)
     ceilings = results.get(metrics.CEILING, {})
     return Summary(
         run_id=run.run_id,
@@ -354,7 +354,10 @@ def _why_withheld(run: RunDirectory) -> str:
     from pipeline.metrics import METRICS
 
     if (run.internal / METRICS).exists():
-        return "the reference is private: its metrics stay in the run's internal folder"
+        return (
+            "the reference is private, or nobody declared otherwise: its metrics stay in the run's "
+            "internal folder"
+        )
     return "no evaluation was asked for"
 
 
@@ -367,6 +370,9 @@ def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
     statement = privacy_statement(budget, reserved)
     meter = budget.odometer(statement["dataset"])
     audit = audit_run(budget.ledger, run)
+    if not audit.ok:
+        # Figures from rows that fail it would be read as if they held.
+        return {"audit": "FAILED: no figure holds; run `umbra audit` for the findings"}
     bounds = ", ".join(f"{name.upper()} {bound}" for name, bound in statement["epsilon"].items())
     return {
         "spent by this run": f"ε ≤ {bounds} at δ = {statement['delta']:g}, for {statement['unit']}",
@@ -377,7 +383,7 @@ def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
         "void": "YES: a seed was given, so the run guarantees no privacy"
         if statement["void"]
         else "no",
-        "audit": "passed" if audit.ok else "FAILED: run `umbra audit` for the findings",
+        "audit": "passed",
     }
 
 

@@ -1,6 +1,6 @@
 """Metrics as Ray tasks, side by side: each loads what it compares and returns plain numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from synth.data.shards import read_shards
 from synth.storage import StoragePath
 
 _RETRIES = 3
+_Known = Mapping[str, identity.DatasetIdentity]
+_NOTHING: _Known = {}
 
 
 def evaluate(
@@ -25,12 +27,11 @@ def evaluate(
     release: StoragePath,
     traces: Path,
     on_task: Callable[[], None],
-    holdout: identity.DatasetIdentity | None = None,
+    known: _Known = _NOTHING,
 ) -> dict[str, Any]:
     """Run every metric that the spec asks for and return them by kind and name.
 
-    `on_task` is called whenever one is done. Where a budget was reserved for the holdout, it has to
-    be the one that was reserved for.
+    `on_task` is called whenever one is done. The images have to be those that are `known`.
 
     Returns:
         {"synthetic": {classifier: result}, "ceiling": {classifier: result}, "features": {...}},
@@ -43,7 +44,7 @@ def evaluate(
     task = ray.remote(_measure).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
     # Ends as soon as the others have room.
     room = task.remote(traces, dict)
-    names, of = _section(spec).classifiers, (spec, release, holdout)
+    names, of = _section(spec).classifiers, (spec, release, known)
     tasks = {
         task.remote(traces, _classify, *of, kind, name): (kind, name)
         for name in names
@@ -73,11 +74,11 @@ def _measure(traces: Path, metric: Callable[..., dict[str, Any]], *of: Any) -> d
 
 
 def _classify(
-    spec: Spec, release: StoragePath, holdout: identity.DatasetIdentity | None, kind: str, name: str
+    spec: Spec, release: StoragePath, known: _Known, kind: str, name: str
 ) -> dict[str, Any]:
-    section, load = _section(spec), identity.load_partition
-    train = _synthetic(release) if kind == SYNTHETIC else load(spec.data, identity.TRAIN)
-    test = load(spec.data, identity.HOLDOUT, holdout)
+    section = _section(spec)
+    train = _synthetic(release) if kind == SYNTHETIC else _real(spec, identity.TRAIN, known)
+    test = _real(spec, identity.HOLDOUT, known)
     result = utility.train_and_test(
         name,
         train.values,
@@ -92,13 +93,11 @@ def _classify(
     return asdict(result)
 
 
-def _compare_features(
-    spec: Spec, release: StoragePath, holdout: identity.DatasetIdentity | None
-) -> dict[str, Any]:
+def _compare_features(spec: Spec, release: StoragePath, known: _Known) -> dict[str, Any]:
     section = _section(spec)
     path = None if section.features == "builtin" else section.features
     extract = features.extractor("gabor" if path is None else "inception", spec.data.channels, path)
-    real = identity.load_partition(spec.data, identity.HOLDOUT, holdout)
+    real = _real(spec, identity.HOLDOUT, known)
     sets = real.values, _synthetic(release).values
     moments = (frechet.feature_moments(extract, images) for images in sets)
     distance = frechet.frechet(extract.metric, *moments)
@@ -110,6 +109,10 @@ def _compare_features(
 def _section(spec: Spec) -> Evaluate:
     assert spec.evaluate is not None  # noqa: S101 - the stage asked first
     return spec.evaluate
+
+
+def _real(spec: Spec, part: str, known: _Known) -> LabelledRecords:
+    return identity.load_partition(spec.data, part, known.get(part))
 
 
 def _synthetic(release: StoragePath) -> LabelledRecords:

@@ -175,8 +175,8 @@ def report_view(run: RunDirectory, budget: Budget, audit: Audit) -> ReportView:
         planned_epsilon=base.round_up(accountant("rdp").epsilon(plan, delta)),
         guarantees=tuple(guarantees(charged, delta, reservation.records_per_unit)),
         odometer=odometer,
-        samples=_samples(run, spec),
-        results=metrics.released(run),
+        samples=_samples(run, spec, budget.shown(reservation.id).holdout),
+        results=metrics.released(run, budget),
         paid=metrics.paid_metrics(run),
         audit=audit,
         provenance=_provenance(run, budget),
@@ -200,11 +200,13 @@ def _charges(
     return tuple(charges)
 
 
-def _samples(run: RunDirectory, spec: Spec) -> tuple[ClassSamples, ...]:
+def _samples(run: RunDirectory, spec: Spec, holdout: bool) -> tuple[ClassSamples, ...]:
     synthetic = LabelledRecords.concatenate(shards.read_shards(run.release))
     data, reference = spec.data, None
-    if data.holdout is not None and data.holdout.public:
-        reference = dataset_identity.load_partition(data, dataset_identity.HOLDOUT)
+    if holdout:
+        # The very images that the ledger knows: the file may hold others by now.
+        known = dataset_identity.DatasetIdentity.of(run, data.name, dataset_identity.HOLDOUT)
+        reference = dataset_identity.load_partition(data, dataset_identity.HOLDOUT, known)
 
     def first(records: LabelledRecords, label: int) -> np.ndarray:
         return records.values[records.labels == label][:_SHOWN]
@@ -241,8 +243,14 @@ def _hardware() -> dict[str, str]:
 
 
 def write_report(run: RunDirectory, budget: Budget) -> None:
-    """Audit the run and write its page."""
-    view = report_view(run, budget, audit_run(budget.ledger, run))
+    """Audit the run and write its page. Raises IntegrityBroken where the ledger fails the audit."""
+    audit = audit_run(budget.ledger, run)
+    if not audit.ledger.ok:
+        raise IntegrityBroken(
+            f"The ledger fails its audit ({audit.ledger.findings[0]}), so that no figure of it "
+            "holds and no report is written. Run `umbra audit` for all findings."
+        )
+    view = report_view(run, budget, audit)
     write_bytes(run.release / PAGE, build_page(view).encode())
 
 

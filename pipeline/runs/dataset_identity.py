@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.runs.directory import RunDirectory
-from pipeline.spec import Data
+from pipeline.spec import Data, Spec
 from privacy.budget.identity import Fingerprint, fingerprint
-from privacy.errors import DataError
+from privacy.errors import BudgetRefused, DataError
 from privacy.keys import load_or_create_key
+from privacy.ledger.records import Facts
 from privacy.records import LabelledRecords
 from synth.storage import write_bytes
 
@@ -36,6 +37,13 @@ class DatasetIdentity:
         """Read what `keep` recorded."""
         content = (run.internal / f"{partition}-content").read_text()
         return cls(dataset, load_or_create_key(run.internal / RUN_KEY), content)
+
+    @classmethod
+    def kept(cls, run: RunDirectory, dataset: str) -> dict[str, "DatasetIdentity"]:
+        """Read all that `keep` recorded, by part: an older run kept no holdout's but a paid one."""
+        parts = (TRAIN, HOLDOUT)
+        found = [part for part in parts if (run.internal / f"{part}-content").is_file()]
+        return {part: cls.of(run, dataset, part) for part in found}
 
     def verified(self, batches: Iterable[LabelledRecords]) -> Iterator[LabelledRecords]:
         """Yield the records; at the end raise DataError if they are not those reserved for."""
@@ -69,3 +77,28 @@ def load_partition(
 ) -> LabelledRecords:
     """Load all that `read_partition` reads."""
     return LabelledRecords.concatenate(read_partition(data, partition, reserved))
+
+
+def require_declared(spec: Spec, facts: Facts) -> None:
+    """Raise BudgetRefused on a spec that says something else of its data set than the ledger."""
+    data, privacy = spec.data, spec.privacy
+    said = {f"privacy.{name}": getattr(privacy, name) for name in privacy.model_fields_set}
+    declared: dict[str, object] = {
+        "privacy.unit": facts.unit,
+        "privacy.records_per_unit": facts.records_per_unit,
+    }
+    # Silence, and `public: false`, leave it to the ledger.
+    if data.public:
+        said["data.public"], declared["data.public"] = True, facts.public
+    if data.holdout is not None and data.holdout.public:
+        said["data.holdout.public"], declared["data.holdout.public"] = True, facts.public_holdout
+    for name, value in declared.items():
+        if name in said and said[name] != value:
+            raise BudgetRefused(
+                f"{name}: {data.name!r} was declared with {_yaml(value)}, which no spec can "
+                f"change; found {_yaml(said[name])}. State the declared one, or leave it out."
+            )
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -15,7 +15,7 @@ from pipeline import plan as planning
 from pipeline.home import Home
 from pipeline.progress import Progress
 from pipeline.runs import control, ingest, ledger_access, origin, preflight
-from pipeline.runs.dataset_identity import HOLDOUT, TRAIN
+from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, require_declared
 from pipeline.runs.directory import JOB_VARIABLE, RayJob, RunDirectory, RunState
 from pipeline.sources.base import keep_names
 from pipeline.spec import Spec, Workers
@@ -52,6 +52,7 @@ def submit(
             f"δ; the spec asks for δ = {spec.privacy.delta:g}. Set privacy.delta to the declared "
             "one."
         )
+    require_declared(spec, budget.facts(spec.data.name))
     # Refuse what the budget refuses before torch is imported and the data are read.
     components = {
         TRAIN: planning.training_components(spec),
@@ -129,7 +130,6 @@ def execute(
 
     Raises:
         UmbraError: a stage failed, or the cluster admits anybody.
-        NoLedger: the run has reserved, and its ledger is not here.
         InvalidRequest: another process works on the run, or it is done or given up.
         IntegrityBroken: the ledger lacks rows that the run saw: it was rolled back.
     """
@@ -139,7 +139,7 @@ def execute(
         planned = planning.plan(spec, trial=False)
         if run.state().reservation_id is not None:
             # Where the run's ledger is missing, `access.open` would create another one.
-            Ledger.open(home.ledger_url).close()
+            ledger_access.read_budget(home).ledger.close()
         budget = Budget(access.open())
         with _sigterm_interrupts(), _outcome_recorded(run):
             run.begin()

@@ -38,13 +38,14 @@ def export_run(
             f"run {run.run_id} is {state.status} and has no finished images to export. Wait for "
             f"it, or go on with `umbra resume {run.run_id}`."
         )
+    budget.ledger.require_sound()
     reservation = require_reservation(run, spec, budget)
     require_shards(run, budget, reservation)
     said = ledger_access.privacy_statement(budget, reservation.id)
     checked_statement(said, allow_void)
     if steps := ledger_access.training_steps(run, budget):
         said["steps"] = asdict(steps)
-    card = _card(run, spec, said["void"], _disclosure(run, budget))
+    card = _card(run, spec, budget, said["void"], _disclosure(run, budget))
     # The ledger's row is durable before the folder gets its name: no export exists unrecorded.
     with new_folder(target) as folder:
         made = export_dataset(form, run.release, folder, card, said, allow_void=allow_void)
@@ -62,7 +63,7 @@ def export_run(
     return Exported(target, made.manifest_sha256)
 
 
-def _card(run: RunDirectory, spec: Spec, void: bool, disclosure: str) -> CardFacts:
+def _card(run: RunDirectory, spec: Spec, budget: Budget, void: bool, disclosure: str) -> CardFacts:
     made = "under differential privacy" if not void else "by a run that guarantees no privacy"
     return CardFacts(
         name=spec.name,
@@ -74,7 +75,7 @@ def _card(run: RunDirectory, spec: Spec, void: bool, disclosure: str) -> CardFac
         source=spec.data.name,
         method=f"{build_method(spec).describe()}, {_sampling(spec)}",
         version=version("umbra-synth"),
-        measures=_measures(run),
+        measures=_measures(run, budget),
         disclosure=disclosure,
     )
 
@@ -112,9 +113,9 @@ def _sampling(spec: Spec) -> str:
     return f"sampled by {synthesize.sampler} in {steps} steps with guidance {w:g}"
 
 
-def _measures(run: RunDirectory) -> tuple[tuple[str, str], ...]:
+def _measures(run: RunDirectory, budget: Budget) -> tuple[tuple[str, str], ...]:
     """Return what was measured against public images, or was paid for."""
-    results = released(run)
+    results = released(run, budget)
     metrics = flat(results) if results else {}
     measures = [(n, f"{value:.4f}") for n, value in metrics.items() if ".class." not in n]
     paid = paid_metrics(run)

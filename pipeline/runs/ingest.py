@@ -1,5 +1,6 @@
 """Ingest: load the private set, compare it with the spec, and reserve its budget."""
 
+from collections.abc import Mapping
 from time import monotonic
 
 from pipeline.plan import Plan
@@ -8,7 +9,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import record_head
 from pipeline.spec import Spec
 from privacy.budget import Budget, Reservation, Settlement
-from privacy.budget.identity import content_of, shared_records
+from privacy.budget.identity import Content, content_of, shared_records
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
 
@@ -37,15 +38,15 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
             "The declared number enters the accounting: correct it in the spec."
         )
     records = {TRAIN: loaded}
-    if (holdout := _paying_holdout(spec, loaded, key)) is not None:
-        records[HOLDOUT] = holdout
+    if data.holdout is not None:
+        records[HOLDOUT] = _holdout(spec, loaded, key)
     for part, each in records.items():
         DatasetIdentity.keep(run, part, each)
-    reserved = {
-        name: _reserve(run, spec, plan, part, records[part], key, budget)
-        for part, name in _RESERVATIONS.items()
-        if part in records
-    }
+    contents = {part: content_of(each, key) for part, each in records.items()}
+    # Whoever is asked what the data set is, it is not the spec.
+    budget.facts(data.name)
+    paying = [TRAIN, *([HOLDOUT] if plan.holdout_components else [])]
+    reserved = {_RESERVATIONS[p]: _reserve(run, spec, plan, p, contents, budget) for p in paying}
     for reservation in reserved.values():
         record_head(run, reservation.head)
     run.update(**{name: each.id for name, each in reserved.items()})
@@ -63,17 +64,11 @@ def _key(run: RunDirectory, part: str) -> str:
     return run.run_id if part == TRAIN else f"{run.run_id}/{part}"
 
 
-def _paying_holdout(spec: Spec, train: LabelledRecords, key: bytes) -> LabelledRecords | None:
-    """Return the holdout if figures against it are to be paid for, else None.
-
-    Raises:
-        DataError: it cannot be loaded, or shares an image with the training set.
-    """
-    data, evaluate = spec.data, spec.evaluate
-    if data.holdout is None or evaluate is None or evaluate.release is None:
-        return None
-    holdout = load_partition(data, HOLDOUT)
-    if shared_records(train, holdout, key):
+def _holdout(spec: Spec, train: LabelledRecords, key: bytes) -> LabelledRecords:
+    """Load the holdout. Raises DataError where it is paid for and shares a training image."""
+    holdout = load_partition(spec.data, HOLDOUT)
+    pays = spec.evaluate is not None and spec.evaluate.release is not None
+    if pays and shared_records(train, holdout, key):
         raise DataError(
             "data.holdout shares images with the training set, so the two cannot be charged "
             "separately: a record in both would be charged twice. Remove the shared images from "
@@ -87,21 +82,19 @@ def _reserve(
     spec: Spec,
     plan: Plan,
     part: str,
-    records: LabelledRecords,
-    key: bytes,
+    contents: Mapping[str, Content],
     budget: Budget,
 ) -> Reservation:
     train = part == TRAIN
     return budget.reserve(
         run.run_id,
         spec.data.name,
-        content_of(records, key),
-        spec.privacy.unit,
+        contents[part],
         partition=part,
-        records_per_unit=spec.privacy.records_per_unit,
         plan=plan.components if train else plan.holdout_components,
         # A seed does not determine the noise of figures on the holdout.
         void=train and plan.void,
         idempotency_key=_key(run, part),
         spec_sha256=spec.sha256(),
+        holdout=contents.get(HOLDOUT) if train else None,
     )

@@ -81,14 +81,31 @@ def open_budget(home: Home) -> Budget:
 
 
 def read_budget(home: Home) -> Budget:
-    """Return the budgets of a ledger that is there, for reading; it needs no key."""
-    return Budget(Ledger.open(home.ledger_url))
+    """Return the budgets of a ledger that is there, for reading; it needs no key.
+
+    Raises IntegrityBroken where it is missing, emptied or replaced, as its witness says, or where
+    its rows fail the audit's rules: what they say would be no figures.
+    """
+    from privacy.audit.replay import Replay
+
+    ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
+    replayed = Replay()
+    findings = ledger.verify()
+    if not findings:
+        for row in ledger.rows():
+            replayed.feed(row)
+    for finding in (*findings, *replayed.findings):
+        raise IntegrityBroken(
+            f"The ledger at {ledger.where} is broken ({finding}), so that no figure of it holds. "
+            "Run `umbra audit` for all findings and restore a sound copy."
+        )
+    return Budget(ledger)
 
 
 def _refuse_lost_key(home: Home) -> None:
     # A new key for an old ledger would only block the right one.
     with suppress(NoLedger):
-        ledger = Ledger.open(home.ledger_url)
+        ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
         raise InvalidRequest(
             f"{home.key_path} is missing, and the ledger at {ledger.where} was made with it (key "
             f"id {ledger.key_id}). Put it back from a backup: without it the data sets in the "

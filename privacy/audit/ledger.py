@@ -39,8 +39,8 @@ class DatasetAudit:
     delta: float
     closed: bool  # whether nothing more is admitted
     orders: dict[str, float]  # the RDP order that alone admits, by part
-    unit: str  # what is protected; the units of all reservations, where they differ
-    records_per_unit: int  # the most of all reservations
+    unit: str  # what is protected, as declared, or as all reservations say
+    records_per_unit: int  # the most that anybody said
     spent: EpsilonBounds  # of what was charged: the largest of the parts
     committed: EpsilonBounds  # of that and what open reservations may still charge
     partitions: tuple[PartitionAudit, ...]  # the parts, each by itself
@@ -134,12 +134,19 @@ def audit_dataset(
         _partition(part, records[part], found, dataset.delta, with_prv)
         for part, found in by_part.items()
     )
-    most = max((r.records_per_unit for r in drawing), default=1)
+    # Of what runs of an older version said and what the officer declared, the larger counts.
+    said = [(r.unit, r.records_per_unit) for r in drawing]
+    facts = [] if dataset.facts is None else [dataset.facts]
+    units = {unit for unit, _ in facts or said}
+    most = max((k for _, k in facts + said), default=1)
     spent = [_mechanisms(found, in_full=False) for found in by_part.values()]
     return DatasetAudit(
         name=name,
-        **vars(dataset),
-        unit=", ".join(sorted({r.unit for r in drawing})),
+        epsilon=dataset.epsilon,
+        delta=dataset.delta,
+        closed=dataset.closed,
+        orders=dataset.orders,
+        unit=", ".join(sorted(units)),
         records_per_unit=most,
         spent=_largest([part.spent for part in partitions]),
         committed=_largest([part.committed for part in partitions]),

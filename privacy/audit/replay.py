@@ -4,11 +4,14 @@ Nothing here calls the budget: a bug there must not be able to hide itself. Only
 shared: kinds of rows and mechanisms.
 """
 
+import base64
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from privacy.audit.opacus import epsilon_at
 from privacy.errors import InvalidRequest
@@ -64,6 +67,10 @@ class ContentsReplay:
         self._parts: dict[str, PartReplay] = {}
         self._named: dict[tuple[str, str], str] = {}
         self._holders: dict[int, list[PartReplay]] = defaultdict(list)
+        # Data sets whose facts are declared: of these, one shared record is one too many.
+        self._exact: set[str] = set()
+        self._digests: dict[str, np.ndarray] = {}
+        self._opened: list[PartReplay] = []
 
     def part_of(self, fingerprint: str, dataset: str | None) -> PartReplay | None:
         """Return the part of a data set that a fingerprint is bound to."""
@@ -97,6 +104,7 @@ class ContentsReplay:
         require(bound == new.fingerprint, f"{dataset!r} was bound to other content before")
         self._parts[new.fingerprint] = new
         self._compare(new)
+        self._compare_exactly(new)
         # Schema 1 knew this part alone and kept no sketch.
         first = self._parts[self._named.get((dataset, "train"), new.fingerprint)]
         problem = f"nothing shows that {new.name!r} and 'train', without a sketch, are disjoint"
@@ -105,6 +113,68 @@ class ContentsReplay:
     def accept(self, row: Row, other: str) -> None:
         """Take in an `overlap` row."""
         self.accepted.setdefault(frozenset((str(row.dataset), other)), row)
+
+    def declare(self, dataset: str) -> None:
+        """Take in that a data set's facts are declared."""
+        self._exact.add(dataset)
+
+    def know(self, body: Mapping[str, Any]) -> None:
+        """Take in a `content` row: the digests of all records of a content. Raises BrokenRule."""
+        fingerprint = str(body["fingerprint"])
+        packed = base64.b64decode(body["digests"], validate=True)
+        require(len(packed) % 8 == 0, "its digests are cut off")
+        digests = np.frombuffer(packed, ">u8")
+        require(bool(np.all(digests[1:] > digests[:-1])), "its digests are not in ascending order")
+        require(len(digests) <= whole(body["records"]), "it has more digests than records")
+        require(fingerprint not in self._digests, "its content was known before")
+        self._digests[fingerprint] = digests
+        bound = self._parts.get(fingerprint)
+        if bound is not None:
+            require(bound.records == body["records"], "its N is not what was bound before")
+            self._compare_exactly(bound)
+
+    def open(self, dataset: str, body: Mapping[str, Any]) -> None:
+        """Take in a `holdout` row. Raises BrokenRule."""
+        fingerprint, records = str(body["fingerprint"]), whole(body["records"])
+        require(fingerprint in self._digests, "its content is not known")
+        self._opened.append(PartReplay(dataset, "holdout", fingerprint, records, ()))
+
+    def _compare_exactly(self, new: PartReplay) -> None:
+        if new.dataset not in self._exact:
+            return
+        others = [part for part in self._parts.values() if part.fingerprint != new.fingerprint]
+        others += [part for part in self._opened if part.dataset != new.dataset]
+        problems = [problem for part in others if (problem := self._shared_exactly(new, part))]
+        require(not problems, "; ".join(problems))
+
+    def _shared_exactly(self, new: PartReplay, part: PartReplay) -> str:
+        common = self._common(new, part)
+        pair = frozenset((part.dataset, new.dataset))
+        if common and len(pair) == 2:
+            self.sharing.add(pair)
+        if common is False or pair in self.accepted:
+            return ""
+        found = "shares records" if common else "may share records"
+        return f"{new.dataset!r} ({new.name}) {found} with {part.dataset!r} ({part.name})"
+
+    def _common(self, one: PartReplay, other: PartReplay) -> bool | None:
+        """Return whether two contents share a record, None where nothing shows that they do not."""
+        if one.fingerprint == other.fingerprint:
+            return True
+        mine, theirs = self._all(one), self._all(other)
+        if mine is not None and theirs is not None:
+            return bool(np.isin(mine, theirs).any())
+        known = (
+            set(part.sketch if all_ is None else all_.tolist())
+            for part, all_ in ((one, mine), (other, theirs))
+        )
+        return None if next(known).isdisjoint(next(known)) else True
+
+    def _all(self, part: PartReplay) -> np.ndarray | None:
+        complete = 0 < len(part.sketch) < _FULL
+        return self._digests.get(
+            part.fingerprint, np.array(part.sketch, ">u8") if complete else None
+        )
 
     def _compare(self, new: PartReplay) -> None:
         found: dict[str, PartReplay] = {}
@@ -115,6 +185,9 @@ class ContentsReplay:
         require(not problems, "; ".join(problems))
 
     def _shared(self, new: PartReplay, part: PartReplay) -> str:
+        # Sketches hold blank records too, which are no evidence: what is known exactly decides.
+        if {new.fingerprint, part.fingerprint} <= self._digests.keys():
+            return ""
         if part.dataset == new.dataset:
             return f"the parts {part.name!r} and {new.name!r} of {new.dataset!r} share records"
         pair = frozenset((part.dataset, new.dataset))
@@ -165,6 +238,8 @@ class DatasetReplay:
     epsilon: float
     delta: float
     closed: bool = False
+    # What an officer declared: (unit, the most records of one); None where nobody has.
+    facts: tuple[str, int] | None = None
     orders: dict[str, float] = field(default_factory=dict)  # that alone admit, by part
 
     def order(self, part: str) -> float | None:
@@ -266,6 +341,23 @@ class Replay:
         require(other != row.dataset, "a data set overlaps with itself")
         self.contents.accept(row, other)
 
+    def _facts(self, row: Row, body: Mapping[str, Any]) -> None:
+        dataset = self._dataset(row.dataset)
+        require(dataset.facts is None, f"{row.dataset!r} was given facts a second time")
+        dataset.facts = (str(body["unit"]), whole(body["records_per_unit"]))
+        self.contents.declare(str(row.dataset))
+        flags = (body["public"], body["public_holdout"])
+        require(all(type(flag) is bool for flag in flags), "whether it is public is not said")
+
+    def _content(self, row: Row, body: Mapping[str, Any]) -> None:
+        self.contents.know(body)
+
+    def _holdout(self, row: Row, body: Mapping[str, Any]) -> None:
+        problem = f"a holdout of {row.dataset!r} was opened before its facts were declared"
+        require(self._dataset(row.dataset).facts is not None, problem)
+        require(isinstance(body["run"], str), "it names no run")
+        self.contents.open(str(row.dataset), body)
+
     def _bind(self, row: Row, body: Mapping[str, Any]) -> None:
         self._dataset(row.dataset)
         self.contents.bind(str(row.dataset), body)
@@ -299,6 +391,8 @@ class Replay:
         if part is None:
             raise BrokenRule("its content is not what was bound")
         require(body["records"] == part.records, "its N is not what was bound")
+        said = (str(body["unit"]), body["records_per_unit"])
+        require(dataset.facts in (None, said), "it states another unit than the officer declared")
         require(dataset.delta * part.records < 1, "δ is not below 1/N")
         require(not dataset.closed, f"it draws on {row.dataset!r}, which was closed before")
         if self._schema >= _ONE_ORDER:

@@ -9,6 +9,7 @@ from typing import Any
 from privacy import validation
 from privacy.accounting import rdp
 from privacy.accounting.base import round_up
+from privacy.budget.facts import facts_of
 from privacy.budget.identity import partitions_of
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
@@ -206,6 +207,7 @@ def odometer(view: View, declaration: Row) -> Odometer:
         orders={part: order for part, order in fixed.items() if order is not None},
         used=used,
         closed=is_closed(view, name),
+        facts=facts_of(view, name),
     )
 
 

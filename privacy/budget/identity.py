@@ -1,11 +1,14 @@
 """The identity of content: neither another name nor a copy gets a second budget."""
 
+import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self, overload
+
+import numpy as np
 
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Kind, Row, Transaction, View
@@ -36,9 +39,11 @@ def sketch(records: LabelledRecords, key: bytes) -> tuple[str, ...]:
 
     It depends neither on labels, order nor repetitions.
     """
-    width = DIGEST_DIGITS // 2
-    distinct = {digest[:width] for digest in _digests(records, key)}
-    return tuple(digest.hex() for digest in sorted(distinct)[:SKETCH_SIZE])
+    return _smallest(_digests(records, key))
+
+
+def _smallest(digests: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(digest.hex() for digest in sorted(set(digests))[:SKETCH_SIZE])
 
 
 def overlap(one: Sequence[str], other: Sequence[str]) -> Overlap:
@@ -73,11 +78,11 @@ def _threshold(digests: Sequence[str]) -> str:
 
 
 def _digests(records: LabelledRecords, key: bytes) -> Iterator[bytes]:
-    """Yield HMAC-SHA256 of every record's shape and bytes, under a key of this use alone."""
+    """Yield 8 bytes of HMAC-SHA256 of every record's shape and bytes, by a key of this use."""
     own_key = hmac.digest(key_bytes(key), b"umbra sketch key 1", hashlib.sha256)
     header = f"umbra image 1|{_shape(records)}|uint8|".encode()
     for value in records.values:
-        yield hmac.digest(own_key, header + value.tobytes(), hashlib.sha256)
+        yield hmac.digest(own_key, header + value.tobytes(), hashlib.sha256)[: DIGEST_DIGITS // 2]
 
 
 def _shape(records: LabelledRecords) -> str:
@@ -99,6 +104,9 @@ class Content:
     fingerprint: str  # the same for the same records in any order
     records: int  # N
     sketch: tuple[str, ...]  # by which overlap with other contents is estimated
+    # The digests of all its different records, 8 bytes each and ascending, by which any record that
+    # it shares is found; None where only the sketch is known.
+    digests: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
@@ -117,11 +125,35 @@ class Content:
                 f"A sketch of {self.records} records must be 1 to {most} different digests in "
                 f"ascending order, found {len(digests)}, or some repeated or out of order."
             )
+        if self.digests is not None:
+            found = all_digests(self.digests, None)
+            if len(found) > self.records or np.any(found[1:] <= found[:-1]):
+                raise InvalidRequest("Digests must be at most one a record, in ascending order.")
 
 
 def content_of(records: LabelledRecords, key: bytes) -> Content:
     """Return what a budget has to know of a data set, or of a part of one."""
-    return Content(fingerprint(records, key), len(records), sketch(records, key))
+    digests = list(_digests(records, key))
+    flat = records.values.reshape(len(records), -1)
+    # A value that is the same in every place, as of a blank page, says nothing of whose record it
+    # is: two sets that both hold one share no record by that.
+    telling = (flat != flat[:, :1]).any(axis=1)
+    packed = b"".join(sorted({d for d, tells in zip(digests, telling, strict=True) if tells}))
+    return Content(fingerprint(records, key), len(records), _smallest(digests), packed)
+
+
+@overload
+def all_digests(packed: bytes, sketch: Sequence[str] | None) -> np.ndarray: ...
+@overload
+def all_digests(packed: bytes | None, sketch: Sequence[str] | None) -> np.ndarray | None: ...
+def all_digests(packed: bytes | None, sketch: Sequence[str] | None) -> np.ndarray | None:
+    """Return the digests of all records, uint64 ascending; None where they are not all known."""
+    if packed is not None:
+        return np.frombuffer(packed, ">u8")
+    # One that is not full holds them all.
+    if sketch is not None and len(sketch) < SKETCH_SIZE:
+        return np.array([int(digest, 16) for digest in sketch], ">u8")
+    return None
 
 
 def fingerprint(records: LabelledRecords, key: bytes) -> str:
@@ -162,8 +194,9 @@ class Fingerprint:
         return "v1-" + hmac.digest(self._key, whole, hashlib.sha256).hex()
 
 
-# The part that runs use where they name none, and the only one that schema 1 had.
-TRAIN = "train"
+# The part that runs use where they name none, and the only one that schema 1 had; and the one
+# that is kept out of training.
+TRAIN, HOLDOUT = "train", "holdout"
 
 # From this estimated share on, two data sets that share records are one.
 NEAR_COPY = 0.05
@@ -171,7 +204,7 @@ NEAR_COPY = 0.05
 
 @dataclass(frozen=True)
 class Partition:
-    """One part of a data set and its content."""
+    """One part of a data set, or a holdout that a run opened, and its content."""
 
     dataset: str  # the declared name
     name: str  # the part's name
@@ -185,7 +218,7 @@ class Partition:
         body = row.content
         return cls(
             dataset=str(row.dataset),
-            name=body.get("partition", TRAIN),
+            name=HOLDOUT if row.kind == Kind.HOLDOUT else body.get("partition", TRAIN),
             fingerprint=body["fingerprint"],
             records=body["records"],
             sketch=tuple(body["sketch"]) if "sketch" in body else None,
@@ -199,8 +232,54 @@ def partitions_of(view: View, dataset: str) -> tuple[Partition, ...]:
     return tuple({part.fingerprint: part for part in parts}.values())
 
 
-def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None:
+def holdings(view: View) -> tuple[Partition, ...]:
+    """Return the parts of all data sets, and the holdouts that runs opened."""
+    kinds = (Kind.BIND, Kind.PARTITION, Kind.HOLDOUT)
+    held = [Partition.from_row(row) for kind in kinds for row in view.of(kind)]
+    # The row that was written last knows most of a content: schema 1 kept no sketch.
+    return tuple({(part.dataset, part.name, part.fingerprint): part for part in held}.values())
+
+
+def shares(view: View, one: "Content | Partition", other: Partition) -> bool | None:
+    """Return whether content shares a record with a part; None where the ledger cannot tell."""
+    if one.fingerprint == other.fingerprint:
+        return True
+    mine, theirs = _known(view, one), _known(view, other)
+    if mine is not None and theirs is not None:
+        return bool(np.intersect1d(mine, theirs, assume_unique=True).size)
+    # One digest that both hold is proof, though a sketch without one is none of the contrary.
+    sketches = (
+        part.sketch or () if digests is None else [f"{digest:016x}" for digest in digests]
+        for part, digests in ((one, mine), (other, theirs))
+    )
+    return None if set(next(sketches)).isdisjoint(next(sketches)) else True
+
+
+def _known(view: View, of: "Content | Partition") -> np.ndarray | None:
+    if isinstance(of, Content):
+        return all_digests(of.digests, of.sketch)
+    row = view.by_claim(f"content:{of.fingerprint}")
+    packed = None if row is None else base64.b64decode(row.content["digests"])
+    return all_digests(packed, of.sketch)
+
+
+def record(t: Transaction, content: Content) -> None:
+    """Append the digests of a content, once, where they are known."""
+    claim = f"content:{content.fingerprint}"
+    if content.digests is None or t.by_claim(claim) is not None:
+        return
+    digests = base64.b64encode(content.digests).decode()
+    body = {"fingerprint": content.fingerprint, "records": content.records, "digests": digests}
+    t.append(Kind.CONTENT, body, claim=claim)
+
+
+def bind(
+    t: Transaction, dataset: str, partition: str, content: Content, exact: bool = False
+) -> None:
     """Check that a part of a data set is this content, binding it on its first use.
+
+    Where `exact`, one record that it shares with another data set is one too many, and its digests
+    are recorded; otherwise sketches are compared.
 
     Raises InvalidRequest where N differs from what the content was bound with, and BudgetRefused
     where the content is a copy or a near copy of another data set, stands behind another part, or
@@ -208,14 +287,22 @@ def bind(t: Transaction, dataset: str, partition: str, content: Content) -> None
     """
     claim = f"bind:{content.fingerprint}"
     owner = t.by_claim(claim)
+    bound = False
     if owner is not None:
         require_part(t, dataset, partition, content)
         # What schema 1 bound is bound again with its sketch, so that others can be compared.
         claim = f"sketch:{content.fingerprint}"
-        if owner.kind == Kind.PARTITION or t.by_claim(claim) is not None:
-            return
-    _require_disjoint(partitions_of(t, dataset), dataset, partition, content)
-    _require_no_near_copy(t, dataset, content)
+        bound = owner.kind == Kind.PARTITION or t.by_claim(claim) is not None
+    # An older version bound it by a sketch alone: it is compared again, now that all is known.
+    recorded = not exact or t.by_claim(f"content:{content.fingerprint}") is not None
+    if bound and recorded:
+        return
+    _require_disjoint(t, dataset, partition, content, exact)
+    _require_no_copy(t, dataset, content, exact)
+    if exact:
+        record(t, content)
+    if bound:
+        return
     body = {
         "partition": partition,
         "fingerprint": content.fingerprint,
@@ -258,9 +345,9 @@ def overlap_claim(one: str, other: str) -> str:
 
 
 def _require_disjoint(
-    parts: tuple[Partition, ...], dataset: str, partition: str, content: Content
+    view: View, dataset: str, partition: str, content: Content, exact: bool
 ) -> None:
-    for part in parts:
+    for part in partitions_of(view, dataset):
         if part.fingerprint == content.fingerprint:
             continue
         if part.name == partition:
@@ -268,29 +355,49 @@ def _require_disjoint(
                 f"The name {dataset!r} (part {partition!r}) stands for other content than this "
                 "since it was first used. Give the changed data set a name and a budget of its own."
             )
-        if part.sketch is None:
+        shared = shares(view, content, part)
+        if part.sketch is None or (exact and shared is None):
             raise BudgetRefused(
                 f"Parts must not share records, and the older version that last used the part "
-                f"{part.name!r} of {dataset!r} kept nothing to compare. Submit a run on "
+                f"{part.name!r} of {dataset!r} kept too little to compare. Submit a run on "
                 f"{part.name!r} first."
             )
-        if overlap(part.sketch, content.sketch).shared:
+        if shared:
             raise BudgetRefused(
                 f"The parts {part.name!r} and {partition!r} of {dataset!r} share records: remove "
                 "them from one of the two. Each part may spend the whole budget."
             )
 
 
-def _require_no_near_copy(t: Transaction, dataset: str, content: Content) -> None:
-    for part in map(Partition.from_row, t.of(Kind.PARTITION)):
-        if part.dataset == dataset or part.sketch is None:
+def _require_no_copy(view: View, dataset: str, content: Content, exact: bool) -> None:
+    for part in holdings(view):
+        if part.dataset == dataset or view.by_claim(overlap_claim(dataset, part.dataset)):
             continue
-        if overlap(part.sketch, content.sketch).share < NEAR_COPY:
-            continue
-        if t.by_claim(overlap_claim(dataset, part.dataset)) is None:
+        found = _shared(view, content, part) if exact else _near_copy(content, part)
+        if found:
             raise BudgetRefused(
-                f"An estimated {NEAR_COPY:.0%} or more of these records also lie in the data set "
-                f"{part.dataset!r}. A changed copy has no budget of its own: use the name "
-                f"{part.dataset!r}. Or let an officer accept that both budgets add up for shared "
-                f"records: umbra budget accept-overlap {dataset} {part.dataset}"
+                f"{found} A changed copy has no budget of its own: use the name {part.dataset!r}. "
+                "Or let an officer accept that both budgets add up for shared records: "
+                f"umbra budget accept-overlap {dataset} {part.dataset}"
             )
+
+
+def _shared(view: View, content: Content, part: Partition) -> str:
+    shared = shares(view, content, part)
+    if shared is None:
+        return (
+            "The older version that last used the data set "
+            f"{part.dataset!r} kept too little to show that these records are not in it too. "
+            f"Submit a run on {part.dataset!r} first, by which all of it gets known."
+        )
+    where = "" if part.name == TRAIN else f" (part {part.name!r})"
+    return f"Records of this data set also lie in {part.dataset!r}{where}." if shared else ""
+
+
+def _near_copy(content: Content, part: Partition) -> str:
+    if part.sketch is None or overlap(part.sketch, content.sketch).share < NEAR_COPY:
+        return ""
+    return (
+        f"An estimated {NEAR_COPY:.0%} or more of these records also lie in the data set "
+        f"{part.dataset!r}."
+    )

@@ -7,7 +7,10 @@ from typing import Any
 from privacy import validation
 from privacy.accounting import rdp
 from privacy.budget import admission as rules
-from privacy.budget.identity import TRAIN, Content, bind, overlap_claim, require_part
+from privacy.budget import facts as known
+from privacy.budget import identity
+from privacy.budget.facts import Facts, Shown
+from privacy.budget.identity import TRAIN, Content
 from privacy.errors import BudgetRefused, InvalidRequest
 from privacy.ledger import Head, Kind, Ledger, Row, Transaction, View, records
 from privacy.ledger.records import Component, Odometer, Quote, Receipt, Reservation, Settlement
@@ -32,13 +35,20 @@ class Budget:
         self.ledger = ledger
 
     def declare(
-        self, name: str, epsilon: float, delta: float, order: float | None = None
+        self,
+        name: str,
+        epsilon: float,
+        delta: float,
+        facts: Facts | None = None,
+        *,
+        order: float | None = None,
     ) -> Odometer:
         """Give a data set its whole budget, for all runs on it together, once and for ever.
 
-        Everything is admitted on one RDP order: on `order`, one of `privacy.accounting.rdp.ORDERS`,
-        or, without it, on that of every part's first plan. Declaring the same again changes
-        nothing; raises BudgetRefused where the name has another budget or order.
+        With facts, say what it is: no run can say otherwise. Everything is admitted on one RDP
+        order: on `order`, one of `privacy.accounting.rdp.ORDERS`, or, without it, on that of every
+        part's first plan. Declaring the same again changes nothing; raises BudgetRefused where the
+        name has another budget, other facts or another order.
         """
         # δ must be below 1/N, which is not known before something is reserved.
         validation.identifier("data set's name", name)
@@ -46,6 +56,8 @@ class Budget:
             "epsilon": validation.positive_number("epsilon", epsilon),
             "delta": validation.open_probability("delta", delta),
         }
+        if not isinstance(facts, Facts | None):
+            raise InvalidRequest(f"Facts were expected, found {type(facts).__name__}.")
         with self.ledger.transaction() as t:
             row = t.by_claim(f"declare:{name}")
             if row is None:
@@ -55,6 +67,8 @@ class Budget:
                 raise BudgetRefused(f"{name!r} was declared with {declared}, for ever.")
             if order is not None:
                 rules.declare_order(t, row, validation.positive_number("order", order))
+            if facts is not None:
+                known.declare_facts(t, row, facts)
             return rules.odometer(t, row)
 
     def close(self, name: str) -> Odometer:
@@ -76,7 +90,7 @@ class Budget:
                 rules.declared(t, each)
             if name == other:
                 raise InvalidRequest(f"Two data sets were expected, found {name!r} twice.")
-            claim = overlap_claim(name, other)
+            claim = identity.overlap_claim(name, other)
             row = t.by_claim(claim)
             if row is None:
                 row = t.append(Kind.OVERLAP, {"other": other}, dataset=name, claim=claim)
@@ -87,14 +101,15 @@ class Budget:
         run_id: str,
         dataset: str,
         content: Content,
-        unit: str,
+        unit: str | None = None,
         *,
         partition: str = TRAIN,
-        records_per_unit: int,
+        records_per_unit: int | None = None,
         plan: Sequence[Component],
         void: bool,
         idempotency_key: str,
         spec_sha256: str | None = None,
+        holdout: Content | None = None,
     ) -> Reservation:
         """Set a plan's whole cost aside if the RDP filter admits it beside all that was admitted.
 
@@ -104,22 +119,25 @@ class Budget:
 
         Args:
             content: from `content_of`, of the very records that will be used.
-            unit: what is protected, as text; of its records there are at most `records_per_unit`.
+            unit: what is protected; the data set's facts say it, and this may repeat them. Only
+                where an older version declared it, without facts, the caller says it.
             partition: the part of the data set that these records are; parts share no record.
-            records_per_unit: budgets are per record, the audit reports the guarantee for a unit.
+            records_per_unit: the most records of one unit, said as `unit` is. Budgets are per
+                record, the audit reports the guarantee for a unit.
             void: whether a seed makes the noise reproducible.
             spec_sha256: hash of the spec that makes the request.
+            holdout: what the run will open as its holdout, paid for or not.
 
         Raises BudgetRefused where the name is undeclared or closed, the content is a copy or near
         copy of another data set or part, the part means other content, δ ≥ 1/N, or the budget does
         not admit the plan; IntegrityBroken where the ledger does not verify.
         """
         parts = records.checked_plan(plan)
+        if holdout is not None:
+            _identified(holdout)
         body = {
             "run": validation.identifier("run id", run_id),
             **_identified(content),
-            "unit": validation.text_line("privacy unit", unit),
-            "records_per_unit": validation.positive_int("records_per_unit", records_per_unit),
             "relation": records.RELATION,
             "void": validation.boolean("void", void),
             "accountant": ADMITS,
@@ -133,13 +151,30 @@ class Budget:
         rdp.curve([part.mechanism for part in parts])
         self.ledger.require_sound()
         with self.ledger.transaction() as t:
+            body |= known.unit_of(t, dataset, unit, records_per_unit)
             row = rules.repeated(t, claim, body, dataset)
             if row is None:
+                if holdout is not None:
+                    declaration = rules.declared(t, dataset)
+                    known.open_holdout(t, run_id, declaration, holdout, content)
                 _require_admissible(t, dataset, partition, content, parts)
                 row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
             else:
-                require_part(t, dataset, partition, content)
-            return Reservation.from_row(row)
+                identity.require_part(t, dataset, partition, content)
+            return known.reservation(t, row)
+
+    def facts(self, name: str) -> Facts:
+        """Return what an officer declared a data set to be.
+
+        Raises BudgetRefused, with the command to type, where nobody has, or of an unknown name.
+        """
+        with self.ledger.reading() as view:
+            return known.require_facts(view, rules.declared(view, name))
+
+    def shown(self, reservation_id: str) -> Shown:
+        """Return which images of a run may be shown now; nothing else than the ledger is asked."""
+        with self.ledger.reading() as view:
+            return known.shown(view, rules.opening(view, reservation_id))
 
     def begin_attempt(self, reservation_id: str, idempotency_key: str) -> int:
         """Begin an attempt of the run and return its number: 1, 2, 3, …
@@ -282,7 +317,7 @@ class Budget:
     def reservation(self, reservation_id: str) -> Reservation:
         """Return a reservation by its id."""
         with self.ledger.reading() as view:
-            return Reservation.from_row(rules.opening(view, reservation_id))
+            return known.reservation(view, rules.opening(view, reservation_id))
 
     def reserved(self, idempotency_key: str) -> Reservation | None:
         """Return what was reserved under a key, None where nothing was: a reply may be lost."""
@@ -331,7 +366,9 @@ def _require_admissible(
     """Bind the content to its part, and raise unless the budget admits the plan on it."""
     declaration = rules.declared(t, dataset)
     rules.require_delta(declaration, content.records)
-    bind(t, dataset, partition, content)
+    exact = known.facts_of(t, dataset) is not None
+    identity.bind(t, dataset, partition, content, exact)
+    known.require_showable(t, dataset, partition, content)
     before = rules.spending(t, dataset)[partition]
     rules.admit(t, declaration, partition, before, plan)
     rules.fix_order(t, declaration, partition, before, plan)

@@ -278,6 +278,14 @@ class Witness:
             )
         return parsed
 
+    def seen(self) -> str:
+        """Say in words what was seen of the ledger before, as far as the file can be read."""
+        try:
+            ledger_id, head = self.path.read_text("ascii").split()
+            return f"{self.path} saw the ledger {ledger_id} up to row {Head.parse(head).seq}"
+        except (OSError, ValueError, InvalidRequest):
+            return f"{self.path} saw one before, and cannot be read"
+
     def exists(self) -> bool:
         """Return whether a ledger was seen here before, readable or not."""
         return os.path.lexists(self.path)

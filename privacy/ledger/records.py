@@ -1,7 +1,7 @@
 """What the rows of the ledger say, as values: plans, reservations, receipts, odometers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from privacy import validation
@@ -15,6 +15,34 @@ RELATION = "add/remove with zero-out"
 
 class StepsExhausted(BudgetRefused):
     """A reservation has no steps of this component left: the run has to end here."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a data set is, as an officer declares it once: no spec can change it."""
+
+    # What is protected, as text, and the most records that one of it owns.
+    unit: str = "image"
+    records_per_unit: int = 1
+    # Whether its images are public in truth, and may be shown; the same of its holdout's.
+    public: bool = False
+    public_holdout: bool = False
+
+    def __post_init__(self) -> None:
+        validation.text_line("privacy unit", self.unit)
+        validation.positive_int("records_per_unit", self.records_per_unit)
+        validation.boolean("public", self.public)
+        validation.boolean("public_holdout", self.public_holdout)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the facts as plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shown = {(True, True): "public", (False, True): "holdout public, the rest private"}
+        shown |= {(True, False): "public, holdout private"}
+        found = shown.get((self.public, self.public_holdout), "private")
+        return f"unit {self.unit}, up to {self.records_per_unit} of its records, {found}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +159,8 @@ class Odometer:
     # what is still admitted, and adds up exactly. 1 is all.
     used: float
     closed: bool  # whether nothing more is admitted
+    # What it is; None where an older version declared it, and no officer has said so yet.
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,12 @@ class Kind(StrEnum):
         plan: the part's first plan takes the smallest share of the budget at it, migration: so
         does what the part held when its ledger came from an older schema). Every reserve row has
         one before it.
+    facts: an officer says, once and for ever, what the data set is. unit, records_per_unit, public
+        (its images may be shown), public_holdout (those of its holdout may be).
+    content: the records of a content, each by the first 64 bits of its keyed digest, by which any
+        record that two contents share is found. fingerprint, records, digests (base64 of the
+        different ones in ascending order, big-endian; records of one constant value left out).
+    holdout: a run opens this content as its data set's holdout. run, fingerprint, records.
     """
 
     GENESIS = "genesis"
@@ -107,6 +113,9 @@ class Kind(StrEnum):
     ATTEMPT = "attempt"
     CLOSE = "close"
     ORDER = "order"
+    FACTS = "facts"
+    CONTENT = "content"
+    HOLDOUT = "holdout"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -37,14 +37,27 @@ def migrate(connection: Connection, transaction: Transaction) -> None:
         transaction.append(Kind.MIGRATE, {"schema": version}, claim=f"migrate:{version}")
 
 
-def find(database: db.Database) -> Row:
-    """Return the first row. Raises NoLedger where there is no ledger; makes no file."""
+def find(database: db.Database, witness: Witness | None) -> Row:
+    """Return the first row; makes no file.
+
+    Raises NoLedger where there is no ledger, and IntegrityBroken where the witness saw one.
+    """
+    # The witness first: a ledger exists before its witness does.
+    witnessed = witness is not None and witness.exists()
     with db.clear_errors(database.where):
-        present = database.path is None or database.path.exists()
+        # A file that was emptied is no ledger, whatever its log or a driver makes of it.
+        path = database.path
+        present = path is None or (path.exists() and path.stat().st_size > 0)
     if present:
         with database.begin(writes=False) as connection:
             if db.has_table(connection):
                 return _first_row(connection, database.where)
+    if witness is not None and witnessed:
+        raise IntegrityBroken(
+            f"The ledger at {database.where} is gone or was emptied: {witness.seen()}. A new one "
+            "would make every budget whole again. Put the ledger back; if a new one is meant, "
+            "move the witness away."
+        )
     raise NoLedger(
         f"There is no ledger at {database.where}. `umbra budget declare NAME --epsilon E --delta "
         "D` makes one with its first budget."
@@ -58,17 +71,8 @@ def find_or_create(
 
     Raises IntegrityBroken where there is none, and the witness saw one.
     """
-    # The witness first: a ledger exists before its witness does.
-    witnessed = witness is not None and witness.exists()
-    try:
-        return find(database)
-    except NoLedger:
-        if witnessed:
-            raise IntegrityBroken(
-                f"The ledger at {database.where}, which the witness recorded, is gone: a new one "
-                "would make every budget whole again. Put the ledger back; if a new one is meant, "
-                "move the witness away."
-            ) from None
+    with suppress(NoLedger):
+        return find(database, witness)
     if database.path is not None:
         with db.clear_errors(database.where):
             database.path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,7 @@ class Ledger:
         seen = None if witness is None else Witness(Path(witness))
         ledger = cls(db.normalise(url), author, signer, seen)
         if key is None:
-            first = find(ledger._database)
+            first = find(ledger._database, seen)
         else:
             first = find_or_create(ledger._database, key_id(key), ledger._author, seen)
             ledger._writable = True

@@ -24,6 +24,7 @@ from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import Spec, parse_spec
 from privacy.budget import Budget
 from privacy.ledger import Ledger
+from privacy.ledger.records import Facts
 from synth.data.manifest import Manifest
 from synth.data.shards import encode_png, plan_shards, write_shard
 from synth.origin import seal_tensors, weights_mark
@@ -87,9 +88,19 @@ class House:
 
     def reserve(self, spec: Spec) -> RunDirectory:
         """A run as `submit` leaves it, before anything is trained."""
+        self.declare(spec)
         run = self.home.new_run(spec)
         ingest(run, spec, plan(spec, trial=False), self.key, self.budget)
         return run
+
+    def declare(self, spec: Spec) -> None:
+        """Declare what the spec says of its data set, where nobody has yet."""
+        found = self.budget.odometer(spec.data.name)
+        if found.facts is None:
+            data, privacy = spec.data, spec.privacy
+            shown = (data.public, data.holdout is not None and data.holdout.public)
+            facts = Facts(privacy.unit, privacy.records_per_unit, *shown)
+            self.budget.declare(spec.data.name, found.epsilon, found.delta, facts)
 
     def charge(self, run: RunDirectory, component: str, steps: int) -> None:
         """Charge some steps, as a first attempt that died would have."""
@@ -115,7 +126,7 @@ class House:
         run.finish_stage("synthesize", 2.0)
         results = _results(spec)
         (run.internal / METRICS).write_text(json.dumps(results))
-        if released := releasable(spec, results):
+        if released := releasable(budget.shown(reserved), results):
             write_json(run.release / METRICS, released)
         run.finish_stage("evaluate", 1.0)
         steps = max(part.mechanism.steps for part in budget.reservation(reserved).plan)

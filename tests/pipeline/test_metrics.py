@@ -24,7 +24,7 @@ def test_against_a_private_holdout_nothing_is_released(house, blots_spec, tmp_pa
     run = made(house, blots_spec(PRIVATE_HOLDOUT))
     assert "0.8125" in (run.internal / "metrics.json").read_text()
     assert not (run.release / "metrics.json").exists()
-    assert released(run) == {}
+    assert released(run, house.budget) == {}
     for number in ("0.8125", "0.96875", "12.5"):
         assert number not in everything(run)
     card = (house.export(run, tmp_path / "out") / "README.md").read_text()
@@ -33,7 +33,7 @@ def test_against_a_private_holdout_nothing_is_released(house, blots_spec, tmp_pa
 
 def test_a_ceiling_from_private_images_is_dropped(house, blots_spec):
     run = made(house, blots_spec())
-    results = released(run)
+    results = released(run, house.budget)
     assert results["ceiling"] == {}
     assert results["synthetic"]["mlp"]["accuracy"] == 0.8125
     assert results["features"]["frechet"]["distance"] == 12.5
@@ -43,29 +43,29 @@ def test_a_ceiling_from_private_images_is_dropped(house, blots_spec):
 
 def test_where_all_is_public_all_is_released(house, blots_spec):
     run = made(house, blots_spec(ALL_PUBLIC))
-    assert released(run) == json.loads((run.internal / "metrics.json").read_text())
+    assert released(run, house.budget) == json.loads((run.internal / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("change", [PRIVATE_HOLDOUT, None])
 def test_what_got_into_release_by_mistake_goes_no_further(house, blots_spec, change):
     run = made(house, blots_spec(*([change] if change else [])))
     (run.release / "metrics.json").write_text((run.internal / "metrics.json").read_text())
-    assert "0.96875" not in json.dumps(released(run))
-    assert ("0.8125" in json.dumps(released(run))) == (change is None)
+    assert "0.96875" not in json.dumps(released(run, house.budget))
+    assert ("0.8125" in json.dumps(released(run, house.budget))) == (change is None)
 
 
 def test_no_evaluation(house, blots_spec):
     spec = blots_spec(("evaluate:\n  classifiers: [logreg, mlp]\n", ""))
     run = house.reserve(spec)
-    assert released(run) == {}
+    assert released(run, house.budget) == {}
 
 
 def test_damaged(finished):
-    _, run = finished
+    house, run = finished
     for text in ("", "{", "{}", "[]", "null", '{"synthetic": {}, "ceiling": {}, "features": 1}'):
         (run.release / "metrics.json").write_text(text)
         with pytest.raises(IntegrityBroken, match="is damaged"):
-            released(run)
+            released(run, house.budget)
 
 
 def test_names_and_values():

@@ -83,10 +83,11 @@ class TestReserve:
         mixed = ("path: holdout.npz", f"path: {tmp_path}/h.npz")
         with pytest.raises(DataError, match="shares images with the training set"):
             house.reserve(blots_spec(PRIVATE, ASKED, mixed))
-        assert house.kinds() == ["genesis", "declare"]
+        assert house.kinds() == ["genesis", "declare", "facts"]
 
     def test_both_or_none(self, house, blots_spec):
         dear = (ASKED[0], f"{ASKED[1]}\n  release_epsilon: 90.0")
+        house.declare(blots_spec(PRIVATE))
         with pytest.raises(BudgetRefused, match="does not admit"):
             submit(blots_spec(PRIVATE, dear), house.home)
         assert house.budget.odometer("blots").committed == 0
@@ -96,6 +97,7 @@ class TestReserve:
         def full(self, **changes):
             raise UmbraError("No space left on device")
 
+        house.declare(blots_spec(PRIVATE))
         with monkeypatch.context() as patched:
             patched.setattr(RunDirectory, "update", full)
             with pytest.raises(UmbraError, match="No space"):

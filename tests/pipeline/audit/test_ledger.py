@@ -260,6 +260,9 @@ def test_no_such_thing(finished, tmp_path, monkeypatch, subject, told):
 def test_no_ledger(house):
     for path in house.home.path.glob("ledger.db*"):
         path.unlink()
+    with pytest.raises(IntegrityBroken, match=r"is gone or was emptied: .* up to row 2"):
+        audit(house.home)
+    house.home.witness_path.unlink()
     with pytest.raises(LedgerUnavailable, match="There is no ledger"):
         audit(house.home)
 

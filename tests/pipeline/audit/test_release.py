@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.audit import release
 from pipeline.audit.release import audit_release, require_release
+from pipeline.home import Home
 from pipeline.progress import SilentProgress
 from privacy.errors import DataError, IntegrityBroken, InvalidRequest
 from privacy.records import LabelledRecords
@@ -27,7 +28,9 @@ def made(house, blots_spec):
 
 
 def audit(run):
-    found = audit_release(run, SilentProgress())
+    # The run lies in its home.
+    home = Home.locate({"UMBRA_HOME": str(run.path.parents[1])})
+    found = audit_release(home, run, SilentProgress())
     return found, json.loads(found.written.read_text())
 
 

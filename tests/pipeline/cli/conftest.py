@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.main import main
+from privacy.ledger.records import Facts
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,16 @@ def write_spec(blots, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def facts():
+    """What the data set of `house` is: by default, what the spec of the random images says."""
+    return Facts(public_holdout=True)
+
+
+@pytest.fixture
+def house(house, facts):
+    """The home, whose data set's facts are declared."""
+    house.budget.declare("blots", 8.5, 1e-3, facts)
+    return house

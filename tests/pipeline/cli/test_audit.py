@@ -7,6 +7,7 @@ from pipeline.audit.run import RunAudit
 from privacy.audit.distinguish import LowerBound
 from privacy.audit.mechanism import Check, ComposedBound, MechanismAudit
 from privacy.ledger import Ledger
+from privacy.ledger.records import Facts
 from privacy.records import LabelledRecords
 
 
@@ -295,6 +296,7 @@ def test_the_release_of_private_images(umbra, finished):
         assert "AUC" not in text and f"{figures['auc']:.3f}" not in text
 
 
+@pytest.mark.parametrize("facts", [Facts(public=True, public_holdout=True)])
 def test_the_release_of_public_images(umbra, house, blots_spec):
     public = ("  channels: 1\n", "  channels: 1\n  public: true\n")
     run = house.finish(house.reserve(blots_spec(public)))

@@ -177,7 +177,7 @@ def test_another_delta_than_declared(refused, write_spec):
 
 def test_a_renamed_data_set(umbra, finished, no_ray, write_spec):
     house, _ = finished
-    umbra("budget", "declare", "fresh", "--epsilon", "10", "--delta", "1e-3")
+    umbra("budget", "declare", "fresh", "--epsilon", "10", "--delta", "1e-3", "--public-holdout")
     before = house.kinds()
     result = umbra("submit", write_spec(("  name: blots\n", "  name: fresh\n")))
     assert result.code == 3

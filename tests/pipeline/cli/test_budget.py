@@ -1,6 +1,13 @@
+import gc
+from dataclasses import replace
+
 import pytest
 
+from privacy.budget import Budget
 from privacy.errors import BudgetRefused
+from privacy.ledger import Ledger
+from privacy.ledger.chain import row_hash
+from privacy.ledger.records import Facts
 
 
 def test_declare_and_show(umbra):
@@ -18,6 +25,12 @@ def test_declare_and_show(umbra):
         "orders": {},
         "used": 0.0,
         "closed": False,
+        "facts": {
+            "unit": "image",
+            "records_per_unit": 1,
+            "public": False,
+            "public_holdout": False,
+        },
     }
     assert (result.code, result.json, result.err) == (0, [expected], "")
     assert umbra("budget", "show", "--json").json == [expected]
@@ -34,12 +47,14 @@ def test_showing_creates_nothing(umbra, tmp_path):
     assert not (tmp_path / "home").exists()
 
 
-def test_a_lost_ledger_is_not_an_empty_one(umbra, house):
+def test_a_lost_ledger_is_not_an_empty_one(umbra, house, write_spec):
     for path in house.home.path.glob("ledger.db*"):
         path.unlink()
-    result = umbra("budget", "show")
-    assert result.code == 1
-    assert "There is no ledger" in result.err
+    for command in (("budget", "show"), ("budget", "history", "blots"), ("plan", write_spec())):
+        result = umbra(*command)
+        assert result.code == 4
+        assert "is gone or was emptied" in result.err and "up to row 3" in result.err
+        assert "8.5" not in result.out
 
 
 def test_what_runs_reserve_and_spend(umbra, house, blots_spec):
@@ -93,7 +108,8 @@ def test_history_shows_who_did_what_and_when(umbra, finished):
     house, run = finished
     rows = umbra("budget", "history", "blots", "--json").json
     assert [row["kind"] for row in rows] == [
-        *("declare", "partition", "order", "reserve", "attempt", "charge", "settle"),
+        *("declare", "facts", "holdout", "partition", "order", "reserve"),
+        *("attempt", "charge", "settle"),
     ]
     assert {row["author"] for row in rows} == {house.home.author}
     shown = umbra("budget", "history", "blots").out
@@ -115,3 +131,48 @@ def test_an_officer_accepts_an_overlap(umbra, house):
     assert result.code == 0 and [each["name"] for each in result.json] == ["more", "blots"]
     assert umbra("budget", "accept-overlap", "more", "nobody").code == 3
     assert umbra("budget", "accept-overlap", "more", "more").code == 2
+
+
+@pytest.mark.parametrize("command", ["show", "history", "close", "declare", "plan"])
+def test_an_emptied_or_replaced_ledger_is_told_by_its_witness(
+    umbra, house, write_spec, command, tmp_path
+):
+    path = house.home.path / "ledger.db"
+    options = {"show": [], "history": ["blots"], "close": ["blots"]}
+    options["declare"] = ["blots", "--epsilon", "8.5", "--delta", "1e-3"]
+    asked = ["plan", write_spec()] if command == "plan" else ["budget", command, *options[command]]
+    gc.collect()  # closes the connections of this process, which would write to the file
+    for beside in house.home.path.glob("ledger.db-*"):
+        beside.unlink()
+    path.write_bytes(b"")
+    emptied = umbra(*asked)
+    assert (emptied.code, emptied.out) == (4, "")
+    assert "up to row 3" in emptied.err
+    path.unlink()
+    Budget(Ledger.open(path, house.key)).declare("blots", 8.5, 1e-3, Facts(public_holdout=True))
+    replaced = umbra(*asked)
+    assert (replaced.code, replaced.out) == (4, "")
+    assert "every budget would be whole again" in replaced.err
+
+
+@pytest.mark.parametrize("command", ["show", "history", "close", "plan"])
+def test_figures_from_rows_that_fail_the_audit_are_not_printed(
+    umbra, finished, tamper, write_spec, command
+):
+    """The rows are rehashed, so that only the rules of their kinds find it."""
+    house, _ = finished
+    rows = list(house.budget.ledger.rows())
+    (charge,) = [row for row in rows if row.kind == "charge"]
+    lie = replace(charge, body=charge.body.replace('"steps":4', '"steps":1'))
+    changed = [lie, *rows[charge.seq :]]
+    for i, row in enumerate(changed):
+        before = changed[i - 1].hash if i else row.prev_hash
+        changed[i] = replace(row, prev_hash=before)
+        changed[i] = replace(changed[i], hash=row_hash(changed[i]))
+        fields = f"body = '{changed[i].body}', prev_hash = '{before}', hash = '{changed[i].hash}'"
+        tamper(house, f"UPDATE umbra_ledger SET {fields} WHERE seq = {row.seq}")
+    house.home.witness_path.unlink()
+    asked = {"show": [], "history": ["blots"], "close": ["blots"]}.get(command)
+    result = umbra("plan", write_spec()) if asked is None else umbra("budget", command, *asked)
+    assert (result.code, result.out) == (4, "")
+    assert "no figure of it holds" in result.err

@@ -10,6 +10,11 @@ def test_every_row_is_described_in_a_line(finished, tmp_path):
     house.budget.close("blots")
     lines = [describe_row(row) for row in house.budget.history("blots")]
     assert lines[0] == "declared ε = 8.5 at δ = 0.001"
+    assert lines[1:3] == [
+        "declared what it is: image, up to 1 records of one, public: False, holdout public: True",
+        f"run {run.run_id} opened a holdout of 20 records",
+    ]
+    del lines[1:3]
     assert lines[1] == "train: bound to 40 records"
     assert lines[2].startswith("train: admitted on the RDP order ")
     assert lines[2].endswith(" alone (plan)")

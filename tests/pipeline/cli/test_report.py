@@ -1,3 +1,8 @@
+import pytest
+
+from privacy.ledger.records import Facts
+
+
 def test_a_page_that_needs_nothing_else(umbra, finished):
     _, run = finished
     result = umbra("report", run.run_id, "--json")
@@ -10,6 +15,7 @@ def test_a_page_that_needs_nothing_else(umbra, finished):
     assert umbra("report", run.run_id).out == f"{page}\n"
 
 
+@pytest.mark.parametrize("facts", [Facts()])
 def test_a_private_reference_stays_out(umbra, house, blots_spec):
     run = house.finish(house.reserve(blots_spec(("    public: true", "    public: false"))))
     assert umbra("report", run.run_id).code == 0

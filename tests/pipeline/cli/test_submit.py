@@ -11,6 +11,7 @@ import time
 import pytest
 
 from privacy.errors import BudgetRefused, UmbraError
+from privacy.ledger.records import Facts
 
 # What a process started by `--detach` is given in place of Python.
 BEGINS = """#!{python}
@@ -67,6 +68,7 @@ def test_json_alone(umbra, house, worked, write_spec):
     assert result.json["privacy"]["audit"] == "passed"
 
 
+@pytest.mark.parametrize("facts", [Facts()])
 def test_figures_against_a_private_reference_are_not_printed(umbra, house, worked, write_spec):
     result = umbra("submit", write_spec(("    public: true", "    public: false")))
     assert result.code == 0

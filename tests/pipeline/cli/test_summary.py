@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipeline.cli.submit import summarise
+from privacy.ledger.records import Facts
 
 
 def told(house, run):
@@ -33,12 +34,14 @@ def test_a_finished_run(finished):
     assert "0.96875" not in text
 
 
+@pytest.mark.parametrize("facts", [Facts(public=True, public_holdout=True)])
 def test_the_ceiling_is_shown_where_all_images_are_public(house, blots_spec):
     public = ("  classes: [round, square]", "  classes: [round, square]\n  public: true")
     summary, _ = told(house, house.finish(house.reserve(blots_spec(public))))
     assert summary.classifiers[0] == ("logreg", 0.8125, 0.96875)
 
 
+@pytest.mark.parametrize("facts", [Facts()])
 def test_figures_against_a_private_holdout_are_withheld(house, blots_spec):
     run = house.finish(house.reserve(blots_spec(("    public: true", "    public: false"))))
     summary, text = told(house, run)

@@ -28,6 +28,7 @@ from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.runs.origin import origin_of
 from pipeline.spec import parse_spec
 from privacy.budget import Budget
+from privacy.ledger.records import Facts
 
 STEPS, BLOCK = 24, 2
 AUTO_STEP_SECONDS = 0.25  # so that there is time to take a node away
@@ -54,7 +55,7 @@ def main(folder: Path) -> None:
     """Train every run and note what it left."""
     home = Home.locate({"UMBRA_HOME": str(folder / "home")})
     home.ensure()
-    Budget(LedgerAccess.of(home).open()).declare("digits", 100, 1e-4)
+    Budget(LedgerAccess.of(home).open()).declare("digits", 100, 1e-4, Facts(public=True))
     with _nodes() as (address, last), cluster(address):
         for count in (1, 2):
             _train(home, count, folder / f"workers-{count}")

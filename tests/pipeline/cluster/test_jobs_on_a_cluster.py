@@ -205,8 +205,8 @@ def queued(cluster):
 
     Somebody else holds the cluster until all of them wait.
     """
-    cluster.json("budget", "declare", "digits", "--epsilon", "6.1", "--delta", "1e-4")
-    cluster.json("budget", "declare", "others", "--epsilon", "20", "--delta", "1e-4")
+    cluster.json("budget", "declare", "digits", "--epsilon", "6.1", "--delta", "1e-4", "--public")
+    cluster.json("budget", "declare", "others", "--epsilon", "20", "--delta", "1e-4", "--public")
     _ray(cluster, OCCUPY)
     where = ("--detach", "--address", cluster.jobs_api)
     # Both processors for one that others want, too.
@@ -321,7 +321,9 @@ def test_giving_up_returns_what_was_never_charged(interrupted):
 def test_a_job_that_cannot_find_its_run_fails_with_a_message(cluster, tmp_path):
     """The folder of that name is another one for the cluster."""
     options = {"UMBRA_HOME": "/proc/self/cwd/home", "cwd": tmp_path}
-    cluster.json("budget", "declare", "digits", "--epsilon", "9", "--delta", "1e-4", **options)
+    cluster.json(
+        "budget", "declare", "digits", "--epsilon", "9", "--delta", "1e-4", "--public", **options
+    )
     where = ("--detach", "--address", cluster.jobs_api)
     run = cluster.json("submit", _spec(cluster, "lost"), *where, **options)["run_id"]
 

@@ -186,6 +186,8 @@ def declared(folder: Path, postgres: PostgresServer | None = None) -> Site:
     """Make a site whose data set has a budget."""
     folder.mkdir()
     site = Site(folder, postgres)
-    start = site.start("budget", "declare", "digits", "--epsilon", "1000", "--delta", "1e-4")
+    start = site.start(
+        "budget", "declare", "digits", "--epsilon", "1000", "--delta", "1e-4", "--public"
+    )
     assert site.wait(start, 120) == 0, start.stderr
     return site

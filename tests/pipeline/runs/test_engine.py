@@ -23,7 +23,7 @@ from pipeline.runs import control, engine
 from pipeline.runs.control import submit_job
 from pipeline.runs.directory import ProcessIdentity, RayJob, RunDirectory
 from pipeline.tracking.tracker import Ended, RunIdentity, Tracker
-from privacy.errors import BudgetRefused, DataError, InvalidRequest, NoLedger, UmbraError
+from privacy.errors import BudgetRefused, DataError, IntegrityBroken, InvalidRequest, UmbraError
 
 SECRET = "pixel 0.7310585"
 
@@ -42,6 +42,13 @@ class Tracked:
 
     def finish(self, ended=Ended.FINISHED):
         self.ended.append(ended)
+
+
+@pytest.fixture
+def house(house, blots_spec):
+    """The home, with what its data set is declared, so that a run may be submitted."""
+    house.declare(blots_spec())
+    return house
 
 
 @pytest.fixture
@@ -349,7 +356,7 @@ def test_a_run_keeps_its_job_only_while_that_job_executes_it(run, execute, monke
 
 def test_no_ledger_is_created_where_that_of_a_run_is_missing(house, run, execute):
     (house.home.path / "ledger.db").rename(house.home.path / "elsewhere.db")
-    with pytest.raises(NoLedger):
+    with pytest.raises(IntegrityBroken, match="saw the ledger"):
         execute(run)
     assert not (house.home.path / "ledger.db").exists() and run.state().attempt == 0
 

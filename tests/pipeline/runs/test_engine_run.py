@@ -144,7 +144,8 @@ def _live_through_all(folder):
     spec = folder / "spec.yaml"
     spec.write_text(yaml.safe_dump(SPEC))
     seen = {"spec": str(spec)}
-    assert umbra.run("budget", "declare", "digits", "--epsilon", "20", "--delta", "1e-4")[0] == 0
+    declare = ("budget", "declare", "digits", "--epsilon", "20", "--delta", "1e-4", "--public")
+    assert umbra.run(*declare)[0] == 0
 
     process = umbra.start("submit", str(spec))
     runs = umbra.home / "runs"

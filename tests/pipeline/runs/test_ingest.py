@@ -10,10 +10,13 @@ from pipeline.runs.ledger_access import recorded_heads
 from privacy.budget.identity import fingerprint
 from privacy.errors import BudgetRefused, DataError, UmbraError
 
+# The holdout's, which the run will open, and the training set's.
+CONTENTS = ["content", "holdout", "content", "partition"]
+
 
 def test_it_reserves_for_exactly_these_records(house, blots_spec):
     run = house.reserve(blots_spec())
-    assert house.kinds() == ["genesis", "declare", "partition", "order", "reserve"]
+    assert house.kinds() == ["genesis", "declare", "facts", *CONTENTS, "order", "reserve"]
     (row,) = house.budget.ledger.rows(reservation=run.state().reservation_id)
     loaded = run.spec().data.source.load(8, 1, ("round", "square"))
     assert row.content["fingerprint"] == fingerprint(loaded, house.key)
@@ -45,7 +48,7 @@ def test_again_reserves_once(house, blots_spec):
 def test_another_number_of_records(house, blots_spec):
     with pytest.raises(DataError, match="declares N = 41, the source holds 40"):
         house.reserve(blots_spec(("records: 40", "records: 41")))
-    assert house.kinds() == ["genesis", "declare"]
+    assert house.kinds() == ["genesis", "declare", "facts"]
 
 
 def test_a_copy_under_another_name(house, blots_spec, blots, tmp_path):
@@ -67,6 +70,7 @@ def test_a_run_that_could_not_remember_finds_what_it_reserved(house, blots_spec,
         raise UmbraError("cannot write the run folder: No space left on device")
 
     spec = blots_spec()
+    house.declare(spec)
     run = house.home.new_run(spec)
     reserve = partial(ingest, run, spec, plan(spec, trial=False), house.key, house.budget)
     with monkeypatch.context() as patched:

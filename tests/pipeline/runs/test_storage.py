@@ -19,6 +19,13 @@ SECRET = "wJalrXUtnFEMI"
 
 
 @pytest.fixture
+def house(house, blots_spec):
+    """The home, with what its data set is declared, so that a run may be submitted."""
+    house.declare(blots_spec())
+    return house
+
+
+@pytest.fixture
 def with_storage(blots_spec):
     """The spec of the random images with `resources.storage`."""
     return lambda address: blots_spec(

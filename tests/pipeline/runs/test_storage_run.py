@@ -18,6 +18,7 @@ from pipeline.runs.ledger_access import LedgerAccess
 from pipeline.spec import load_spec
 from privacy.budget import Budget
 from privacy.ledger import Kind, Ledger
+from privacy.ledger.records import Facts
 from synth.checkpoint import newest
 from synth.data.manifest import load_manifest, verify
 from synth.data.shards import plan_shards
@@ -77,7 +78,7 @@ def test_killed_resumed_exported_and_audited_with_all_files_in_a_store(s3, tmp_p
     umbra, home = Umbra(tmp_path / "home"), Home.locate({"UMBRA_HOME": str(tmp_path / "home")})
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
     home.ensure()
-    Budget(LedgerAccess.of(home).open()).declare("digits", 20.0, 1e-4)
+    Budget(LedgerAccess.of(home).open()).declare("digits", 20.0, 1e-4, Facts(public=True))
     storage = ObjectPath.parse("s3://umbra/private/runs")
 
     process, end = umbra.start("submit", str(tmp_path / "spec.yaml")), time.monotonic() + PATIENCE

@@ -17,8 +17,9 @@ def measured(house, blots_spec, context, tracked, monkeypatch):
         for folder in (made.internal, made.release):
             (folder / metrics.METRICS).unlink(missing_ok=True)
 
-        def evaluate(spec, release, traces, on_task, holdout):
-            assert (release, traces.parent, holdout) == (made.release, made.internal, None)
+        def evaluate(spec, release, traces, on_task, known):
+            assert (release, traces.parent) == (made.release, made.internal)
+            assert set(known) == {"train", "holdout"}
             for _ in range(2 * len(spec.evaluate.classifiers) + 1):
                 on_task()
             return results

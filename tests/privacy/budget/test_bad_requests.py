@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from privacy.budget import Component
 from privacy.budget.identity import Content
 from privacy.errors import InvalidRequest
+from privacy.ledger.records import Facts
 from privacy.mechanisms import MECHANISMS, Gaussian, SubsampledGaussian, from_record
 
 HUGE = 10**5000  # more digits than Python agrees to write
@@ -78,6 +79,8 @@ BAD = {
     "settled_weights": {"reservation_id": "line"},
     "odometer": {"name": "name"},
     "history": {"name": "name"},
+    "facts": {"name": "name"},
+    "shown": {"reservation_id": "line"},
 }  # fmt: skip
 """Every public method but `show`, with what each argument is."""
 
@@ -87,7 +90,7 @@ def good(budget, begun, content, plan):
     """Arguments with which every method succeeds."""
     held = begun()
     budget.charge(held.id, "train", 2, 1, "paid")
-    budget.declare("other", 1.0, 1e-5)
+    budget.declare("other", 1.0, 1e-5, Facts())
     return {
         "declare": {"name": "third", "epsilon": 1.0, "delta": 1e-5},
         "quote": {"dataset": "digits", "plan": plan(), "partition": "train"},
@@ -115,6 +118,8 @@ def good(budget, begun, content, plan):
         "settled_weights": {"reservation_id": held.id},
         "odometer": {"name": "digits"},
         "history": {"name": "digits"},
+        "facts": {"name": "other"},
+        "shown": {"reservation_id": held.id},
     }  # fmt: skip
 
 

@@ -100,9 +100,11 @@ def test_a_wrong_key_is_refused():
 def test_a_content_is_all_three():
     images, labels = draw(np.random.default_rng(0), 300)
     found = content_of(images, labels, KEY)
+    whole = LabelledRecords(images, labels)
     assert found == Content(
-        fingerprint(images, labels, KEY), 300, sketch(LabelledRecords(images, labels), KEY)
+        fingerprint(images, labels, KEY), 300, sketch(whole, KEY), found.digests
     )
+    assert found.digests.hex().startswith("".join(found.sketch))
     assert len(found.sketch) == SKETCH_SIZE
 
 

@@ -8,6 +8,7 @@ import pytest
 from privacy.budget import Budget, Component
 from privacy.budget.identity import Content
 from privacy.ledger import Ledger
+from privacy.ledger.records import Facts
 from privacy.mechanisms import Gaussian
 from tests.postgres import NoPostgres, running_postgres
 
@@ -40,7 +41,7 @@ def old_sqlite(tmp_path):
 
 @pytest.fixture
 def filled(old_sqlite, tmp_path):
-    """A ledger of 50 rows with every kind in it: begun in schema 1, migrated, authored, signed."""
+    """A ledger of 61 rows with every kind in it: begun in schema 1, migrated, authored, signed."""
     path, first, second = old_sqlite, *SIGNING_KEYS
     ledger = Ledger.open(path, KEY, author="officer@desk", witness=tmp_path / "witness")
     budget = Budget(ledger)
@@ -62,6 +63,16 @@ def filled(old_sqlite, tmp_path):
     budget.close("faces")
     budget.record_export(reservation.id, "ab" * 32, "60000 images")
     assert ledger.head().seq == 52
+    budget.declare("hands", 10.0, 1e-5, Facts("patient", 3))
+    budget.accept_overlap("hands", "digits")
+    train, holdout = (
+        Content(f"print-of-{name}", 3, (f"{i:016x}",), i.to_bytes(8, "big"))
+        for i, name in enumerate(("hands", "other-hands"))
+    )
+    budget.reserve(
+        "run-3", "hands", train, plan=plan, void=False, idempotency_key="run-3", holdout=holdout
+    )
+    assert ledger.head().seq == 61
     yield ledger
     ledger.close()
 
