@@ -3,6 +3,7 @@
 import difflib
 import getpass
 import os
+import re
 import secrets
 import socket
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from pipeline.runs.directory import FileIn, RunDirectory
 from privacy.errors import InvalidRequest, UmbraError
@@ -52,12 +53,25 @@ class Home:
 
         UMBRA_LEDGER_URL and MLFLOW_TRACKING_URI replace the SQLite files in it, UMBRA_AUTHOR the
         name of the user and the machine.
+
+        Raises:
+            UmbraError: it begins with `~`, and no such home folder is known.
         """
-        path = Path(env.get("UMBRA_HOME") or "~/.umbra").expanduser().absolute()
+        given = Path(env.get("UMBRA_HOME") or "~/.umbra")
+        try:
+            path = given.expanduser().absolute()
+        except RuntimeError:
+            # A container may run under a number without an account and without HOME.
+            raise UmbraError(
+                f"the home folder that {given} begins with is not known: set UMBRA_HOME to a "
+                "folder for the ledger and the runs"
+            ) from None
+        # Who reads these takes % and ? for an URL's own.
+        here = f"sqlite:///{quote(str(path))}"
         return cls(
             path=path,
-            ledger_url=env.get("UMBRA_LEDGER_URL") or f"sqlite:///{path / 'ledger.db'}",
-            mlflow_uri=env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path / 'mlflow.db'}",
+            ledger_url=env.get("UMBRA_LEDGER_URL") or f"{here}/ledger.db",
+            mlflow_uri=env.get("MLFLOW_TRACKING_URI") or f"{here}/mlflow.db",
             author=env.get("UMBRA_AUTHOR") or f"{_user()}@{socket.gethostname()}",
         )
 
@@ -128,12 +142,18 @@ class Home:
         raise InvalidRequest(f"there is no run {run_id!r} in {self.runs_path}. {hint}")
 
 
-def without_password(uri: str) -> str:
-    """Return `uri` without its user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+# Up to the last @ of a word: a password may itself hold @ or /.
+_USER = re.compile(r"(?<=://)[^/\s'\"][^\s'\"]*@")
+_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&\s'\")]*")
+
+
+def without_password(text: str) -> str:
+    """Return a text without the users, passwords and tokens of the URLs in it.
+
+    >>> without_password("postgresql://ada:word@db/m?sslpassword=word refused")
+    'postgresql://db/m?sslpassword=*** refused'
+    """
+    return _SECRET.sub(r"\1***", _USER.sub("", text))
 
 
 def _user() -> str:

@@ -39,7 +39,8 @@ def run_periodically(action: Callable[[], object], seconds: float) -> Iterator[N
         thread.join()
 
 
-SECONDS_BETWEEN_LINES = 5.0
+# Of a log. The time of a few steps tells how many records were in them.
+SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass
@@ -187,9 +188,9 @@ class LineProgress:
         try:
             yield Stage(show)
         except BaseException:
-            self._write(f"{name}: stopped after {duration(self._clock() - begun)}")
+            self._write(f"{name}: stopped after {duration(coarse(self._clock() - begun))}")
             raise
-        self._write(f"{name}: done in {duration(self._clock() - begun)}")
+        self._write(f"{name}: done in {duration(coarse(self._clock() - begun))}")
 
     def _write(self, text: str) -> None:
         self._stream.write(f"{text}\n")
@@ -204,7 +205,16 @@ def _state(done: int, total: int | None, elapsed: float) -> str:
     # The first per cent is no estimate of the rest: starting takes its own time.
     if percent == 0 or done >= total:
         return state
-    return f"{state}, {duration(elapsed * (total - done) / done)} left"
+    return f"{state}, {duration(coarse(elapsed * (total - done) / done))} left"
+
+
+def coarse(seconds: float) -> float:
+    """Round to two significant digits, for times that follow the sizes of private batches.
+
+    >>> coarse(53.27), coarse(7261.0)
+    (53.0, 7300.0)
+    """
+    return float(f"{seconds:.2g}")
 
 
 def duration(seconds: float) -> str:

@@ -201,6 +201,14 @@ def disk_write_error(folder: Path) -> UmbraError | None:
     return None
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether something can be written in a folder now."""
+    with suppress(OSError):
+        _write_page(folder)
+        return True
+    return False
+
+
 def _write_page(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))

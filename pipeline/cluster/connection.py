@@ -46,6 +46,8 @@ _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKEN = {"RAY_AUTH_MODE": "token"}
 _SOCKETS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where workers exchange their sums
 _FOLDERS = "umbra-ray-"
+# The system allows a socket's name 107 letters. Of these Ray's session takes 64 and ours 19.
+_LONGEST_BASE = 107 - 64 - 19
 _OBJECT_STORE_GIB = 200 / 1024
 _GIB = 1024**3
 _CHOSEN_BY_RAY = ("auto", "local")
@@ -93,25 +95,6 @@ def cluster(
             ray.shutdown()
 
 
-def socket_folder() -> Path:
-    """Return a folder for temporary files that is short enough for the names of Ray's sockets.
-
-    Raises:
-        UmbraError: there is none.
-    """
-    # A socket's name may have no more than 107 characters, of which these are Ray's and ours.
-    room = 107 - len(
-        f"/{_FOLDERS}01234567/session_2026-01-01_00-00-00_000000_1234567/sockets/raylet.10"
-    )
-    for folder in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - made private, below
-        if len(os.fsencode(folder)) <= room and os.access(folder, os.W_OK | os.X_OK):
-            return Path(folder)
-    raise UmbraError(
-        f"Ray's sockets need a folder for temporary files whose path has at most {room} "
-        f"characters, and {tempfile.gettempdir()} has more: set TMPDIR to a shorter one"
-    )
-
-
 @contextmanager
 def _private_folder() -> Iterator[str]:
     """Make a folder for a cluster that ends with the block; remove those of killed processes."""
@@ -126,6 +109,24 @@ def _private_folder() -> Iterator[str]:
                 yield str(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def socket_folder() -> Path:
+    """Return the folder for an embedded cluster's own: the temporary one or, if it is long, /tmp.
+
+    Raises:
+        UmbraError: neither is short enough and can be written.
+    """
+    found = ["/tmp"]  # noqa: S108 - only a private folder is made in it
+    with suppress(FileNotFoundError):  # no temporary folder can be used
+        found.insert(0, tempfile.gettempdir())
+    for base in found:
+        if len(os.fsencode(base)) <= _LONGEST_BASE and calls.is_writable(Path(base)):
+            return Path(base)
+    raise UmbraError(
+        f"Ray's sockets need a folder of at most {_LONGEST_BASE} letters that can be written, "
+        f"found {' and '.join(found)}: set TMPDIR to a shorter one"
+    )
 
 
 @contextmanager
@@ -322,10 +323,11 @@ def _token(address: str) -> str:
     """Return the token from where Ray looks for it, in the same order."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        return path.expanduser().read_text().strip()
+    # RuntimeError: no home folder is known.
+    except (OSError, UnicodeDecodeError, RuntimeError):
         raise UmbraError(
             f"the Ray cluster at {address} asks for a token, and there is none here: put it into "
             "RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"

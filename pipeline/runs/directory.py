@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.progress import coarse
 from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from synth.storage import StoragePath, parse_address, require_writable, write_bytes
 
@@ -318,8 +319,8 @@ class RunDirectory:
         return self._rewrite(lambda old: changes)
 
     def finish_stage(self, stage: str, seconds: float) -> RunState:
-        """Record that `stage` is done after `seconds`; a repeated stage is recorded once."""
-        done = StageRecord(name=stage, seconds=seconds)
+        """Record that `stage` is done after about `seconds`; a repeated stage is recorded once."""
+        done = StageRecord(name=stage, seconds=coarse(seconds))
 
         def change(old: RunState) -> dict[str, Any]:
             others = tuple(record for record in old.stages if record.name != stage)

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent import futures
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from threading import Thread
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.stages import Context
     from pipeline.tracking.tracker import StageRun, TrackedRun
 
+_POLL_SECONDS = 0.5
 _MLFLOW_SECONDS = 10.0  # that a failed run waits for MLflow, to record the failure there
 
 
@@ -63,10 +64,10 @@ def submit(
             budget.require_admissible(spec.data.name, charged, part)
     planned = planning.plan(spec, trial=False)
     if embedded:
-        from pipeline.cluster.connection import require_room, this_machine
+        from pipeline.cluster import connection
 
         # Refuse before reserving: a run without room would hold its budget and only wait.
-        require_room(_with_workers(spec, workers).resources, this_machine())
+        connection.require_room(_with_workers(spec, workers).resources, connection.this_machine())
     with _names_kept(home):
         preflight.require_what_comes_last(spec, home, embedded=embedded)
     run = home.new_run(spec)
@@ -226,9 +227,12 @@ def _opened_in_background(
 ) -> "Iterator[Callable[[], TrackedRun]]":
     """Open the run in MLflow while the cluster starts, as both take seconds.
 
-    Yield what waits for it. If the block fails, the run in MLflow ends as failed or killed.
+    Yield what waits for it, unless a condition aborts that. If the block fails, the run in MLflow
+    ends as failed or killed.
     """
-    opening: Future[TrackedRun] = Future()
+    from pipeline.cluster import calls
+
+    opening: futures.Future[TrackedRun] = futures.Future()
 
     def work() -> None:
         try:
@@ -238,8 +242,15 @@ def _opened_in_background(
 
     # Not an executor, which would join its thread: a server out of reach blocks it for minutes.
     Thread(target=work, daemon=True).start()
+
+    def opened() -> "TrackedRun":
+        while not opening.done():
+            futures.wait([opening], timeout=_POLL_SECONDS)
+            calls.check_abort_conditions()
+        return opening.result()
+
     try:
-        yield opening.result
+        yield opened
     except BaseException as error:
         from pipeline.tracking.tracker import Ended
 

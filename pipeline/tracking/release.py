@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
+from pipeline.progress import coarse
 from privacy.errors import InvalidRequest
 
 # Costs are functions of the spec alone, known before any record is read.
@@ -71,8 +72,9 @@ class Release:
 
     @classmethod
     def seconds(cls, stage: str, seconds: float) -> Self:
-        """Release how long a stage took, as `time.<stage>`."""
-        return cls._of("time", {stage: seconds})
+        """Release about how long a stage took, as `time.<stage>`."""
+        # A step takes longer the more records its batch has.
+        return cls._of("time", {stage: coarse(seconds)})
 
     @classmethod
     def rows(cls, rows: int) -> Self:

@@ -35,6 +35,7 @@ EXPERIMENT, MODEL = "umbra", "sampler"
 _PARAMS_PER_CALL = 100
 _PARAM_CHARACTERS = 6000
 _ANSWER_SECONDS = 10.0
+_REASON = 600  # characters of an error's text
 
 
 class TrackingUnavailable(UmbraError):
@@ -73,15 +74,18 @@ class Ended(IntEnum):
 
 @contextmanager
 def readable_errors(uri: str) -> Iterator[None]:
-    """Raise MLflow's errors as `TrackingUnavailable`, which names `uri` without its password."""
+    """Raise MLflow's errors as `TrackingUnavailable`, with their reason but without a password."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "error_code", type(error).__name__)
+        kind = getattr(error, "error_code", type(error).__name__)
+        reason = " ".join(without_password(str(error)).split())
+        # MLflow's most useful sentences are long; what follows them is an excerpt of a trace.
+        reason = f"{reason[:_REASON]}…" if len(reason) > _REASON else reason.rstrip(".")
         raise TrackingUnavailable(
-            f"MLflow at {without_password(uri)} refused or did not answer ({reason}): check "
-            "MLFLOW_TRACKING_URI and that the place can be written"
-        ) from error
+            f"MLflow at {without_password(uri)} refused or did not answer ({kind}: {reason}): "
+            "check MLFLOW_TRACKING_URI and that the place can be written"
+        ) from None
 
 
 def require_reachable(uri: str) -> None:
@@ -164,7 +168,8 @@ class Tracker:
     def start(self, name: str, identity: RunIdentity, release: StoragePath) -> "TrackedRun":
         """Create a parent run; `release` is the only folder that its artifacts may come from."""
         with readable_errors(self.uri):
-            run = self.client.create_run(self.experiment_id, run_name=name, tags=identity.tags())
+            tags = identity.tags()
+            run = self.client.create_run(self.experiment_id, _minute(), tags, run_name=name)
         return TrackedRun(self, run.info.run_id, release, identity.void)
 
     def reopen(self, mlflow_run_id: str, release: StoragePath, *, void: bool) -> "TrackedRun":
@@ -214,11 +219,11 @@ class StageRun:
                 f"the tracker takes a Release, found {type(release).__name__}: make one with "
                 "Release.plan, .spent, .evaluation, .seconds or .rows"
             )
-        now = time_ns() // 1_000_000
+        at = _minute()
         values = release.values
         if not may_leave(void=self._void):
             values = {name: value for name, value in values.items() if not is_measured(name)}
-        batch = [entities.Metric(name, value, now, step) for name, value in values.items()]
+        batch = [entities.Metric(name, value, at, step) for name, value in values.items()]
         with readable_errors(self.uri):
             self.client.log_batch(self.id, metrics=batch)
 
@@ -248,7 +253,8 @@ class StageRun:
         """
         try:
             with readable_errors(self.uri):
-                self.client.set_terminated(self.id, entities.RunStatus.to_string(ended))
+                status = entities.RunStatus.to_string(ended)
+                self.client.set_terminated(self.id, status, _minute())
         except TrackingUnavailable:
             if ended is Ended.FINISHED:
                 raise
@@ -322,7 +328,8 @@ class TrackedRun(StageRun):
         """
         tags = {mlflow_tags.MLFLOW_PARENT_RUN_ID: self.id, "umbra.stage": name}
         with readable_errors(self.uri):
-            child = self.client.create_run(self._tracker.experiment_id, run_name=name, tags=tags)
+            of = self._tracker.experiment_id
+            child = self.client.create_run(of, _minute(), tags, run_name=name)
         stage = StageRun(self._tracker, child.info.run_id, self._release, self._void)
         started = monotonic()
         try:
@@ -332,6 +339,11 @@ class TrackedRun(StageRun):
             raise
         stage.metrics(Release.seconds(name, monotonic() - started))
         stage.finish()
+
+
+def _minute() -> int:
+    """Return the time in milliseconds, in whole minutes: a training's time follows its batches."""
+    return time_ns() // 60_000_000_000 * 60_000
 
 
 def save_sampling_model(

@@ -2,8 +2,10 @@ import stat
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from pipeline.home import Home
+from pipeline.home import Home, without_password
+from pipeline.runs.ledger_access import open_budget
 from pipeline.spec import parse_spec
 from privacy.errors import InvalidRequest, UmbraError
 from tests.builders import SMALL_SPEC
@@ -45,6 +47,42 @@ def test_relative_and_tilde(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Home.locate({"UMBRA_HOME": "~/u"}).path == Path("/somewhere/u")
     assert Home.locate({"UMBRA_HOME": "u"}).path == tmp_path / "u"
+
+
+@pytest.mark.parametrize("name", ["feature%2Fx", "my%20home", "pct%41x", "q?x=1", "a#b", "ü b"])
+def test_no_name_of_a_folder_is_taken_for_a_part_of_an_url(name, tmp_path):
+    home = Home.locate({"UMBRA_HOME": str(tmp_path / name)}).ensure()
+    open_budget(home).declare("blots", 1.0, 1e-5)
+    assert (home.path / "ledger.db").exists()
+    # What opens a database reads its URL with this.
+    assert sa.make_url(home.mlflow_uri).database == str(home.path / "mlflow.db")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_without_a_known_home_folder_one_is_asked_for(monkeypatch):
+    def unknown(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(UmbraError, match="set UMBRA_HOME"):
+        Home.locate({})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:p@db:5432/m?x=1", "postgresql://db:5432/m?x=1"),
+        ("postgresql://u:p@ss/w@db/m refused u", "postgresql://db/m refused u"),
+        (
+            "failed: http://token@h/x?api_key=word&y=2 (no)",
+            "failed: http://h/x?api_key=***&y=2 (no)",
+        ),
+        ("sqlite:////a@b/c.db", "sqlite:////a@b/c.db"),
+        ("mail ada@example.org", "mail ada@example.org"),
+    ],
+)
+def test_a_text_is_shown_without_the_passwords_in_it(text, shown):
+    assert without_password(text) == shown
 
 
 def test_servers_may_replace_files():

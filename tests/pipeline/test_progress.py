@@ -71,7 +71,7 @@ def test_the_first_per_cent_gives_no_estimate() -> None:
             clock.now += 6
             stage.reach(done)
     lines = stream.getvalue().splitlines()
-    assert lines[1:3] == ["train: 1/500 (0 %)", "train: 5/500 (1 %), 19 min 48 s left"]
+    assert lines[1:3] == ["train: 1/500 (0 %)", "train: 5/500 (1 %), 20 min 00 s left"]
 
 
 def test_without_a_total_the_count_is_shown() -> None:

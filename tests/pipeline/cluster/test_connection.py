@@ -1,4 +1,8 @@
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +17,8 @@ from privacy.errors import UmbraError
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Those that pytest makes have long names.
+    monkeypatch.setattr(connection, "_LONGEST_BASE", 1000)
     return tmp_path
 
 
@@ -31,6 +37,22 @@ def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(scratc
         with connection._private_folder():
             left = {path.name for path in scratch.iterdir()}
             assert {Path(used).name, "other"} < left and "umbra-ray-dead" not in left
+
+
+@pytest.mark.slow
+def test_sockets_fit_into_the_longest_folder_that_is_taken(monkeypatch):
+    """In a process of its own, as this one may be connected to another cluster."""
+    base = Path("/tmp", f"umbra-{os.getpid()}-".ljust(connection._LONGEST_BASE - 5, "x"))
+    base.mkdir()
+    code = "from pipeline.cluster.connection import cluster\nwith cluster(None): pass"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(base)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    finally:
+        shutil.rmtree(base)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cluster.calls import check_abort_conditions
+from pipeline.cluster.calls import abort_when, check_abort_conditions
 from pipeline.cluster.jobs import JobReport
 from pipeline.progress import SilentProgress
 from pipeline.runs import control, engine
@@ -186,6 +186,33 @@ def test_a_disk_that_stays_full_ends_a_waiting_run(run, execute, monkeypatch):
         execute(run, wait_for_ray)
     assert (run.state().status, run.state().message) == ("failed", "nothing can be written")
     assert set(looked) == {run.internal}
+
+
+def test_a_full_disk_ends_a_wait_for_mlflow(monkeypatch):
+    """As any other; the server does not answer for ever."""
+    answered = threading.Event()
+    full = UmbraError("nothing can be written")
+    with (
+        pytest.raises(UmbraError, match="nothing can be written"),
+        abort_when(lambda: full, grace_period=0),
+    ):
+        monkeypatch.setattr(engine, "_MLFLOW_SECONDS", 0.0)
+        with engine._opened_in_background(answered.wait) as opened:
+            opened()
+    answered.set()
+
+
+def test_a_folder_that_ray_cannot_use_is_refused_before_anything_is_reserved(
+    house, blots_spec, monkeypatch
+):
+    def refuse():
+        raise UmbraError("set TMPDIR to a shorter folder")
+
+    monkeypatch.setattr("pipeline.cluster.connection.socket_folder", refuse)
+    before = house.kinds()
+    with pytest.raises(UmbraError, match="set TMPDIR"):
+        engine.submit(blots_spec(), house.home, embedded=True)
+    assert house.kinds() == before and house.home.runs() == ()
 
 
 def test_data_that_changed_before_ingest_fail_the_run(house, blots_spec, blots, tmp_path, execute):

@@ -70,7 +70,7 @@ def test_a_folder_too_long_for_sockets_is_replaced_or_refused(monkeypatch, tmp_p
     deep.mkdir(parents=True)
     monkeypatch.setattr(connection.tempfile, "gettempdir", lambda: str(deep))
     assert str(connection.socket_folder()) == "/tmp"
-    monkeypatch.setattr(connection.os, "access", lambda *_: False)
+    monkeypatch.setattr(connection.calls, "is_writable", lambda folder: False)
     with pytest.raises(UmbraError, match="set TMPDIR to a shorter one"):
         connection.socket_folder()
 

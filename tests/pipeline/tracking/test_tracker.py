@@ -1,7 +1,9 @@
 """Parent and child runs in a real MLflow."""
 
+import contextlib
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from pipeline.home import without_password
 from pipeline.spec import Spec
@@ -21,6 +24,7 @@ from pipeline.tracking.tracker import (
     Tracker,
     TrackingUnavailable,
     flatten,
+    readable_errors,
 )
 from privacy.errors import InvalidRequest
 
@@ -197,8 +201,39 @@ def test_dataset_is_logged_by_name_alone(tracker: Tracker, run: TrackedRun) -> N
 
 def test_error_for_a_deleted_experiment_says_how_to_restore(uri: str, tracker: Tracker) -> None:
     tracker.client.delete_experiment(tracker.experiment_id)
-    with pytest.raises(TrackingUnavailable, match="restore"):
+    with pytest.raises(TrackingUnavailable, match="restore") as error:
         Tracker(uri, None)
+    # Umbra has no setting for it.
+    assert "another experiment" not in str(error.value)
+
+
+def test_no_message_hides_its_reason_or_quotes_a_password(uri: str, tmp_path: Path) -> None:
+    """Of a database of another version, a store that MLflow dropped, a server out of reach."""
+    path = uri.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("update alembic_version set version_num = '0584bdc529eb'")
+        connection.commit()
+    with pytest.raises(TrackingUnavailable, match="mlflow db upgrade"):
+        Tracker(uri, None)
+    with pytest.raises(TrackingUnavailable, match="database backend"):
+        Tracker(str(tmp_path / "mlruns"), None)
+    server = "http://ada:word@127.0.0.1:1/m?api_key=word"
+    with pytest.raises(TrackingUnavailable, match="refused") as error, readable_errors(server):
+        raise MlflowException(f"API request to {server}/api failed: connection refused")
+    assert "word" not in str(error.value) and error.value.__suppress_context__
+
+
+def test_times_tell_minutes_and_no_more(tracker: Tracker, run: TrackedRun) -> None:
+    """A training takes longer the more records were in its batches."""
+    with run.stage("train") as stage:
+        stage.metrics(Release.spent({"steps": 10}))
+    run.finish()
+    for found in (tracker.client.get_run(run.id), *_children(tracker, run.id)):
+        assert found.info.start_time % 60_000 == found.info.end_time % 60_000 == 0
+        for name in found.data.metrics:
+            (point,) = tracker.client.get_metric_history(found.info.run_id, name)
+            assert point.timestamp % 60_000 == 0
+    assert Release.seconds("train", 3725.83).values == {"time.train": 3700.0}
 
 
 def test_unreachable_database_is_a_readable_error(tmp_path: Path) -> None:
@@ -234,7 +269,7 @@ import mlflow.telemetry
 assert mlflow.telemetry.get_telemetry_client() is None
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 try:
-    run.finish(Ended.FINISHED)
+    run.ledger_head("ab" * 32)
 except TrackingUnavailable as error:
     raise SystemExit(3)
 """
