@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shlex
 import stat
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def load_or_create_key(path: str | Path) -> bytes:
     if status.st_mode & 0o077:
         raise InvalidRequest(
             f"The key file {path} has mode {stat.S_IMODE(status.st_mode):04o}, so others than its "
-            f"owner may use it; expected 0600. Run: chmod 600 {path}"
+            f"owner may use it; expected 0600. Run: chmod 600 {shlex.quote(str(path))}"
         )
     return data
 

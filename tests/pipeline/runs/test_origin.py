@@ -67,7 +67,13 @@ class TestCheckpoint:
             _check(house, honest)
         assert refused.value.exit_code == 4
 
-    def test_a_resume_of_it_is_refused_before_anything_is_charged(self, house, trained):
+    def test_a_resume_of_it_is_refused_before_anything_is_charged(
+        self, house, trained, monkeypatch
+    ):
+        def started(*_):
+            raise AssertionError("the cluster was started")
+
+        monkeypatch.setattr(engine, "_environment", started)
         honest = trained()
         _put(honest, trained(SEEDED, epsilon=2))
         before = house.kinds()

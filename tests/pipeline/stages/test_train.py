@@ -1,3 +1,4 @@
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,13 @@ def test_a_run_that_died_after_it_was_settled_is_not_trained_again(trained, trac
             stage()
     stage()
     assert len(ran) == 1
+
+
+def test_the_ledger_has_the_hash_of_the_weights(house, trained):
+    stage, ran = trained
+    stage()
+    digest = hashlib.sha256(ran[0].weights.read_bytes()).hexdigest()
+    assert house.budget.settled_weights(ran[0].reservation_id) == digest
 
 
 def test_a_run_that_died_before_its_weights_is_trained_again(trained, monkeypatch):
