@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.metrics import PaidMetrics
-    from pipeline.plan import Plan
+    from pipeline.plan import Cost, Plan
     from pipeline.progress import Progress
     from pipeline.spec import Workers
     from privacy.budget import Budget, Quote
@@ -38,6 +38,8 @@ _LABELS = {
     "expected_batch": "expected batch",
     "views": "views a record K",
     "clip_norm": "clip norm C",
+    "cosines": "cosines a side m",
+    "mixture_components": "components a class K",
 }
 
 
@@ -64,12 +66,7 @@ def _show_plan(console: "Console", made: "Plan", quoted: "dict[str, Quote]") -> 
         "data set": f"{spec.data.name}, N = {spec.data.records}",
         "calibrated by": spec.privacy.calibration.upper(),
         **{_LABELS.get(name, name): _figure(value) for name, value in made.numbers.items()},
-        "parameters": f"{cost.parameters:,}",
-        "views in all": f"{cost.views:,.0f}",
-        "training (estimate)": _work(cost.training_flops, cost.training_seconds),
-        "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
-        "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
-        "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
+        **(_network_costs(cost) if cost.parameters else {}),
     }
     console.print(pairs(f"Plan of {spec.name}", facts))
     bounds = [(name.upper(), bound) for name, bound in made.epsilon.to_dict().items()]
@@ -80,6 +77,17 @@ def _show_plan(console: "Console", made: "Plan", quoted: "dict[str, Quote]") -> 
     _show_budget(console, spec.data.name, quoted)
     for note in made.notes:
         console.print(f"Note: {note}")
+
+
+def _network_costs(cost: "Cost") -> dict[str, str]:
+    return {
+        "parameters": f"{cost.parameters:,}",
+        "views in all": f"{cost.views:,.0f}",
+        "training (estimate)": _work(cost.training_flops, cost.training_seconds),
+        "sampling (estimate)": _work(cost.sampling_flops, cost.sampling_seconds),
+        "gradients": f"{cost.gradient_engine}, {cost.micro_batch} records at a time",
+        "worker's memory": f"{cost.worker_bytes / 2**20:,.0f} MiB beside runtimes",
+    }
 
 
 def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -> None:

@@ -37,6 +37,7 @@ _STOP = -1  # in place of a number of steps
 _KEPT = 2  # checkpoints: the last, and one before it should the last be damaged
 _TONE_IMAGES = 2000
 _POOL = (2000, 10_000)  # synthetic images from which the teacher's space and labels are made
+_POOL_FEATURES = 60_000_000  # in memory at a time, 240 MB
 _GRADIENT_NORM = 0.5  # C of the teacher
 
 
@@ -364,7 +365,8 @@ class Fitting:
 
     def _pool(self, strength: float) -> tuple[Tensor, Tensor]:
         """Return synthetic images [n, c, S, S] and the labels that they are drawn for."""
-        n = min(max(2 * self._N, _POOL[0]), _POOL[1])
+        most = min(_POOL[1], _POOL_FEATURES // self._scattering.features)
+        n = min(max(2 * self._N, _POOL[0]), most)
         labels = torch.arange(n) % self._k
         return self._model.draw_warped(labels, strength, self._generator), labels
 

@@ -54,7 +54,8 @@ class FeatureSpace:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return features [n, p + 1], float32, of images [n, c, S, S] in [-1, 1]."""
-        white = (self.scattering(images) - self.mean) @ self.projection
+        features = self.scattering(images)
+        white = (features - self.mean.to(features)) @ self.projection.to(features)
         norms = torch.linalg.vector_norm(white, dim=1, keepdim=True)
         white = white * (MAX_NORM / norms.clamp_min(MAX_NORM))
         return functional.pad(white, (0, 1), value=_CONSTANT)
