@@ -1,3 +1,5 @@
+import gc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -9,6 +11,7 @@ from pipeline.runs.ingest import give_back, ingest
 from pipeline.runs.ledger_access import recorded_heads
 from privacy.budget.identity import fingerprint
 from privacy.errors import BudgetRefused, DataError, UmbraError
+from privacy.records import LabelledRecords
 
 # The holdout's, which the run will open, and the training set's.
 CONTENTS = ["content", "holdout", "content", "partition"]
@@ -91,3 +94,20 @@ def test_what_was_reserved_can_be_given_back_whatever_the_run_remembers(house, b
     assert settled.refunded == {"dp-sgd": 4}
     assert house.budget.odometer("blots").left == 8.5
     assert give_back(house.home.new_run(blots_spec()), house.budget) == {}
+
+
+def test_no_record_is_held_afterwards(house, blots_spec, monkeypatch):
+    """The driver goes on for as long as the run takes."""
+    read, shipped = weakref.WeakSet(), LabelledRecords.__post_init__
+    seen = []
+
+    def noted(self):
+        shipped(self)
+        read.add(self)
+        seen.append(len(self))
+
+    monkeypatch.setattr(LabelledRecords, "__post_init__", noted)
+    house.reserve(blots_spec())
+    gc.collect()
+    assert 40 in seen
+    assert len(read) == 0
