@@ -1,10 +1,7 @@
 """`umbra plan`, `submit` and `resume`: what a spec would cost, running it, and how it ended."""
 
-import os
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.spec import Workers
     from privacy.budget import Budget, Quote
 
-_POLL_SECONDS = 0.2
 _FORFEITED_PART = 10  # of the steps, one of so many may be forfeited unasked
 _GIGA = 1e9
 _LABELS = {
@@ -266,12 +262,13 @@ def _detach(
 ) -> None:
     """Start `run` as a job if `address` is a Jobs API, else in a process here; print its id."""
     from pipeline.cluster.connection import is_jobs_api
+    from pipeline.runs.control import start_process
 
     started = {"run_id": run.run_id}
     if address is not None and is_jobs_api(address):
         started["job"] = _submit_job(run, home, address, workers)
     else:
-        _start_process(run, address, workers)
+        start_process(run, address, workers)
     emit(started, as_json, lambda console: console.print(run.run_id))
 
 
@@ -287,34 +284,6 @@ def _submit_job(run: RunDirectory, home: Home, address: str, workers: "Workers |
             f"{error}. Run {run.run_id} keeps what it reserved: go on with `umbra resume "
             f"{run.run_id}`, or give it back with `umbra cancel --give-up {run.run_id}`"
         ) from None
-
-
-def _start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
-    """Execute `run` in a process that outlives this terminal; return when the run has started."""
-    # Its output goes to the run's log: an error before the run began has no other place.
-    # Whoever started it has accepted already what was forfeited.
-    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json", "--yes"]
-    if address:
-        command += ["--address", address]
-    if workers is not None:
-        command += ["--workers", str(workers)]
-    attempt = run.state().attempt
-    with run.log_path.open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    while run.state().attempt == attempt:
-        if process.poll() is not None:
-            raise UmbraError(
-                f"run {run.run_id} did not start: `umbra logs {run.run_id}` says why. Its budget "
-                f"stays reserved; start it with `umbra resume {run.run_id}`."
-            )
-        time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True)

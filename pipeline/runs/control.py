@@ -6,6 +6,8 @@ its cluster; a process on another machine leaves a heartbeat in the run's folder
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 SECONDS = 5.0  # between two heartbeats
 SILENT = 120.0  # seconds without one: clocks differ a little, and shared folders are slow
 _BEAT, _STOP = "alive", "stop-asked"
+_START_POLL = 0.2
 _STOP_SECONDS, _POLL = 60.0, 0.5  # Ray kills a job that does not stop before that
 CANCELLED = "cancelled; `umbra resume` goes on"
 GIVEN_UP = f"{GIVEN_UP_WORDS}: what was never charged went back to the budget"
@@ -221,6 +224,38 @@ def submit_job(
             run.update(**{name: getattr(before, name) for name in change})
             raise
         return job
+
+
+def start_process(run: RunDirectory, address: str | None, workers: "Workers | None") -> None:
+    """Execute `run` in a process that outlives this terminal; return when the run has started.
+
+    Raises:
+        UmbraError: it ended before that; what was reserved stays reserved.
+    """
+    # Its output goes to the run's log: an error before the run began has no other place.
+    # Whoever started it has accepted already what was forfeited.
+    command = [sys.executable, "-m", "pipeline.cli.main", "resume", run.run_id, "--json", "--yes"]
+    if address:
+        command += ["--address", address]
+    if workers is not None:
+        command += ["--workers", str(workers)]
+    attempt = run.state().attempt
+    with run.log_path.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    while run.state().attempt == attempt:
+        if process.poll() is not None:
+            raise UmbraError(
+                f"run {run.run_id} did not start: `umbra logs {run.run_id}` says why. Its budget "
+                f"stays reserved; start it with `umbra resume {run.run_id}`."
+            )
+        time.sleep(_START_POLL)
 
 
 def cancel(run: RunDirectory) -> bool:
