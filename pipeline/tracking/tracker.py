@@ -7,13 +7,13 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlflow import MlflowClient, entities
 from mlflow.exceptions import MlflowException
@@ -157,6 +157,7 @@ class Tracker:
                     if find(name) is None:
                         raise
             found = find(name)
+            _remove_stray_folder(self.uri)
         if found.lifecycle_stage == entities.LifecycleStage.DELETED:
             raise TrackingUnavailable(
                 f"the MLflow experiment {name!r} at {without_password(self.uri)} has been deleted: "
@@ -339,6 +340,15 @@ class TrackedRun(StageRun):
             raise
         stage.metrics(Release.seconds(name, monotonic() - started))
         stage.finish()
+
+
+def _remove_stray_folder(uri: str) -> None:
+    """Remove what MLflow makes, empty: the folder of a database by its name as escaped in `uri`."""
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    with suppress(OSError):  # one that is not empty is somebody's
+        while uri.startswith("sqlite:///") and unquote(str(folder)) != str(folder):
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _minute() -> int:

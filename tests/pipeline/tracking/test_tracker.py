@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from pipeline.home import without_password
+from pipeline.home import Home, without_password
 from pipeline.spec import Spec
 from pipeline.tracking.release import Release
 from pipeline.tracking.tracker import (
@@ -221,6 +222,16 @@ def test_no_message_hides_its_reason_or_quotes_a_password(uri: str, tmp_path: Pa
     with pytest.raises(TrackingUnavailable, match="refused") as error, readable_errors(server):
         raise MlflowException(f"API request to {server}/api failed: connection refused")
     assert "word" not in str(error.value) and error.value.__suppress_context__
+
+
+def test_a_home_of_any_name_gets_its_database_and_nothing_is_made_beside_it(
+    tmp_path: Path, migrated: Path
+) -> None:
+    home = Home.locate({"UMBRA_HOME": str(tmp_path / "feature%2Fx?y=1" / "home")}).ensure()
+    shutil.copy(migrated, home.path / "mlflow.db")
+    tracker = Tracker(home.mlflow_uri, home.artifacts)
+    assert tracker.find("digits-1") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["feature%2Fx?y=1"]
 
 
 def test_times_tell_minutes_and_no_more(tracker: Tracker, run: TrackedRun) -> None:
