@@ -7,6 +7,7 @@ over many sittings; `python -m benchmarks.utility table FOLDER` prints it.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 from .protocol import Protocol, run
@@ -20,6 +21,9 @@ def main() -> None:
     running = commands.add_parser("run", help="fit, sample and evaluate what is missing")
     running.add_argument("specs", nargs="+", type=Path, metavar="SPEC")
     running.add_argument("--out", type=Path, required=True, help="folder that keeps the results")
+    running.add_argument(
+        "--epsilons", type=float, nargs="+", default=[1.0], help="default: %(default)s"
+    )
     running.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     running.add_argument(
         "--epochs", type=int, default=50, help="of a classifier; the paper's: %(default)s"
@@ -41,9 +45,10 @@ def main() -> None:
         print(markdown(load_results(options.folder)))
         return
     protocol = Protocol(options.epochs, options.images, options.inception, options.peer)
-    for spec in options.specs:
-        for repeat in range(options.repeats):
-            run(spec, repeat, options.out, protocol, test=not options.no_test)
+    # Every set and every ε once, before any is repeated: the table is wide early.
+    for repeat in range(options.repeats):
+        for spec, epsilon in itertools.product(options.specs, options.epsilons):
+            run(spec, epsilon, repeat, options.out, protocol, test=not options.no_test)
 
 
 if __name__ == "__main__":

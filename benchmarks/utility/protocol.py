@@ -45,18 +45,23 @@ class Protocol:
     peer: str | None
 
 
-def run(path: Path, repeat: int, out: Path, protocol: Protocol, *, test: bool = True) -> None:
+def run(
+    path: Path, epsilon: float, repeat: int, out: Path, protocol: Protocol, *, test: bool = True
+) -> None:
     """Do what is missing of one repeat: fit, sample, evaluate.
 
     Args:
         path: the spec; its evaluation section is left out, its holdout is the real test set.
+        epsilon: in place of the spec's.
         repeat: number of the repeat, from 0; also the seed of the classifiers.
         out: folder of all results.
         protocol: what is measured.
         test: whether to open the holdout.
     """
     spec = load_spec(path)
-    folder = out / (protocol.peer or "umbra") / path.stem / str(repeat)
+    privacy = spec.privacy.model_copy(update={"epsilon": epsilon})
+    spec = spec.model_copy(update={"privacy": privacy})
+    folder = out / (protocol.peer or "umbra") / path.stem / f"{epsilon:g}" / str(repeat)
     folder.mkdir(parents=True, exist_ok=True)
     fit = _peer if protocol.peer else _umbra
     _once(folder / "fit.json", lambda: fit(spec, folder, protocol))
@@ -142,15 +147,15 @@ def _peer(spec: Spec, folder: Path, protocol: Protocol) -> Result:
     records = _records(spec.data.source, spec)
     begun = monotonic()
     images, labels = fit_and_sample(
-        records.images,
+        records.values,
         records.labels,
         classes=len(spec.data.classes),
         epsilon=spec.privacy.epsilon,
         delta=spec.privacy.delta,
         count=protocol.images,
     )
-    (folder / "export").mkdir(exist_ok=True)
-    np.savez(folder / "export" / "data.npz", images=images, labels=labels)
+    (folder / "export" / "data").mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "export" / "data" / "train.npz", images=images, labels=labels)
     return {
         "method": protocol.peer,
         "data": spec.data.name,
@@ -167,7 +172,7 @@ def _records(source: Any, spec: Spec) -> LabelledRecords:
 
 
 def _synthetic(folder: Path) -> LabelledRecords:
-    (path,) = (folder / "export").glob("*.npz")
+    (path,) = (folder / "export" / "data").glob("*.npz")
     with np.load(path) as arrays:
         return LabelledRecords(arrays["images"], arrays["labels"])
 
@@ -184,9 +189,9 @@ def _classify(
     test = _test_set(spec)
     result = train_and_test(
         name,
-        synthetic.images,
+        synthetic.values,
         synthetic.labels,
-        test.images,
+        test.values,
         test.labels,
         classes=len(spec.data.classes),
         epochs=protocol.epochs,
@@ -206,7 +211,7 @@ def _frechet(spec: Spec, synthetic: LabelledRecords, protocol: Protocol) -> Resu
     extract = extractor(name, spec.data.channels, protocol.inception)
     real = _records(spec.data.source, spec)
     result = frechet(
-        name, feature_moments(extract, real.images), feature_moments(extract, synthetic.images)
+        name, feature_moments(extract, real.values), feature_moments(extract, synthetic.values)
     )
     return {"features": name, "distance": result.distance}
 

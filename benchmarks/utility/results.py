@@ -45,11 +45,10 @@ class Row:
 
 def load_results(folder: Path) -> list[Row]:
     """Return a row for each spec and method under `folder`, sorted by set, ε and method."""
-    rows: dict[tuple[str, str], Row] = {}
-    for path in sorted(folder.glob("*/*/*/fit.json")):
+    rows: dict[str, Row] = {}
+    for path in sorted(folder.glob("*/*/*/*/fit.json")):
         fit = json.loads(path.read_text())
-        spec = path.parents[1].name
-        key = (path.parents[2].name, spec)
+        key, spec = str(path.parents[1]), path.parents[2].name
         row = rows.setdefault(key, Row(fit["data"], fit["method"], spec, float(fit["epsilon"])))
         row.minutes.append(fit["fit and sampling seconds"] / 60)
         for result in sorted(path.parent.glob("*-*.json")):
