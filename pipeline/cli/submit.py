@@ -159,12 +159,21 @@ def submit(
     home, requested = Home.locate(), load_spec(spec)
     _require_usable_cluster(address, detach)
     run = engine.submit(requested, home, embedded=address is None, workers=workers)
+    _tell_doubles(run, home)
     if detach:
         _detach(run, home, address, workers, as_json)
         return
     click.echo(f"run {run.run_id}", err=True)
     with _shown(run, home, as_json) as progress:
         engine.execute(run, home, progress, address, workers)
+
+
+def _tell_doubles(run: RunDirectory, home: Home) -> None:
+    from pipeline.runs.ingest import doubles_told
+    from pipeline.runs.ledger_access import open_budget
+
+    if told := doubles_told(run, open_budget(home)):
+        click.echo(f"note: {told}", err=True)
 
 
 @click.command()

@@ -1,7 +1,10 @@
 """The identity of the records that a budget was reserved for, verified wherever they are loaded."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Data, Spec
@@ -69,7 +72,38 @@ def read_partition(
     part = data if partition == TRAIN else data.holdout
     assert part is not None  # noqa: S101 - who asks for a holdout has seen that there is one
     batches = part.source.batches(data.size, data.channels, data.classes)
+    if data.drop_doubles:
+        batches = _without_doubles(data, partition, batches)
     return batches if reserved is None else reserved.verified(batches)
+
+
+def _without_doubles(
+    data: Data, partition: str, batches: Iterable[LabelledRecords]
+) -> Iterator[LabelledRecords]:
+    """Yield one of every record, and of the training set none that lies in a public holdout.
+
+    Taking one record out of the source takes at most one out of what is yielded: which of two equal
+    records is kept makes no difference, and what is public is fixed.
+    """
+    public: set[bytes] = set()
+    if partition == TRAIN and data.holdout is not None and data.holdout.public:
+        # Only of a public one: what a private holdout holds may not decide what is trained on.
+        for batch in data.holdout.source.batches(data.size, data.channels, data.classes):
+            public |= {_digest(value) for value in batch.values}
+    seen: set[tuple[bytes, int]] = set()
+    for batch in batches:
+        kept = []
+        for i, (value, label) in enumerate(zip(batch.values, batch.labels, strict=True)):
+            known = (_digest(value), int(label))
+            if known[0] not in public and known not in seen:
+                seen.add(known)
+                kept.append(i)
+        if kept:
+            yield LabelledRecords(batch.values[kept], batch.labels[kept])
+
+
+def _digest(value: np.ndarray) -> bytes:
+    return hashlib.blake2b(value.tobytes(), digest_size=16).digest()
 
 
 def load_partition(

@@ -1,5 +1,6 @@
 """Ingest: load the private set, compare it with the spec, and reserve its budget."""
 
+import json
 from collections.abc import Mapping
 from time import monotonic
 
@@ -9,11 +10,14 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import record_head
 from pipeline.spec import Spec
 from privacy.budget import Budget, Reservation, Settlement
-from privacy.budget.identity import Content, content_of, shared_records
+from privacy.budget.identity import Content, content_of, count_doubles, shared_records
 from privacy.errors import DataError
 from privacy.records import LabelledRecords
+from synth.storage import write_json
 
 INGEST = "ingest"
+# How many doubles there are is computed from private records without noise: it stays inside.
+DOUBLES = "doubles.json"
 # The field of the run's state for the reservation of each part of the data set.
 _RESERVATIONS = {TRAIN: "reservation_id", HOLDOUT: "holdout_reservation_id"}
 
@@ -34,7 +38,8 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     loaded = load_partition(data, TRAIN)
     if len(loaded) != data.records:
         raise DataError(
-            f"data.records declares N = {data.records}, the source holds {len(loaded)}. "
+            f"data.records declares N = {data.records}, the source holds {len(loaded)}"
+            f"{' without doubles' if data.drop_doubles else ''}. "
             "The declared number enters the accounting: correct it in the spec."
         )
     records = {TRAIN: loaded}
@@ -42,6 +47,7 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         records[HOLDOUT] = _holdout(spec, loaded, key)
     for part, each in records.items():
         DatasetIdentity.keep(run, part, each)
+    write_json(run.internal / DOUBLES, count_doubles(loaded, records.get(HOLDOUT), key))
     contents = {part: content_of(each, key) for part, each in records.items()}
     # Whoever is asked what the data set is, it is not the spec.
     budget.facts(data.name)
@@ -51,6 +57,30 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
         record_head(run, reservation.head)
     run.update(**{name: each.id for name, each in reserved.items()})
     run.finish_stage(INGEST, monotonic() - started)
+
+
+def doubles_told(run: RunDirectory, budget: Budget) -> str:
+    """Return a sentence on the doubles in a run's data, empty where there are none.
+
+    How many they are is said of public images alone.
+    """
+    found = json.loads((run.internal / DOUBLES).read_text())
+    reserved = run.state().reservation_id
+    if not any(found.values()) or reserved is None:
+        return ""
+    may_be = budget.shown(reserved)
+    public = {"in the training set": may_be.train, "in the holdout": may_be.holdout}
+    public["in both"] = may_be.train and may_be.holdout
+    counted = [
+        f"{found[where]} {where}" if shown else f"some {where}"
+        for where, shown in public.items()
+        if found.get(where)
+    ]
+    return (
+        f"records that are equal: {', '.join(counted)} (all counts: internal/{DOUBLES}). "
+        "`data.drop_doubles: true` keeps one of each, and trains on none of a public holdout's; "
+        "data.records counts what remains"
+    )
 
 
 def give_back(run: RunDirectory, budget: Budget) -> dict[str, Settlement]:

@@ -35,8 +35,8 @@ class Holdout(Settings):
     """Real images kept out of training, to test what the synthetic ones are worth."""
 
     source: Source
-    # Whether they may be shown and measured against openly; otherwise every number made from them
-    # stays in the run's internal folder.
+    # Whether they may be shown and measured against openly, as was declared with the budget;
+    # otherwise every number made from them stays in the run's internal folder.
     public: bool = False
 
 
@@ -55,8 +55,11 @@ class Data(Settings):
     classes: Annotated[tuple[Line, ...], Field(min_length=1, strict=False)]
     holdout: Holdout | None = None
     # Whether these images are public in truth, as in a demonstration: what is measured with them
-    # may then be shown. Training is private all the same.
+    # may then be shown. Training is private all the same. It is the ledger that says so.
     public: bool = False
+    # Whether to keep one of records that are equal, and to leave out of the training set what lies
+    # in a public holdout. N counts what remains.
+    drop_doubles: bool = False
 
     @model_validator(mode="after")
     def _unique_classes(self) -> Self:

@@ -142,6 +142,25 @@ def content_of(records: LabelledRecords, key: bytes) -> Content:
     return Content(fingerprint(records, key), len(records), _smallest(digests), packed)
 
 
+def count_doubles(
+    train: LabelledRecords, holdout: LabelledRecords | None, key: bytes
+) -> dict[str, int]:
+    """Return how many records repeat another's value and label in a set, or the value across both.
+
+    The counts are private where the records are.
+    """
+    sets = {"in the training set": train}
+    if holdout is not None:
+        sets["in the holdout"] = holdout
+    digests = {name: list(_digests(each, key)) for name, each in sets.items()}
+    found = {
+        name: len(each) - len({*zip(digests[name], each.labels.tolist(), strict=True)})
+        for name, each in sets.items()
+    }
+    both = set.intersection(*map(set, digests.values())) if holdout is not None else set()
+    return {**found, "in both": len(both)}
+
+
 @overload
 def all_digests(packed: bytes, sketch: Sequence[str] | None) -> np.ndarray: ...
 @overload
