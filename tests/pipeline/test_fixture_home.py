@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,23 @@ def test_what_the_failed_run_never_charged_is_given_back(umbra):
     budgets = {budget["name"]: budget for budget in json.loads(umbra("budget", "show", "--json"))}
     assert budgets["blots"]["open_reservations"] == 0
     assert budgets["blots"]["committed"] == 0.0
+    assert umbra("audit")
+
+
+def test_what_its_data_set_is_is_asked_before_the_next_run(umbra, unpacked):
+    spec = unpacked / "home" / "runs" / RUNS["finished"] / "spec.yaml"
+    rows = json.loads(umbra("ledger", "head", "--json"))["head"]
+    refused = umbra("submit", spec, code=3)
+    command = re.search("umbra (budget declare digits .* --private)", refused)[1]
+    assert "--unit image --records-per-unit 1 --private" in command
+    assert json.loads(umbra("ledger", "head", "--json"))["head"] == rows
+    assert "--private, --public" not in command
+    partial = ("budget", "declare", "digits", "--epsilon", 20, "--delta", 1e-4, "--unit", "image")
+    assert "--public, --records-per-unit" in umbra(*partial, code=2)
+    (said,) = json.loads(umbra(*command.replace("--private", "--public").split(), "--json"))
+    facts = {"unit": "image", "records_per_unit": 1, "public": True, "public_holdout": True}
+    assert said["facts"] == facts
+    assert json.loads(umbra("budget", "history", "digits", "--json"))[-1]["kind"] == "facts"
     assert umbra("audit")
 
 
