@@ -115,7 +115,7 @@ def accuracy_interval(
     Raises:
         InvalidRequest: for a bad value.
     """
-    from scipy.stats import binomtest  # slow to import
+    from scipy.stats import beta  # slow to import
 
     total = positive_int("total", total)
     scale, half_error = _scale(mechanism, 1), (1.0 - open_probability("confidence", confidence)) / 2
@@ -127,16 +127,15 @@ def accuracy_interval(
     # The population's interval gives half of the error to the noise and half to Clopper and
     # Pearson's interval at the ends of the noise's: the union bound.
     wider = noise_quantile(scale, 1.0 - half_error)
-    lower, upper = (
-        binomtest(within(count), total).proportion_ci(1.0 - half_error, method="exact")
-        for count in (noisy_correct - wider, noisy_correct + wider)
-    )
+    fewest, most = within(noisy_correct - wider), within(noisy_correct + wider)
+    lower = beta.ppf(half_error / 2, fewest, total - fewest + 1) if fewest else 0.0
+    upper = beta.isf(half_error / 2, most + 1, total - most) if most < total else 1.0
     return NoisyAccuracy(
         value=within(noisy_correct) / total,
         low=within(noisy_correct - reach) / total,
         high=within(noisy_correct + reach) / total,
-        population_low=float(lower.low),
-        population_high=float(upper.high),
+        population_low=float(lower),
+        population_high=float(upper),
         confidence=confidence,
     )
 

@@ -22,10 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.audit import start
 from pipeline.audit.ledger import find_run
 from pipeline.home import Home
 from pipeline.models import build_denoiser
-from pipeline.plan import build_method, training_components
+from pipeline.plan import (
+    ACCURACY,
+    CLASS_COUNTS,
+    build_method,
+    holdout_components,
+    training_components,
+)
 from pipeline.progress import Progress
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Spec, load_spec
@@ -37,11 +44,11 @@ from privacy.dp_sgd import DPSGD
 from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
 from privacy.keystream import os_key
 from privacy.ledger import Ledger
-from privacy.mechanisms import Mechanism
+from privacy.mechanisms import DiscreteLaplace, Gaussian, Mechanism
 from privacy.records import LabelledRecords, OwnedRecords
 from synth.data.shards import from_uint8, read_shards
 from synth.methods.base import Attempt, Method
-from synth.methods.diffusion import Diffusion
+from synth.methods.diffusion import WARMUP, Diffusion
 from synth.preconditioning import Denoiser, DenoisingLoss, draw_views
 from synth.records import Records
 
@@ -304,13 +311,20 @@ def _scores(
 
 _DEFAULT = DPSGD(records=1000, sampling_probability=0.1, noise_multiplier=1.0, clip_norm=1.0)
 _DEFAULT_VIEWS = 4
+_DEFAULT_RELEASES: tuple[Component, ...] = (
+    Component(WARMUP, Gaussian(10.0)),
+    Component(ACCURACY, DiscreteLaplace(10.0, steps=2)),
+    Component(CLASS_COUNTS, DiscreteLaplace(10.0)),
+)
 _SPECS = (".yaml", ".yml")
 
 
 def audit_step(
     home: Home, subject: str | None, progress: Progress, trials: int | None = None
 ) -> mechanism.MechanismAudit:
-    """Audit the step on toy data; opens no data set and charges nothing.
+    """Audit the step, workers that start, and all that is charged beside it, on toy data.
+
+    Opens no data set and charges nothing.
 
     The plan of `subject`, a spec or a run, gives q, σ, C and K; None stands for a default. The step
     is run `trials` times with the canary, and as often without it.
@@ -320,19 +334,24 @@ def audit_step(
     """
     settings: dict[str, Any] = {} if trials is None else {"trials": trials}
     if subject is None:
-        dpsgd, settings["views"] = _DEFAULT, _DEFAULT_VIEWS
+        dpsgd, settings["views"], charged = _DEFAULT, _DEFAULT_VIEWS, _DEFAULT_RELEASES
     elif Path(subject).is_file() or Path(subject).suffix in _SPECS:
         spec = load_spec(Path(subject))
-        dpsgd, shown = _step(build_method(spec), training_components(spec))
+        charged = training_components(spec)
+        dpsgd, shown = _step(build_method(spec), charged)
         settings |= shown | {"delta": spec.privacy.delta}
+        charged += holdout_components(spec)
     elif run := find_run(home, subject):
         recipe = TrainingRecipe.of(home, run)
         dpsgd, shown = _step(recipe.method, recipe.reservation.plan)
         settings |= shown | {"delta": recipe.delta}
+        charged = recipe.reservation.plan + holdout_components(recipe.spec)
     else:
         raise InvalidRequest(f"{subject} is neither a spec's file nor a run")
     with progress.stage("run the step on toy data"):
-        return mechanism.audit_mechanism(dpsgd, **settings)
+        found = mechanism.audit_mechanism(dpsgd, **settings)
+    with progress.stage("start workers on toy data"):
+        return start.audit_starts(found, dpsgd, settings["views"], charged)
 
 
 def _step(method: Method, components: Sequence[Component]) -> tuple[DPSGD, dict[str, Any]]:

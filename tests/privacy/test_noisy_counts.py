@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from privacy import noisy_counts as module
 from privacy.errors import InvalidRequest
@@ -114,6 +115,18 @@ def test_intervals_are_clipped_and_nested():
     )
     assert float(below) == pytest.approx(0.0125, rel=1e-6)
     assert found.confidence == 0.95
+
+
+@pytest.mark.parametrize("correct", [-50, 0, 1, 7, 19, 20, 70])
+def test_the_populations_interval_is_clopper_and_pearsons_by_scipy(correct):
+    found = accuracy_interval(correct, 20, DiscreteLaplace(0.5), 0.9)
+    w = noise_quantile(0.5, 0.95)
+    low, high = (
+        stats.binomtest(min(max(count, 0), 20), 20).proportion_ci(0.95, method="exact")
+        for count in (correct - w, correct + w)
+    )
+    assert found.population_low == pytest.approx(low.low, rel=1e-9)
+    assert found.population_high == pytest.approx(high.high, rel=1e-9)
 
 
 @given(st.integers(-500, 1500), st.integers(1, 1000), st.floats(0.1, 50), st.floats(0.5, 0.999))

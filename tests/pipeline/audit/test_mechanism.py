@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.audit import start
 from pipeline.audit.run import audit_step
 from pipeline.plan import plan
 from pipeline.progress import SilentProgress
@@ -10,13 +11,19 @@ from privacy.audit import mechanism
 from privacy.dp_sgd import DPSGD
 from privacy.errors import InvalidRequest
 
+CHARGED = []  # the plan of every audit
+
 
 @pytest.fixture
 def asked(monkeypatch):
     """What the audit of the step is asked for, without doing it."""
-    calls = []
+    calls, planned = [], CHARGED
+    planned.clear()
     monkeypatch.setattr(
         mechanism, "audit_mechanism", lambda dpsgd, **settings: calls.append((dpsgd, settings))
+    )
+    monkeypatch.setattr(
+        start, "audit_starts", lambda found, dpsgd, views, charged: planned.append(charged)
     )
     return calls
 
@@ -26,6 +33,7 @@ def test_a_default(house, asked):
     audit_step(house.home, None, SilentProgress(), trials=500)
     assert asked[0] == (DPSGD(1000, 0.1, 1.0, 1.0), {"views": 4})
     assert asked[1][1] == {"views": 4, "trials": 500}
+    assert [part.name for part in CHARGED[0]] == ["warmup", "accuracy", "class-counts"]
 
 
 def test_a_spec(house, blots, asked):
@@ -77,4 +85,7 @@ def test_what_ships_passes(house):
     found = audit_step(house.home, None, SilentProgress(), trials=200)
     assert not found.broken
     assert found.checks and found.bounds
+    names = " ".join(check.name for check in found.checks)
+    for what in ("a worker's start", "charged before it is used", "warm-up", "class-counts"):
+        assert what in names
     assert all(bound.lower.epsilon <= bound.claim for bound in found.bounds)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.privacy.planted import copies, dpgen, restarts, scaling, steps
+from tests.privacy.planted import copies, dpgen, releases, restarts, scaling, starts, steps
 
-BUGS = [*steps.BUGS, *restarts.BUGS, *scaling.BUGS, *copies.BUGS, *dpgen.BUGS]
+OF_STEPS = [*steps.BUGS, *starts.BUGS, *releases.BUGS]
+BUGS = [*OF_STEPS, *restarts.BUGS, *scaling.BUGS, *copies.BUGS, *dpgen.BUGS]
 
 MUST_BE_CAUGHT = [
     "clip per view",
@@ -25,6 +26,32 @@ MUST_BE_CAUGHT = [
     "private mean used for scaling",
     "a duplicate data set with a fresh budget",
     "DPGEN's data-dependent randomised response",
+    "two starts share their masks",
+    "two starts with equal noise",
+    "attempt not mixed into the key",
+    "one coin for all records",
+    "clip beyond C",
+    "clip at 2 C where it is far above",
+    "norm of the first parameter only",
+    "one parameter left out of the norm",
+    "noise on some parameters only",
+    "noise scaled by the batch",
+    "noise of the last step again",
+    "warm-up not charged",
+    "steps charged when they are over",
+    "warm-up: norm of the first channel only",
+    "warm-up: clip beyond C",
+    "warm-up: divided by the true counts",
+    "warm-up: noise on one channel",
+    "warm-up: sigma without C",
+    "warm-up: one draw for all classes",
+    "warm-up: two starts with equal noise",
+    "paid counts: a sensitivity of 1/2",
+    "paid counts: doubles are one record",
+    "paid counts: one draw for all",
+    "paid counts: counted by every classifier",
+    "paid counts: two classifiers for one charge",
+    "paid counts: noise that is rounded to zero",
 ]
 
 
