@@ -147,7 +147,8 @@ class Moments(base.Method):
     ) -> "dict[str, Tensor]":
         """Release what was reserved and return the model's weights; see `Method.fit`."""
         from privacy.collective import SingleProcess
-        from synth.moments.fit import Fitting, Releases
+        from synth.moments.fit import Fitting
+        from synth.moments.releases import Releases
 
         releases = Releases(
             components,

@@ -18,7 +18,7 @@ from synth.data.shards import to_uint8
 from synth.methods import moments as parts
 from synth.methods.base import Attempt, PublicFacts, Stopped, WorkerResources
 from synth.methods.moments import Moments, Sizes
-from synth.moments import candidates, fit
+from synth.moments import candidates, fit, releases
 from synth.moments.teacher import FeatureSpace
 from tests import builders
 from tests.builders import images_of, part_of
@@ -164,12 +164,12 @@ class TestCharges:
 
     def test_a_query_that_was_not_charged_is_not_drawn(self, tmp_path, monkeypatch):
         """Planted: the histogram without its share."""
-        honest = fit.Releases.pay
+        honest = releases.Releases.pay
 
         def free(releases, component, steps=1):
             return 1 if component == parts.HISTOGRAM else honest(releases, component, steps)
 
-        monkeypatch.setattr(fit.Releases, "pay", free)
+        monkeypatch.setattr(releases.Releases, "pay", free)
         with pytest.raises(UmbraError, match="not charged"):
             fitted(tmp_path)
 
