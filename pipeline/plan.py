@@ -17,6 +17,7 @@ from pipeline.runs.ledger_access import read_budget
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, epsilon_bounds
 from privacy.accounting.base import round_up
+from privacy.accounting.tradeoff import TradeOff, trade_offs
 from privacy.budget import Quote
 from privacy.errors import BudgetRefused, NoLedger
 from privacy.ledger.records import Component
@@ -93,6 +94,12 @@ class Plan:
             "cost": asdict(self.cost),
             "notes": list(self.notes),
         }
+
+    def attack(self) -> tuple[TradeOff, ...]:
+        """Return what an attacker could do at most to a record and to a unit, by the trade-off."""
+        privacy = self.spec.privacy
+        charged = [component.mechanism for component in self.components]
+        return trade_offs([charged], privacy.delta, privacy.records_per_unit)
 
     def costs(self) -> dict[str, float]:
         """Return the numbers a tracker keeps; a bound that could not be stated is left out."""

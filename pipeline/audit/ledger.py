@@ -14,6 +14,7 @@ from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import privacy_statement, recorded_heads, step_counts
 from pipeline.runs.origin import foreign_artefacts
+from privacy.accounting.tradeoff import meaning
 from privacy.audit import LedgerAudit, audit_ledger
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -34,7 +35,8 @@ def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
         return [str(error)]
     if due["void"]:
         due["epsilon"] = dict.fromkeys(due["epsilon"])
-    exact = due.keys() - {"epsilon", "guarantees", "head_hash"} - (_STATED_LATER - said.keys())
+    compared = {"epsilon", "guarantees", "attack", "head_hash"}
+    exact = due.keys() - compared - (_STATED_LATER - said.keys())
     findings = [
         f"{PRIVACY} does not state the {name.replace('_', ' ')} that the ledger's rows give"
         for name in sorted(exact)
@@ -57,6 +59,10 @@ def verify_privacy_statement(said: dict[str, Any], ledger: Ledger) -> list[str]:
     ]
     if not _same_guarantees(said.get("guarantees"), due["guarantees"]):
         findings.append(f"{PRIVACY} states other guarantees than the ledger's rows give")
+    # Exports of older versions state none.
+    unit = Budget(ledger).reservation(said["reservation"]).unit
+    if "attack" in said and not _same_curves(said["attack"], due["attack"], unit):
+        findings.append(f"{PRIVACY} states another power of attacks than the ledger's rows give")
     return findings
 
 
@@ -79,6 +85,22 @@ def _same_guarantees(stated: Any, due: list[dict[str, Any]]) -> bool:
         and _agree(one["epsilon"], other["epsilon"])
         for one, other in zip(stated, due, strict=True)
     )
+
+
+def _same_curves(stated: Any, due: list[dict[str, Any]], unit: str) -> bool:
+    """Return whether numbers agree and the sentences are those of the numbers that are stated."""
+    try:
+        return len(stated) == len(due) and all(
+            one.keys() == other.keys()
+            and (one["records"], one["method"]) == (other["records"], other["method"])
+            and one["power"].keys() == other["power"].keys()
+            and all(_agree(one["power"][rate], other["power"][rate]) for rate in one["power"])
+            and _agree(one["gdp_mu"], other["gdp_mu"])
+            and one["meaning"] == meaning(one["power"], one["records"], unit)
+            for one, other in zip(stated, due, strict=True)
+        )
+    except (AttributeError, TypeError, KeyError, ValueError):
+        return False
 
 
 def _agree(stated: float | None, due: float | None) -> bool:

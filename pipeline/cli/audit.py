@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.output import emit, json_option, pairs, printable, table
+from pipeline.cli.output import WHAT_HOLDS, attack_line, emit, json_option, pairs, printable, table
 from pipeline.home import Home
 from pipeline.progress import Progress, SilentProgress, show_progress
 from privacy.errors import IntegrityBroken, InvalidRequest
@@ -230,6 +230,11 @@ def _show_spent(console: "Console", ledger: "LedgerAudit") -> None:
         for given in dataset.guarantees
     ]
     _show_rows(console, "The same under other relations", columns, rows, range(2, 5))
+    for dataset in ledger.datasets:
+        for curve in dataset.attack:
+            console.print(f"{dataset.name}: {attack_line(curve)}")
+    if ledger.datasets:
+        console.print(WHAT_HOLDS + "\n")
 
 
 def _show_reservations(console: "Console", ledger: "LedgerAudit") -> None:

@@ -1,12 +1,21 @@
 """`umbra budget`: declare, show and close budgets; `umbra ledger`: its head and its signatures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.output import emit, json_option, pairs, printable, show_help, table
+from pipeline.cli.output import (
+    WHAT_HOLDS,
+    attack_line,
+    emit,
+    json_option,
+    pairs,
+    printable,
+    show_help,
+    table,
+)
 from pipeline.home import Home
 from privacy.errors import InvalidRequest
 
@@ -16,13 +25,6 @@ if TYPE_CHECKING:
     from privacy.budget import Budget, Odometer
     from privacy.ledger import Row
     from privacy.ledger.records import Facts
-
-
-_WHAT_HOLDS = (
-    "Guaranteed is the declared (ε, δ), however runs were chosen. Spent and reserved are computed "
-    "as if all runs had been planned in advance; what is still admitted is what is not used of the "
-    "budget at its RDP order."
-)
 
 
 @click.group(invoke_without_command=True)
@@ -88,11 +90,15 @@ def _facts(budgets: "Budget", name: str, said: dict[str, Any]) -> "Facts | None"
 
 
 @budget.command()
+@click.option("--power", is_flag=True, help="And what an attacker could do at most; takes seconds.")
 @json_option
-def show(as_json: bool) -> None:
+def show(power: bool, as_json: bool) -> None:
     """Show every data set's budget: spent, reserved and left; changes nothing."""
     home = Home.locate()
-    _emit([] if _is_new(home) else list(_read(home).show()), as_json)
+    budgets = None if _is_new(home) else _read(home)
+    odometers = list(budgets.show()) if budgets else []
+    attack = {o.name: budgets.attack(o.name) for o in odometers if power and budgets}
+    _emit(odometers, as_json, attack)
 
 
 @budget.command()
@@ -162,7 +168,13 @@ def _is_new(home: Home) -> bool:
     return local and not home.key_path.exists() and not (home.path / "ledger.db").exists()
 
 
-def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
+def _emit(
+    odometers: "list[Odometer]",
+    as_json: bool,
+    attack: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
+    attack = attack or {}
+
     def show_table(console: "Console") -> None:
         if not odometers:
             console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
@@ -180,9 +192,13 @@ def _emit(odometers: "list[Odometer]", as_json: bool) -> None:
             for o in odometers
         ]
         console.print(table("", columns.split("|"), rows, range(1, 9)))
-        console.print(_WHAT_HOLDS)
+        console.print(WHAT_HOLDS)
+        for name, curves in attack.items():
+            for curve in curves:
+                console.print(f"{name}: {attack_line(curve)}")
 
-    emit([asdict(odometer) for odometer in odometers], as_json, show_table)
+    power = {name: {"attack": list(curves)} for name, curves in attack.items()}
+    emit([asdict(o) | power.get(o.name, {}) for o in odometers], as_json, show_table)
 
 
 @click.group(invoke_without_command=True)

@@ -19,6 +19,13 @@ json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON and nothing else on standard output."
 )
 
+# What figures of several runs on one data set mean.
+WHAT_HOLDS = (
+    "Guaranteed is the declared (ε, δ), however runs were chosen. Spent and reserved are computed "
+    "as if all runs had been planned in advance; what is still admitted is what is not used of the "
+    "budget at its RDP order."
+)
+
 # A pipe has no edge, and what is cut into lines there cannot be searched or copied.
 _FILE_WIDTH = 10_000
 
@@ -79,6 +86,12 @@ def table(
     for row in rows:
         drawn.add_row(*("–" if cell is None else str(cell) for cell in row))
     return drawn
+
+
+def attack_line(curve: Mapping[str, Any]) -> str:
+    """Return what an attacker could do at most, a trade-off curve's record, in a line."""
+    bound = "none" if curve["gdp_mu"] is None else f"{curve['gdp_mu']:.4g}"
+    return f"{curve['meaning']} (Gaussian DP: μ = {bound}; {curve['method']})"
 
 
 def pairs(title: str, facts: Mapping[str, object]) -> "Text":

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.output import emit, json_option, pairs, table
+from pipeline.cli.output import attack_line, emit, json_option, pairs, table
 from pipeline.home import Home, without_password
 from pipeline.progress import duration
 from pipeline.runs.directory import RunDirectory
@@ -52,11 +52,19 @@ def plan(spec: Path, as_json: bool) -> None:
 
     made = planning.plan(load_spec(spec))
     quoted = planning.budget_quotes(made, Home.locate())
-    facts = made.to_dict() | {"budget": {part: asdict(quote) for part, quote in quoted.items()}}
-    emit(facts, as_json, lambda console: _show_plan(console, made, quoted))
+    unit = made.spec.privacy.unit
+    attack = [curve.to_record(unit) for curve in made.attack()]
+    budget = {part: asdict(quote) for part, quote in quoted.items()}
+    facts = made.to_dict() | {"attack": attack, "budget": budget}
+    emit(facts, as_json, lambda console: _show_plan(console, made, attack, quoted))
 
 
-def _show_plan(console: "Console", made: "Plan", quoted: "dict[str, Quote]") -> None:
+def _show_plan(
+    console: "Console",
+    made: "Plan",
+    attack: Sequence[Mapping[str, Any]],
+    quoted: "dict[str, Quote]",
+) -> None:
     cost, spec = made.cost, made.spec
     facts = {
         "data set": f"{spec.data.name}, N = {spec.data.records}",
@@ -68,6 +76,8 @@ def _show_plan(console: "Console", made: "Plan", quoted: "dict[str, Quote]") -> 
     bounds = [(name.upper(), bound) for name, bound in made.epsilon.to_dict().items()]
     title = f"ε at δ = {spec.privacy.delta:g}"
     console.print(table(title, ["accountant", "ε at most"], bounds, [1]))
+    for curve in attack:
+        console.print(attack_line(curve))
     for component in (*made.components, *made.holdout_components):
         console.print(f"charged as {component.name}: {component.mechanism}")
     _show_budget(console, spec.data.name, quoted)
@@ -92,12 +102,22 @@ def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -
             f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D"
         )
         return
-    columns = ["part", "ε asked", "committed", "together", "left", "admitted now"]
+    columns = "part|ε asked|committed|together|left|RDP order|used there|admitted now"
     rows = [
-        (part, q.asked, q.committed, q.together, q.left, "yes" if q.admitted else "NO")
+        (
+            *(part, q.asked, q.committed, q.together, q.left),
+            f"{q.order:g}" if q.fixed else f"{q.order:g} (by this plan)",
+            *(f"{100 * q.used:.2f} %", "yes" if q.admitted else "NO"),
+        )
         for part, q in quoted.items()
     ]
-    console.print(table(f"Budget of {dataset}", columns, rows, range(1, 5)))
+    console.print(table(f"Budget of {dataset}", columns.split("|"), rows, range(1, 7)))
+    for part, quote in quoted.items():
+        if quote.in_advance and not quote.admitted:
+            console.print(
+                f"Note: one plan of all of it, fixed in advance, would be admitted on {part}: "
+                "what comes later is held to the order that the first plan fixed."
+            )
 
 
 def _work(flops: float, seconds: float | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from privacy.accounting import EpsilonBounds
+from privacy.accounting.tradeoff import TradeOff
 
 STRIP_COLUMNS = 12
 CURVE_WIDTH, CURVE_HEIGHT = 480, 262
@@ -23,6 +24,8 @@ CURVE_LEFT, CURVE_RIGHT, CURVE_TOP, CURVE_BOTTOM = 40, 98, 24, 40
 LABEL_GAP = 17.0
 CELL = 28
 LABELLED_CELLS = 20
+# The least false-positive rate that is drawn.
+_LEAST_RATE = 1e-4
 
 
 class Tick(NamedTuple):
@@ -51,6 +54,26 @@ class EpsilonCurve(NamedTuple):
     y_ticks: tuple[Tick, ...]
     end: tuple[float, float]
     levels: tuple[Level, ...]
+
+
+class PowerLine(NamedTuple):
+    """The power of attacks on a record, or on a unit of several, over false-positive rates."""
+
+    name: str
+    path: str
+    end: tuple[float, float]
+    #: Height of its text, which is moved apart from the others.
+    label: float
+
+
+class PowerCurve(NamedTuple):
+    """Power over the false-positive rate, which is drawn by its logarithm."""
+
+    lines: tuple[PowerLine, ...]
+    chance: str  # power equal to the rate
+    points: tuple[tuple[float, float], ...]  # at the rates that are stated
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
 
 
 @dataclass(frozen=True)
@@ -143,6 +166,37 @@ def epsilon_curve(
     )
 
 
+def power_curve(attack: Sequence[TradeOff]) -> PowerCurve | None:
+    """Return the trade-off curves of one composition, None where there are none."""
+    if not attack:
+        return None
+    right, bottom = CURVE_WIDTH - CURVE_RIGHT, CURVE_HEIGHT - CURVE_BOTTOM
+    rates = np.geomspace(_LEAST_RATE, 1.0, 121)
+
+    def at(rate: float, power: float) -> tuple[float, float]:
+        along = 1 - math.log(rate) / math.log(_LEAST_RATE)
+        x, y = CURVE_LEFT + (right - CURVE_LEFT) * along, bottom - (bottom - CURVE_TOP) * power
+        return round(x, 2), round(y, 2)
+
+    def path(powers: np.ndarray) -> str:
+        points = (at(*pair) for pair in zip(rates.tolist(), powers.tolist(), strict=True))
+        return "M" + " L".join(f"{x:g},{y:g}" for x, y in points)
+
+    lines = tuple(
+        PowerLine(
+            "one record" if curve.records == 1 else f"{curve.records} records",
+            path(curve.at(rates)),
+            at(1.0, 1.0),
+            at(1.0, 1.0)[1] + LABEL_GAP * place,
+        )
+        for place, curve in enumerate(attack)
+    )
+    stated = [at(float(rate), power) for curve in attack for rate, power in curve.power.items()]
+    x_ticks = (Tick(at(rate, 0)[0], f"{100 * rate:g} %") for rate in (1e-4, 1e-3, 0.01, 0.1, 1.0))
+    y_ticks = (Tick(at(1.0, power)[1], f"{100 * power:g} %") for power in (0, 0.25, 0.5, 0.75, 1))
+    return PowerCurve(lines, path(rates), tuple(stated), tuple(x_ticks), tuple(y_ticks))
+
+
 def _levels(figures: dict[str, tuple[float, float]]) -> tuple[Level, ...]:
     """Return labels from top to bottom, each at least a line below the one before."""
     levels: list[Level] = []
@@ -222,11 +276,6 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}\u202f%"
 
 
-def percent_up(fraction: float) -> str:
-    """Format a bound as per cent with two decimals, rounded up."""
-    return percent(math.ceil(round(fraction * 1e4, 6)) / 1e4, 2)
-
-
 def number(value: float | int | str) -> str:
     """Format a count with separators, other numbers with up to six digits, text as it is."""
     if isinstance(value, bool | str):
@@ -234,12 +283,3 @@ def number(value: float | int | str) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.6g}"
-
-
-def detection(epsilon_: float, delta: float, false_alarms: float) -> float:
-    """Return the largest share of members any attacker can find at that rate of false alarms."""
-    # min(e^ε·a + δ, 1 − e^{−ε}(1 − δ − a)): the region that (ε, δ) leaves to a test (Kairouz, Oh,
-    # Viswanath 2015, theorem 2.1), for every attacker, whatever else is known.
-    low = math.exp(min(epsilon_, 700.0)) * false_alarms + delta
-    high = 1 - math.exp(-epsilon_) * (1 - delta - false_alarms)
-    return min(1.0, low, high)

@@ -29,6 +29,7 @@ from pipeline.runs.ledger_access import (
 from pipeline.spec import Spec
 from privacy.accounting import EpsilonBounds, accountant, base, epsilon_bounds
 from privacy.accounting.guarantee import Guarantee
+from privacy.accounting.tradeoff import TradeOff, trade_offs
 from privacy.budget import Budget
 from privacy.errors import IntegrityBroken
 from privacy.ledger import Kind
@@ -38,7 +39,6 @@ from synth.data import manifest, shards
 from synth.storage import write_bytes
 
 PAGE = "report.html"
-FALSE_ALARMS = 0.01
 # Images of a class.
 _SHOWN = 12
 _PACKAGES = ("umbra-synth", "torch", "numpy", "dp-accounting", "prv-accountant", "opacus", "ray")
@@ -94,6 +94,8 @@ class ReportView:
     planned_epsilon: float
     #: The same charges under other neighbouring relations.
     guarantees: tuple[Guarantee, ...]
+    #: What an attacker could do at most to a record and to a unit of several.
+    attack: tuple[TradeOff, ...]
     #: The budget of the data set over all its runs.
     odometer: Odometer
     samples: tuple[ClassSamples, ...]
@@ -174,6 +176,7 @@ def report_view(run: RunDirectory, budget: Budget, audit: Audit) -> ReportView:
         charges=_charges(budget, reservation, delta),
         planned_epsilon=base.round_up(accountant("rdp").epsilon(plan, delta)),
         guarantees=tuple(guarantees(charged, delta, reservation.records_per_unit)),
+        attack=trade_offs([charged], delta, reservation.records_per_unit),
         odometer=odometer,
         samples=_samples(run, spec, budget.shown(reservation.id).holdout),
         results=metrics.released(run, budget),
@@ -265,8 +268,7 @@ def build_page(view: ReportView) -> str:
         name_width=min(12, 2 + max(map(len, names), default=0)),
         class_names=names,
         curve=figures.epsilon_curve(view.charges, view.bounds),
-        false_alarms=FALSE_ALARMS,
-        detection=figures.detection(view.bounds.rdp, view.odometer.delta, FALSE_ALARMS),
+        power=figures.power_curve(view.attack),
     )
 
 
@@ -278,7 +280,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = ("epsilon", "left", "power", "percent", "percent_up", "number")
+    formats = ("epsilon", "left", "power", "percent", "number")
     environment.filters |= {name: getattr(figures, name) for name in formats}
     environment.filters["duration"] = duration
     drawn = ("strip", "confusion_map", "share")

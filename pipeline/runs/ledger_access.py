@@ -11,6 +11,7 @@ from pipeline.home import Home
 from pipeline.runs.directory import RunDirectory
 from privacy.accounting import epsilon_bounds
 from privacy.accounting.guarantee import Guarantee, group, replace_one
+from privacy.accounting.tradeoff import trade_offs
 from privacy.budget import Budget, Reservation
 from privacy.durable import append_line
 from privacy.errors import IntegrityBroken, InvalidRequest, NoLedger, UmbraError
@@ -187,6 +188,7 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
     bounds = epsilon_bounds(mechanisms.values(), delta).stated() if mechanisms else {}
     k, unit = reservation.records_per_unit, f"one {reservation.unit}"
     further = [] if reservation.void else guarantees(mechanisms.values(), delta, k)
+    attack = () if reservation.void else trade_offs([mechanisms.values()], delta, k)
     return {
         "run": reservation.run_id,
         "dataset": reservation.dataset,
@@ -198,6 +200,7 @@ def privacy_statement(budget: Budget, reservation_id: str) -> dict[str, Any]:
         "delta": delta,
         "epsilon": bounds,
         "guarantees": [asdict(each) for each in further],
+        "attack": [curve.to_record(reservation.unit) for curve in attack],
         "mechanisms": [
             {"component": name, **mechanism.to_record()} for name, mechanism in mechanisms.items()
         ],

@@ -7,7 +7,7 @@ who was, the false-positive rate that of somebody who was not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,26 +54,52 @@ class TradeOff:
         """Return the power at false-positive rates in [0, 1], any shape; not rounded."""
         return _power(self._intercepts, self._slopes, self._folds, np.asarray(rates, float))
 
-    def sentence(self, member: str = "record") -> str:
-        """Return what the curve means for a reader who is no statistician, in one sentence.
+    def sentence(self, unit: str) -> str:
+        """Return what the curve means, in one sentence; see `meaning`."""
+        return meaning(self.power, self.records, unit)
 
-        `member` is what may be in the data: a record, or a unit, such as a patient.
-        """
-        several = f", with up to {self.records} records," if self.records > 1 else ""
-        wrong = " or ".join(f"{100 * float(rate):g}" for rate in self.power).replace(
-            " or ", ", ", 1
-        )
-        right = " or ".join(f"{100 * p:.2f}" for p in self.power.values()).replace(" or ", ", ", 1)
-        return (
-            f"Somebody who knows everything but whether a particular {member}{several} was used, "
-            f"and who wrongly suspects no more than {wrong} % of those that were not, recognises "
-            f"at most {right} % of those that were."
-        )
-
-    def to_record(self, member: str = "record") -> dict[str, Any]:
+    def to_record(self, unit: str) -> dict[str, Any]:
         """Return the numbers and the sentence as plain JSON values."""
         numbers = {"records": self.records, "power": self.power, "gdp_mu": self.gdp_mu}
-        return {**numbers, "method": self.method, "meaning": self.sentence(member)}
+        return {**numbers, "method": self.method, "meaning": self.sentence(unit)}
+
+
+def meaning(power: Mapping[str, float], records: int, unit: str) -> str:
+    """Return what power at false-positive rates means to a reader who is no statistician.
+
+    Where it is about more than one record, they are those of a `unit`, such as a patient.
+    """
+    member = f"{unit}, with up to {records} records," if records > 1 else "record"
+    rates = sorted(power, key=float, reverse=True)
+    wrong = _listed(f"{100 * float(rate):g}" for rate in rates)
+    right = _listed(f"{100 * power[rate]:.2f}" for rate in rates)
+    return (
+        f"Somebody who knows everything but whether a particular {member} was used, and who "
+        f"wrongly suspects no more than {wrong} % of those that were not, recognises at most "
+        f"{right} % of those that were."
+    )
+
+
+def _listed(figures: Iterable[str]) -> str:
+    *others, last = figures
+    return f"{', '.join(others)} or {last}"
+
+
+def trade_offs(
+    parts: Iterable[Iterable[Mechanism]], delta: float, records_per_unit: int
+) -> tuple[TradeOff, ...]:
+    """Return the curve for one record and, where a unit has several, for a unit; none unspent.
+
+    `parts` are the mechanisms on each part of the data. A record lies in one: its curve is that
+    which finds most at 1 %. The records of a unit may lie in all.
+    """
+    spent = [mechanisms for part in parts if (mechanisms := tuple(part))]
+    if not spent:
+        return ()
+    one = max((trade_off(part, delta) for part in spent), key=lambda found: found.power["0.01"])
+    if records_per_unit == 1:
+        return (one,)
+    return one, trade_off([m for part in spent for m in part], delta, records_per_unit)
 
 
 def trade_off(mechanisms: Sequence[Mechanism], delta: float, records: int = 1) -> TradeOff:

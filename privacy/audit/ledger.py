@@ -8,6 +8,7 @@ from typing import Any
 from privacy.accounting import EpsilonBounds, informative_epsilon
 from privacy.accounting.base import round_up
 from privacy.accounting.guarantee import Guarantee, group, replace_one
+from privacy.accounting.tradeoff import trade_offs
 from privacy.audit import replay as replaying
 from privacy.audit.opacus import opacus_epsilon
 from privacy.audit.replay import EVERY_PART, UNBOUND, Replay, ReservationReplay
@@ -46,6 +47,8 @@ class DatasetAudit:
     partitions: tuple[PartitionAudit, ...]  # the parts, each by itself
     # Under replacement of a record, and for a unit of more than one record; none while unspent.
     guarantees: tuple[Guarantee, ...]
+    # What an attacker could do at most to a record and to a unit of several: `TradeOff.to_record`.
+    attack: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -137,21 +140,22 @@ def audit_dataset(
     # Of what runs of an older version said and what the officer declared, the larger counts.
     said = [(r.unit, r.records_per_unit) for r in drawing]
     facts = [] if dataset.facts is None else [dataset.facts]
-    units = {unit for unit, _ in facts or said}
     most = max((k for _, k in facts + said), default=1)
     spent = [_mechanisms(found, in_full=False) for found in by_part.values()]
+    unit = ", ".join(sorted({unit for unit, _ in facts or said}))
     return DatasetAudit(
         name=name,
         epsilon=dataset.epsilon,
         delta=dataset.delta,
         closed=dataset.closed,
         orders=dataset.orders,
-        unit=", ".join(sorted(units)),
+        unit=unit,
         records_per_unit=most,
         spent=_largest([part.spent for part in partitions]),
         committed=_largest([part.committed for part in partitions]),
         partitions=partitions,
         guarantees=_guarantees([s for s in spent if s], dataset.delta, most),
+        attack=tuple(c.to_record(unit) for c in trade_offs(spent, dataset.delta, most)),
     )
 
 

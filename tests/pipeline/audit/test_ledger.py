@@ -122,6 +122,14 @@ def test_an_export_with_another_manifest(exported):
         (lambda s: {"guarantees": [{**s["guarantees"][0], "epsilon": 0.5}]}, "other guarantees"),
         (lambda s: {"guarantees": [{**s["guarantees"][0], "records": 9}]}, "other guarantees"),
         (lambda s: {"guarantees": ["all"]}, "other guarantees"),
+        (lambda s: {"attack": []}, "power of attacks"),
+        (lambda s: {"attack": "none"}, "power of attacks"),
+        (lambda s: {"attack": [{**s["attack"][0], "gdp_mu": 0.1}]}, "power of attacks"),
+        (lambda s: {"attack": [{**s["attack"][0], "meaning": "No."}]}, "power of attacks"),
+        *(
+            (lambda s, part=part: {"attack": [{**s["attack"][0], **part}]}, "power of attacks")
+            for part in ({"power": {"0.1": 0.1}}, {"power": None}, {"records": 2}, {"more": 1})
+        ),
         (lambda s: {"reservation": "r-1"}, "no reservation"),
         (lambda s: {"head_hash": "5:" + "0" * 64}, "history changed"),
         (lambda s: {"head_hash": "x"}, "names no head"),

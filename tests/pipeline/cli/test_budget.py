@@ -39,6 +39,16 @@ def test_declare_and_show(umbra):
     assert "digits" in shown.out and "10.0" in shown.out
 
 
+def test_power_is_shown_where_it_is_asked_for(umbra, finished):
+    (plain,) = umbra("budget", "show", "--json").json
+    (meter,) = umbra("budget", "show", "--power", "--json").json
+    (curve,) = meter.pop("attack")
+    assert meter == plain
+    assert 0.01 < curve["power"]["0.01"] <= 1 and curve["records"] == 1
+    assert curve["meaning"] in umbra("budget", "show", "--power").out
+    assert "suspects" not in umbra("budget", "show").out
+
+
 def test_showing_creates_nothing(umbra, tmp_path):
     result = umbra("budget", "show")
     assert result.code == 0

@@ -14,15 +14,15 @@ from PIL import Image
 
 from pipeline.report import figures
 from pipeline.report.figures import (
-    detection,
     epsilon,
     left,
     number,
     percent,
-    percent_up,
     power,
 )
 from privacy.accounting import EpsilonBounds
+from privacy.accounting.tradeoff import trade_off
+from privacy.mechanisms import Gaussian
 
 
 def _decoded(uri: str) -> np.ndarray:
@@ -150,22 +150,25 @@ def test_number_and_percent() -> None:
     assert number(1 / 15) == "0.0666667"
     assert number("zero-out") == "zero-out"
     assert percent(0.9416) == "94.2\u202f%"
-    assert percent_up(0.99991) == "100.00\u202f%"
-    assert percent_up(0.1234) == "12.34\u202f%"
     assert percent(1.0) == "100.0\u202f%"
 
 
-@pytest.mark.parametrize("a", [0.001, 0.01, 0.1, 0.5])
-@pytest.mark.parametrize("eps", [0.0, 0.2, 1.0, 10.0])
-def test_detection_of_pure_dp_is_what_randomised_response_reaches(eps: float, a: float) -> None:
-    # Randomised response tells the truth with p = e^ε/(1+e^ε). Its best tests lie on the lines
-    # from (0, 0) over (1−p, p) to (1, 1), and no ε-DP answer does better: the bound is tight.
-    p = math.exp(eps) / (1 + math.exp(eps))
-    best = float(np.interp(a, [0, 1 - p, 1], [0, p, 1]))
-    assert detection(eps, 0.0, a) == pytest.approx(best, abs=1e-12)
-
-
-def test_detection_without_privacy_and_with_all_of_it() -> None:
-    assert detection(math.inf, 0.0, 0.01) == 1.0
-    assert detection(0.0, 0.0, 0.01) == pytest.approx(0.01)
-    assert detection(0.0, 1e-5, 0.01) == pytest.approx(0.01001)
+def test_the_power_curve_rises_above_chance_and_holds_the_stated_points() -> None:
+    attack = [trade_off([Gaussian(2.0)], 1e-5), trade_off([Gaussian(2.0)], 1e-5, 3)]
+    drawn = figures.power_curve(attack)
+    assert drawn is not None
+    assert [line.name for line in drawn.lines] == ["one record", "3 records"]
+    assert drawn.lines[1].label - drawn.lines[0].label == figures.LABEL_GAP
+    paths = [
+        np.array([pair.split(",") for pair in path[1:].split(" L")], float)
+        for path in (drawn.chance, drawn.lines[0].path, drawn.lines[1].path)
+    ]
+    for lower, upper in pairwise(paths):
+        assert np.array_equal(lower[:, 0], upper[:, 0])
+        assert np.all(upper[:, 1] <= lower[:, 1]) and np.all(np.diff(upper[:, 1]) <= 0)
+    # Height falls from 222 at no power to 24 at all; a rate of 1 % lies in the middle.
+    assert drawn.points[1] == pytest.approx(
+        (40 + (382 - 40) / 2, 222 - 198 * attack[0].power["0.01"]), abs=0.01
+    )
+    assert [tick.text for tick in drawn.x_ticks] == ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"]
+    assert figures.power_curve([]) is None

@@ -83,6 +83,9 @@ def test_the_page_states_every_released_fact(view: ReportView, page: Page) -> No
         "3 s",
         "views: 2",
         "subsampled gaussian",
+        view.attack[0].sentence("image"),
+        "What an attacker can do at most",
+        "as if all had been planned in advance",
     ):
         assert words in page.text, words
     assert "VOID" not in page.text

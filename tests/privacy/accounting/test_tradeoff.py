@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from privacy.accounting import pld
 from privacy.accounting.base import collapse
-from privacy.accounting.tradeoff import RATES, trade_off
+from privacy.accounting.tradeoff import RATES, trade_off, trade_offs
 from privacy.errors import InvalidRequest
 from privacy.mechanisms import DiscreteLaplace, Gaussian, SubsampledGaussian
 
@@ -159,7 +159,7 @@ def test_power_never_falls_and_is_at_least_the_rate():
 
 def test_the_sentence_has_the_numbers_rounded_up():
     found = trade_off([Gaussian(1.0)], DELTA)
-    assert found.sentence() == (
+    assert found.sentence("image") == (
         "Somebody who knows everything but whether a particular record was used, and who wrongly "
         "suspects no more than 10, 1 or 0.1 % of those that were not, recognises at most 38.92, "
         "9.24 or 1.83 % of those that were."
@@ -175,6 +175,19 @@ def test_the_sentence_has_the_numbers_rounded_up():
         "method": unit.method,
         "meaning": unit.sentence("patient"),
     }
+
+
+def test_a_unit_of_one_record_has_one_curve():
+    assert [f.records for f in trade_offs([iter([Gaussian(9.0)])], DELTA, 1)] == [1]
+    assert [f.records for f in trade_offs([[Gaussian(9.0)]], DELTA, 3)] == [1, 3]
+    assert trade_offs([], DELTA, 3) == trade_offs([[], []], DELTA, 3) == ()
+
+
+def test_a_record_lies_in_one_part_and_a_unit_in_all():
+    train, holdout = [Gaussian(9.0)], [Gaussian(5.0)]
+    one, unit = trade_offs([train, holdout], DELTA, 3)
+    assert one == trade_off(holdout, DELTA)
+    assert unit == trade_off([*train, *holdout], DELTA, 3)
 
 
 @pytest.mark.parametrize(("delta", "records"), [(0.0, 1), (1.0, 1), (1e-5, 0), (1e-5, 1.5)])

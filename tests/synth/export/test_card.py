@@ -106,6 +106,7 @@ def test_no_text_is_html_or_markdown_in_the_card(make_release, card, privacy):
     }
     hostile = dataclasses.replace(card, **texts, measures=tuple((name, name) for name in HOSTILE))
     statement = privacy | {"unit": HOSTILE[0], "neighbouring_relation": HOSTILE[1]}
+    statement["attack"] = [{"meaning": " ".join(HOSTILE)}]
     text = render_card(hostile, load_manifest(release), statement)
     body = text.split("\n---\n", 1)[1]
     assert "<" not in body
