@@ -203,7 +203,7 @@ PLANTED = [
     ("one parameter left out of the norm", one_parameter_left_out_of_the_norm, (steps.LEVELS,)),
     ("clip at 2 C where it is far above", clip_to_twice_c_where_it_is_far_above, (steps.LEVELS,)),
     ("noise on some parameters only", noise_on_some_parameters, (steps.VARIANCE, steps.EMPTY)),
-    ("noise scaled by the batch", noise_scaled_by_the_batch, (steps.VARIANCE, steps.EMPTY)),
+    ("noise scaled by the batch", noise_scaled_by_the_batch, (steps.FRESH,)),
     ("noise of the last step again", noise_of_the_last_step_again, (steps.FRESH,)),
     ("warm-up not charged", warmup_on_credit, (f"{WARMUP} {UNPAID}",)),
     ("steps charged when they are over", charged_when_it_is_over, (f"{PRIVATE} {UNPAID}",)),
