@@ -1,5 +1,7 @@
 """The script that measures the code counts right."""
 
+import pytest
+
 from benchmarks import house
 
 _MODULE = '''"""A module."""
@@ -50,3 +52,17 @@ def test_the_tree_names_every_room(capsys):
     shown = capsys.readouterr().out
     for path in house.product_files():
         assert f"  {path.name}" in shown
+
+
+def test_the_house_keeps_its_sizes():
+    found = house.measure()
+    assert found.files <= 170
+    assert found.comments >= 0.03
+    assert found.body_median <= 8
+    assert found.body_p90 <= 30
+
+
+@pytest.mark.slow
+def test_few_frames_lead_to_the_clipped_gradient():
+    driver, worker = house.frames()
+    assert len(driver) + len(worker) <= 14

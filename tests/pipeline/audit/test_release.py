@@ -89,14 +89,15 @@ def test_planted_copies_are_found(blots, made, monkeypatch):
 def test_other_images_than_the_runs_are_refused(finished, monkeypatch):
     _, run = finished
     source = type(run.spec().data.source)
-    load = source.load
+    batches = source.batches
 
     def changed(self, *sizes):
-        loaded = load(self, *sizes)
-        loaded.values[0, 0, 0, 0] ^= 1
-        return loaded
+        for batch in batches(self, *sizes):
+            values = batch.values.copy()
+            values[0, 0, 0, 0] ^= 1
+            yield LabelledRecords(values, batch.labels)
 
-    monkeypatch.setattr(source, "load", changed)
+    monkeypatch.setattr(source, "batches", changed)
     with pytest.raises(DataError, match="is not the one that the budget was reserved for"):
         audit(run)
     assert not (run.internal / "release-audit.json").exists()
@@ -108,15 +109,15 @@ def test_a_holdout_that_was_paid_for_must_be_the_same(house, blots_spec, monkeyp
     train, holdout = release._private(run, spec)
     assert (len(train), len(holdout)) == (40, 20)
     source = type(spec.data.source)
-    load = source.load
+    batches = source.batches
 
     def changed(self, *sizes):
-        loaded = load(self, *sizes)
-        if len(loaded) == 20:
-            loaded.values[0, 0, 0, 0] ^= 1
-        return loaded
+        for batch in batches(self, *sizes):
+            values = batch.values.copy()
+            values[0, 0, 0, 0] ^= len(values) == 20
+            yield LabelledRecords(values, batch.labels)
 
-    monkeypatch.setattr(source, "load", changed)
+    monkeypatch.setattr(source, "batches", changed)
     with pytest.raises(DataError, match="reserved for"):
         release._private(run, spec)
 
