@@ -45,7 +45,10 @@ def submit(
         BudgetRefused: the data set has no budget, or not enough of it is left.
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
-    budget = _declared_budget(spec, home)
+    home.ensure()
+    _require_ledger(spec, home)
+    access = ledger_access.LedgerAccess.of(home)
+    budget = Budget(access.open())
     declared = budget.odometer(spec.data.name)
     if declared.delta != spec.privacy.delta:
         raise BudgetRefused(
@@ -71,8 +74,6 @@ def submit(
     with _names_kept(home):
         preflight.require_what_comes_last(spec, home, embedded=embedded)
     run = home.new_run(spec)
-    access = ledger_access.LedgerAccess.of(home)
-    budget = Budget(access.open())
     try:
         with _names_kept(home):
             ingest.ingest(run, spec, planned, access.key, budget)
@@ -95,10 +96,10 @@ def _names_kept(home: Home) -> Iterator[None]:
         raise
 
 
-def _declared_budget(spec: Spec, home: Home) -> Budget:
-    """Return the home's budgets for reading; make neither key nor ledger for what is refused."""
+def _require_ledger(spec: Spec, home: Home) -> None:
+    """Refuse where there is no ledger; make neither key nor ledger for what is refused."""
     try:
-        return Budget(Ledger.open(home.ledger_url, witness=home.witness_path))
+        Ledger.open(home.ledger_url).close()
     except NoLedger:
         if home.witness_path.exists():
             # There was one here: opening it for appending says what is lost.

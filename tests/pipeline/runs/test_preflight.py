@@ -12,6 +12,11 @@ from privacy.errors import BudgetRefused, DataError, InvalidRequest, UmbraError
 FEATURES = ("  classifiers: [logreg, mlp]", "  classifiers: [logreg, mlp]\n  features: net.pt")
 
 
+@pytest.fixture(autouse=True)
+def _declared_facts(house, blots_spec):
+    house.declare(blots_spec())
+
+
 @pytest.fixture(scope="module")
 def other_holdouts(blots):
     """Holdouts beside the right one: of another size, and with too few images."""
@@ -79,7 +84,7 @@ def test_a_fresh_home_gets_neither_key_nor_ledger_from_what_is_refused(tmp_path,
     home = Home.locate({"UMBRA_HOME": str(tmp_path / "fresh")})
     with pytest.raises(BudgetRefused, match="umbra budget declare blots"):
         engine.submit(blots_spec(), home)
-    assert not home.path.exists()
+    assert [path.name for path in home.path.rglob("*")] == ["runs"]
 
 
 class TestCorrection:
