@@ -42,7 +42,8 @@ class Facts:
         shown = {(True, True): "public", (False, True): "holdout public, the rest private"}
         shown |= {(True, False): "public, holdout private"}
         found = shown.get((self.public, self.public_holdout), "private")
-        return f"unit {self.unit}, up to {self.records_per_unit} of its records, {found}"
+        several = f" with up to {self.records_per_unit} records" * (self.records_per_unit > 1)
+        return f"unit {self.unit}{several}, {found}"
 
 
 @dataclass(frozen=True)
