@@ -41,7 +41,8 @@ def home(tmp_path_factory):
     spec = yaml.safe_load(DIGITS_MOMENTS)
     spec["resources"] = {"workers": 2}
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
-    umbra(folder / "home", "budget", "declare", "digits", "--epsilon", "5", "--delta", "1e-4")
+    declared = ("--epsilon", "5", "--delta", "1e-4", "--public")
+    umbra(folder / "home", "budget", "declare", "digits", *declared)
     umbra(folder / "home", "submit", str(folder / "spec.yaml"))
     return folder / "home"
 
