@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-import privacy.budget.manager
+import privacy.budget.identity
 from privacy.audit import audit_ledger
 from privacy.budget import Budget, Component
 from privacy.budget.identity import content_of
@@ -47,7 +47,7 @@ def edited(images, labels):
     return changed, labels
 
 
-def blind_bind(t, dataset, partition, content):
+def blind_bind(t, dataset, partition, content, exact=False):
     """Write down what a name stands for and compare it with nothing."""
     claim = f"bind:{dataset}:{partition}"
     if t.by_claim(claim) is None:
@@ -91,7 +91,7 @@ def findings(folder, copied):
 
 
 def planted_findings(folder, copied):
-    with mock.patch.object(privacy.budget.manager, "bind", blind_bind):
+    with mock.patch.object(privacy.budget.identity, "bind", blind_bind):
         return findings(folder, copied)
 
 
