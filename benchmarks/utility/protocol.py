@@ -111,7 +111,7 @@ def _umbra(spec: Spec, folder: Path, protocol: Protocol) -> Result:
     begun = monotonic()
     submitted = _command(home, "submit", str(written), "--json")
     seconds = round(monotonic() - begun, 1)
-    run_id = submitted["run"]
+    run_id = submitted["run_id"]
     _command(home, "export", run_id, str(folder / "export"), "--format", "npz", "--json")
     return {
         "method": spec.method,
