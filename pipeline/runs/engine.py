@@ -21,6 +21,7 @@ from pipeline.sources.base import keep_names
 from pipeline.spec import Spec, Workers
 from privacy.budget import Budget
 from privacy.errors import BudgetRefused, DataError, NoLedger, UmbraError
+from privacy.keys import key_id
 from privacy.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ def submit(
         UmbraError: the home cannot be written, the ledger not reached, or there is no room.
     """
     home.ensure()
-    _require_ledger(spec, home)
-    access = ledger_access.LedgerAccess.of(home)
-    budget = Budget(access.open())
+    budget = _budget_to_read(spec, home)
     declared = budget.odometer(spec.data.name)
     if declared.delta != spec.privacy.delta:
         raise BudgetRefused(
@@ -73,7 +72,8 @@ def submit(
         connection.require_room(_with_workers(spec, workers).resources, connection.this_machine())
     with _names_kept(home):
         preflight.require_what_comes_last(spec, home, embedded=embedded)
-    run = home.new_run(spec)
+    access = ledger_access.LedgerAccess.of(home)
+    budget, run = Budget(access.open()), home.new_run(spec)
     try:
         with _names_kept(home):
             ingest.ingest(run, spec, planned, access.key, budget)
@@ -96,10 +96,10 @@ def _names_kept(home: Home) -> Iterator[None]:
         raise
 
 
-def _require_ledger(spec: Spec, home: Home) -> None:
-    """Refuse where there is no ledger; make neither key nor ledger for what is refused."""
+def _budget_to_read(spec: Spec, home: Home) -> Budget:
+    """Return the home's budgets for reading: what is refused makes neither key, ledger nor row."""
     try:
-        Ledger.open(home.ledger_url).close()
+        ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
     except NoLedger:
         if home.witness_path.exists():
             # There was one here: opening it for appending says what is lost.
@@ -109,6 +109,11 @@ def _require_ledger(spec: Spec, home: Home) -> None:
             f"{name!r} has no budget yet, for there is no ledger. Declare one: umbra budget "
             f"declare {name} --epsilon E --delta D"
         ) from None
+    access = ledger_access.LedgerAccess.of(home)
+    if key_id(access.key) != ledger.key_id:
+        # Says which key the ledger was made with.
+        access.open()
+    return Budget(ledger)
 
 
 def execute(
