@@ -206,6 +206,9 @@ def audit_counts(name: str, release: ReleaseCounts, mechanism: DiscreteLaplace) 
 def _discrete_laplace(name: str, noise: np.ndarray, scale: float) -> Law:
     """Test noise [runs, counts] against P[k] = (1 - a) / (1 + a) a^|k|, a = exp(-1 / scale)."""
     p_values = [_fit(drawn, scale) for drawn in (noise.ravel(), *noise.T)]
+    # By itself, for what is rounded towards zero: P[0] = (1 - a) / (1 + a).
+    zeros = np.array((noise == 0).sum())
+    p_values.append(float(laws.binomial(zeros, noise.size, math.tanh(0.5 / scale))))
     return Law(f"{name}: noise is of the scale that is charged", np.array(p_values), "chi-squared")
 
 
