@@ -108,7 +108,7 @@ OF_MEANS = [
 
 # Paid counts.
 
-SCALE = 4.0
+SCALE = 2.0
 PLAN = (
     Component(ACCURACY, DiscreteLaplace(SCALE, 2)),
     Component(CLASS_COUNTS, DiscreteLaplace(SCALE)),
@@ -167,7 +167,11 @@ OF_COUNTS = [
     ("paid counts: doubles are one record", lambda: counting(doubles_are_one_record), (BY_ONE,)),
     ("paid counts: one draw for all", lambda: counting(one_draw_for_all_counts), (UNCORRELATED,)),
     ("paid counts: counted by every classifier", every_classifiers_confusion, (CLASS_BY_ONE,)),
-    ("paid counts: noise that is rounded to zero", lambda: counting(rounded_noise), (OF_SCALE,)),
+    (
+        "paid counts: noise that is rounded to zero",
+        lambda: counting(rounded_noise),
+        (CLASS_OF_SCALE,),
+    ),
 ]
 
 
