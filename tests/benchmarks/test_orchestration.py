@@ -92,16 +92,17 @@ def test_the_bare_loop_takes_turns(tmp_path):
     other = orchestrated.Turns(tmp_path, 1)
 
     def take_turns():
-        for _ in range(3):
+        for _ in range(6):
             other.give()
             other.take()
 
     with ThreadPoolExecutor() as pool:
         turns = pool.submit(take_turns)
+        # Of a training of so few steps a block is one step: a fiftieth of it, but no less.
         timed = orchestrated.bare(orchestrated.spec_of(8, 6, 2), tmp_path)
         turns.result(timeout=60)
     assert len(timed.steps) == 6
-    assert len(timed.waited) == len(other.waited) == 3
+    assert len(timed.waited) == len(other.waited) == 6
 
 
 def test_a_turn_that_never_comes_is_an_error(tmp_path, monkeypatch):
