@@ -30,10 +30,22 @@ class DatasetIdentity:
 
     @classmethod
     def keep(cls, run: RunDirectory, partition: str, records: LabelledRecords) -> None:
-        """Record the identity of what will be reserved for in the run's internal folder."""
-        key = load_or_create_key(run.internal / RUN_KEY)
+        """Record the identity of what will be reserved for in the run's internal folder.
+
+        Raises DataError where that of other records is there: they may be reserved for already.
+        """
+        key, path = (
+            load_or_create_key(run.internal / RUN_KEY),
+            run.internal / f"{partition}-content",
+        )
         content = fingerprint(records, key)
-        write_bytes(run.internal / f"{partition}-content", content.encode())
+        if path.is_file() and path.read_text() != content:
+            part = "training set" if partition == TRAIN else "holdout"
+            raise DataError(
+                f"the {part} changed since run {run.run_id} was submitted. Restore it, or give the "
+                f"run up (umbra cancel --give-up {run.run_id}) and submit a new one."
+            )
+        write_bytes(path, content.encode())
 
     @classmethod
     def of(cls, run: RunDirectory, dataset: str, partition: str) -> "DatasetIdentity":

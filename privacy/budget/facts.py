@@ -113,6 +113,19 @@ def open_holdout(
     t.append(Kind.HOLDOUT, body, dataset, claim=f"holdout:{run_id}")
 
 
+def require_opened(view: View, run_id: str, content: Content) -> None:
+    """Raise BudgetRefused where this is not the content that a run opened as its holdout."""
+    # What is shown is decided by the content that was opened: another was never compared.
+    row = view.by_claim(f"holdout:{run_id}")
+    if row is None or row.content["fingerprint"] != content.fingerprint:
+        raise BudgetRefused(
+            f"The holdout is not the one that run {run_id!r} opened when its budget was reserved: "
+            "it changed since, or an older version recorded none. Restore it, or give the run up "
+            f"(umbra cancel --give-up {run_id}), which returns what was not charged, and submit a "
+            "new one."
+        )
+
+
 def _require_apart(dataset: str, holdout: Content, train: Content) -> None:
     mine = identity.all_digests(train.digests, train.sketch)
     theirs = identity.all_digests(holdout.digests, holdout.sketch)

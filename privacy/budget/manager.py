@@ -130,8 +130,9 @@ class Budget:
             holdout: what the run will open as its holdout, paid for or not.
 
         Raises BudgetRefused where the name is undeclared or closed, the content is a copy or near
-        copy of another data set or part, the part means other content, δ ≥ 1/N, or the budget does
-        not admit the plan; IntegrityBroken where the ledger does not verify.
+        copy of another data set or part, the part means other content, the run opened another
+        holdout, δ ≥ 1/N, or the budget does not admit the plan; IntegrityBroken where the ledger
+        does not verify.
         """
         parts = records.checked_plan(plan)
         if holdout is not None:
@@ -162,6 +163,8 @@ class Budget:
                 row = t.append(Kind.RESERVE, body, dataset, f"r-{secrets.token_hex(8)}", claim)
             else:
                 identity.require_part(t, dataset, partition, content)
+                if holdout is not None:
+                    known.require_opened(t, run_id, holdout)
             return known.reservation(t, row)
 
     def facts(self, name: str) -> Facts:

@@ -1,4 +1,5 @@
 import gc
+import shutil
 import weakref
 from functools import partial
 
@@ -85,6 +86,32 @@ def test_a_run_that_could_not_remember_finds_what_it_reserved(house, blots_spec,
     reserve()
     assert house.budget.charged_steps(run.state().reservation_id) == {"dp-sgd": 0}
     assert house.kinds().count("reserve") == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "error", "words"),
+    [
+        ((), DataError, "the holdout changed since run"),
+        # Somebody clears the folder's records too: the ledger still knows what was opened.
+        (("holdout-content", "train-content", "run.key"), BudgetRefused, "Restore it, or give"),
+    ],
+)
+def test_a_holdout_that_is_swapped_after_a_crash_is_refused(
+    house, blots_spec, blots, tmp_path, lost, error, words
+):
+    """Private images would be shown as those of the public holdout that was opened."""
+    file = tmp_path / "held.npz"
+    shutil.copy(blots / "holdout.npz", file)
+    spec = blots_spec(("path: holdout.npz", f"path: {file}"))
+    run = house.reserve(spec)
+    run.update(reservation_id=None, stages=())  # as after a crash in between
+    shutil.copy(blots / "train.npz", file)
+    for name in lost:
+        (run.internal / name).unlink()
+    before = house.kinds()
+    with pytest.raises(error, match=words):
+        ingest(run, spec, plan(spec, trial=False), house.key, house.budget)
+    assert house.kinds() == before and run.state().reservation_id is None
 
 
 def test_what_was_reserved_can_be_given_back_whatever_the_run_remembers(house, blots_spec):

@@ -250,6 +250,18 @@ class TestShown:
             ask("one", of(images(0)), holdout=of(images(0)[:shared], images(1)[shared:]))
         assert budget.ledger.head() == head
 
+    def test_a_repeated_request_cannot_bring_another_holdout(self, budget, ask):
+        first = ask("one", of(images(0)), self.HOLDOUT, holdout=of(images(1)))
+        head = budget.ledger.head()
+        assert ask("one", of(images(0)), holdout=of(images(1))) == first
+        for other in (of(images(0)), of(images(2))):
+            with pytest.raises(BudgetRefused, match=r"not the one that run 'run-one' opened"):
+                ask("one", of(images(0)), holdout=other)
+        ask("one", of(images(0)), run="without")
+        with pytest.raises(BudgetRefused, match=r"umbra cancel --give-up without-one"):
+            ask("one", of(images(0)), run="without", holdout=of(images(1)))
+        assert budget.ledger.head().seq == head.seq + 1
+
     @pytest.mark.parametrize("shared", [1, N])
     @pytest.mark.parametrize("as_holdout", [True, False])
     def test_private_content_under_a_public_name_is_refused(self, budget, ask, shared, as_holdout):
