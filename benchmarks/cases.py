@@ -73,7 +73,7 @@ class Effort:
         step: seconds that a non-private step takes at least; sets its number of records.
         images: given to the evaluation.
         ledger_rows: of the ledger that is audited.
-        run_steps: of the run on Ray.
+        run_steps: of the run on Ray; from 100 on a block of two is charged at a time.
         sizes: whose clipped gradients are timed.
         large_too: whether all else is measured at 28x28 as well as at 8x8.
         peaks: whose memory is measured.
@@ -94,7 +94,7 @@ QUICK = Effort(
     step=0.05,
     images=2000,
     ledger_rows=1000,
-    run_steps=10,
+    run_steps=100,
     sizes=(SMALL, PAPER),
     large_too=False,
     peaks=QUICK_PEAKS,
@@ -104,7 +104,7 @@ FULL = Effort(
     step=0.2,
     images=2000,
     ledger_rows=10_000,
-    run_steps=40,
+    run_steps=100,
     sizes=(SMALL, PAPER, PAPER_K32, COLOUR),
     large_too=True,
     peaks=PEAKS,

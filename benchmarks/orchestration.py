@@ -34,7 +34,7 @@ from .processes import last_line, start
 from .timing import Ratio
 from .workload import SMALL
 
-STEP_SECONDS = 0.5
+STEP_SECONDS = 0.25
 MAX_SHARE = 0.03  # of a run
 TOTALS = (200, 1000, 4500)  # steps T: a small run, a usual one, the paper's for MNIST
 
@@ -47,7 +47,7 @@ class Orchestration:
     """The cost of a run beyond the bare loop of its steps; all times in seconds.
 
     Attributes:
-        batch: B, chosen so that a step takes about half a second here.
+        batch: B, chosen so that a step takes about a quarter of a second here.
         steps: T of the measured run.
         block: default number of steps between charges and between checkpoints.
         bare_step: median step of the bare loop.
@@ -134,7 +134,7 @@ def orchestration(steps: int) -> Orchestration:
 
 
 def calibrated(trial: Timed) -> int:
-    """Return the batch whose step takes half a second, given steps of a few records."""
+    """Return the batch whose step takes a quarter of a second, given steps of a few records."""
     (inside,), _ = split(trial.steps, len(trial.steps))
     records = round(_TRIAL_RECORDS * STEP_SECONDS / statistics.median(inside))
     return max(1, min(SMALL.dataset, records))

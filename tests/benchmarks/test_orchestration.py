@@ -71,9 +71,9 @@ def test_from_how_many_steps_on_the_share_is_small(measured):
     assert measured.steps_below(0.05, 0.03) is None
 
 
-def test_the_batch_is_scaled_to_half_a_second():
+def test_the_batch_is_scaled_to_a_quarter_of_a_second():
     for step, batch in (
-        (0.25, 2 * subject._TRIAL_RECORDS),
+        (0.125, 2 * subject._TRIAL_RECORDS),
         (1000.0, 1),
         (1e-6, subject.SMALL.dataset),
     ):
