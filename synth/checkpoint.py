@@ -130,6 +130,18 @@ def newest(folder: StoragePath) -> Search:
     return Search(None, tuple(skipped))
 
 
+def require_own(found: Checkpoint, origin: Origin | None, where: str) -> None:
+    """Refuse a checkpoint that is not the origin's; whoever loads one for a run calls it.
+
+    Of a run that sealed nothing at first one without a mark passes: its ledger head alone binds it.
+
+    Raises:
+        IntegrityBroken: it is another run's, has no mark though it must, or was changed.
+    """
+    if origin is not None and (origin.sealed or found.mark is not None):
+        origin.require(found.mark, found.sha256, where)
+
+
 def keep_last(folder: StoragePath, count: int) -> None:
     """Remove what is half written and all checkpoints older than the `count` newest sound ones.
 

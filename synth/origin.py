@@ -30,6 +30,8 @@ class Origin:
     spec: str  # sha256
     void: bool  # a seeded run: nothing of it guarantees privacy
     key: bytes = field(repr=False)  # the run's, 32 bytes
+    # Whether all that the run made is sealed; those begun by older versions sealed nothing.
+    sealed: bool = True
 
     def names(self) -> dict[str, Any]:
         """Return what may be told to anybody."""

@@ -24,7 +24,7 @@ from privacy.gradients import base, choose
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
-from synth.checkpoint import Checkpoint, keep_last, newest, save
+from synth.checkpoint import Checkpoint, keep_last, newest, require_own, save
 from synth.methods.base import Attempt, Meter, OnProgress, Stopped
 from synth.methods.diffusion import PRIVATE, WARMUP
 from synth.preconditioning import Denoiser, DenoisingLoss, draw_views, drop_labels
@@ -148,10 +148,9 @@ class Trainer:
             )
         if found is None:
             return False
-        if self.attempt.origin is not None and found.mark is not None:
-            # Whether one without a mark is the run's own, its ledger head has shown the driver.
-            where = f"the checkpoint of step {found.step} in {self.checkpoints}"
-            self.attempt.origin.require(found.mark, found.sha256, where)
+        # The driver has looked, but before the workers started, and it may have started them again.
+        where = f"the checkpoint of step {found.step} in {self.checkpoints}"
+        require_own(found, self.attempt.origin, where)
         if found.attempt >= self.attempt.number:
             raise InvalidRequest(
                 f"attempt {self.attempt.number} cannot go on from a checkpoint of attempt "

@@ -29,8 +29,10 @@ _OWN = "Put the run's own back from a backup, or submit the spec as a new run"
 def origin_of(run: RunDirectory, reservation: Reservation) -> Origin:
     """Return what the run's artefacts are sealed as."""
     key = load_or_create_key(run.internal / RUN_KEY)
-    spec = run.state().spec_sha256
-    return Origin(run.run_id, reservation.id, spec, reservation.void, key)
+    state = run.state()
+    return Origin(
+        run.run_id, reservation.id, state.spec_sha256, reservation.void, key, state.sealed
+    )
 
 
 def require_reservation(run: RunDirectory, spec: Spec, budget: Budget) -> Reservation:
@@ -62,7 +64,7 @@ def require_checkpoint(run: RunDirectory, budget: Budget, reservation: Reservati
     Raises:
         IntegrityBroken: the newest sound checkpoint is not this run's, or none of several is sound.
     """
-    from synth.checkpoint import newest  # loads torch
+    from synth.checkpoint import newest, require_own  # loads torch
 
     search = newest(run.checkpoints)
     found = search.checkpoint
@@ -75,8 +77,7 @@ def require_checkpoint(run: RunDirectory, budget: Budget, reservation: Reservati
         )
     if found is not None:
         where = f"the checkpoint of step {found.step} in {run.checkpoints}"
-        if run.state().sealed or found.mark is not None:
-            origin_of(run, reservation).require(found.mark, found.sha256, where)
+        require_own(found, origin_of(run, reservation), where)
         _require_charge(budget, reservation.id, found.ledger_head, found.attempt, where)
     return "; ".join(search.skipped)
 

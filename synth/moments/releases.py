@@ -13,7 +13,7 @@ from privacy import moments
 from privacy.collective import Collective
 from privacy.errors import InvalidRequest, UmbraError
 from privacy.ledger.records import Component
-from synth.checkpoint import Checkpoint, keep_last, newest, save
+from synth.checkpoint import Checkpoint, keep_last, newest, require_own, save
 from synth.methods.base import Attempt, Meter, OnProgress, Stopped
 from synth.storage import StoragePath
 
@@ -66,10 +66,9 @@ class Releases:
             )
         if found is None:
             return
-        origin = self._attempt.origin
-        if origin is not None and found.mark is not None:
-            where = f"checkpoint {found.step} in {self._checkpoints}"
-            origin.require(found.mark, found.sha256, where)
+        # The driver has looked, but before the workers started, and it may have started them again.
+        where = f"the checkpoint of step {found.step} in {self._checkpoints}"
+        require_own(found, self._attempt.origin, where)
         if found.attempt >= self._attempt.number:
             raise InvalidRequest(
                 f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "

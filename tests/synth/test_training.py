@@ -9,7 +9,7 @@ import math
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -835,6 +835,18 @@ class TestResume:
             trainer(tmp_path, meter, attempt=2, origin=mine).run()
         assert meter.charged == before
         trainer(tmp_path, meter, attempt=2, origin=other).run()
+        assert meter.charged[PRIVATE] == T
+
+    def test_one_without_a_mark_is_refused_where_the_run_seals(self, tmp_path):
+        """As put there between two starts of the workers, of which the driver sees nothing."""
+        mine, meter = Origin("run-1", "r-1", "ab" * 32, False, KEY), Meter()
+        self.crashed(tmp_path, meter)
+        before = dict(meter.charged)
+        with pytest.raises(IntegrityBroken, match="is not of run run-1"):
+            trainer(tmp_path, meter, attempt=2, origin=mine).run()
+        assert meter.charged == before
+        # One begun by a version that sealed nothing goes on.
+        trainer(tmp_path, meter, attempt=2, origin=replace(mine, sealed=False)).run()
         assert meter.charged[PRIVATE] == T
 
     @pytest.mark.parametrize(("every", "kept"), [(1, [6, 7]), (4, [6, 7]), (100, [7])])

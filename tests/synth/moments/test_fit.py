@@ -10,7 +10,7 @@ import torch
 
 from privacy import moments as queries
 from privacy.accounting import accountant
-from privacy.errors import BudgetRefused, InvalidRequest, UmbraError
+from privacy.errors import BudgetRefused, IntegrityBroken, InvalidRequest, UmbraError
 from privacy.ledger.records import Component
 from privacy.mechanisms import Gaussian
 from synth.checkpoint import newest
@@ -20,6 +20,7 @@ from synth.methods.base import Attempt, PublicFacts, Stopped, WorkerResources
 from synth.methods.moments import Moments, Sizes
 from synth.moments import candidates, fit, releases
 from synth.moments.teacher import FeatureSpace
+from synth.origin import Origin
 from tests import builders
 from tests.builders import images_of, part_of
 
@@ -82,6 +83,7 @@ def fitted(
     seed=None,
     facts=FACTS,
     stopping=lambda: False,
+    origin=None,
 ):
     records = records or records_of()
     if collective is not None:
@@ -89,7 +91,7 @@ def fitted(
     method = method_of(facts, records.total)
     components = method.components(epsilon, 1e-4, "rdp")
     key = bytes(range(32)) if seed is not None else os.urandom(32)
-    attempt = Attempt(number, key, seed)
+    attempt = Attempt(number, key, seed, origin)
     meter = meter or Meter(components)
     return method.fit(records, components, attempt, meter, folder, collective, stopping=stopping)
 
@@ -366,6 +368,20 @@ class TestCrashes:
         weights = fitted(tmp_path, meter=meter, number=2)
         assert not any(meter.left.values())
         assert len(weights["network.tone"]) > 0
+
+    def test_a_checkpoint_without_a_mark_is_refused_where_the_run_seals(self, tmp_path):
+        """As put there between two starts of the workers, of which the driver sees nothing."""
+        mine = Origin("run-1", "r-1", "ab" * 32, False, bytes(32))
+        meter = Meter(method_of().components(50.0, 1e-4, "rdp"))
+        meter.dies_after = 3
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path, meter=meter)
+        meter.dies_after, before = math.inf, dict(meter.left)
+        with pytest.raises(IntegrityBroken, match="is not of run run-1"):
+            fitted(tmp_path, meter=meter, number=2, origin=mine)
+        assert meter.left == before
+        # One begun by a version that sealed nothing goes on.
+        fitted(tmp_path, meter=meter, number=2, origin=replace(mine, sealed=False))
 
     def test_an_attempt_runs_once(self, tmp_path):
         fitted(tmp_path)
