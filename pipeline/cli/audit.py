@@ -80,9 +80,10 @@ def ledger(subject: str | None, public_key: str | None, empirical: bool, as_json
 @click.option("--trials", type=click.IntRange(min=1), help="How often each step is run.")
 @json_option
 def mechanism(subject: str | None, trials: int | None, as_json: bool) -> int:
-    """Run the step that ships on toy data: a lower bound on its ε, and the laws it has to follow.
+    """Run what ships on toy data: a lower bound on ε, and the laws it has to follow.
 
-    With the q, σ, C and K of a SPEC or a RUN, or of a default. Opens no data.
+    That is the step, workers' start, warm-up and paid counts, with the q, σ, C and K of a SPEC or a
+    RUN, or of a default. Of method diffusion only. Opens no data.
     """
     from pipeline.audit.run import audit_step
 
@@ -127,22 +128,26 @@ def release(run_id: str, as_json: bool) -> None:
 def _empirical(home: Home, run: "RunDirectory", found: "Audit", as_json: bool) -> int:
     from pipeline.audit.run import audit_step, audit_training
 
-    progress = _progress(as_json)
-    step = audit_step(home, run.run_id, progress)
+    spec, progress = run.spec(), _progress(as_json)
+    # It runs a step of DP-SGD, which no other method takes.
+    step = audit_step(home, run.run_id, progress) if spec.method == "diffusion" else None
     trained = audit_training(home, run, progress)
-    released = _release(home, run, progress) if run.spec().data.holdout is not None else None
-    ok = trained.ok and not step.broken
+    released = _release(home, run, progress) if spec.data.holdout is not None else None
+    ok = trained.ok and (step is None or not step.broken)
     facts: dict[str, Any] = {
         **found.to_dict(),
         "ok": ok,
-        "mechanism": step.to_record(),
+        "mechanism": None if step is None else step.to_record(),
         "run": trained.to_dict(),
         "release": None if released is None else released.to_dict(),
     }
 
     def show(console: "Console") -> None:
         show_ledger(console, found)
-        show_mechanism(console, step)
+        if step is None:
+            console.print(f"Note: the method is {spec.method}, so its mechanism was not audited.")
+        else:
+            show_mechanism(console, step)
         show_run(console, trained)
         if released is None:
             console.print("Note: the run names no data.holdout, so its release was not audited.")

@@ -177,7 +177,10 @@ def _emit(
 
     def show_table(console: "Console") -> None:
         if not odometers:
-            console.print("No budgets. `umbra budget declare NAME --epsilon E --delta D`")
+            console.print(
+                "No budgets. `umbra budget declare NAME --epsilon E --delta D --private` (or "
+                "--public; --public-holdout where only the holdout is)"
+            )
             return
         columns = (
             "data set|ε declared|δ|spent|reserved|left|used|RDP order|open runs|state|what it is"
@@ -268,12 +271,12 @@ def _settle(body: _Body) -> str:
     return f"settled: {charged} charged, the rest given back"
 
 
-# By `privacy.ledger.Kind`, spelt out: the command line starts without importing the database.
 def _order(body: _Body) -> str:
     part = "every part" if body["partition"] is None else body["partition"]
     return f"{part}: admitted on the RDP order {body['order']:g} alone ({body['reason']})"
 
 
+# By `privacy.ledger.Kind`, spelt out: the command line starts without importing the database.
 _DESCRIPTIONS: dict[str, Callable[[_Body], str]] = {
     "declare": lambda body: f"declared ε = {body['epsilon']:g} at δ = {body['delta']:g}",
     "bind": lambda body: f"bound to content of {body['records']} records",

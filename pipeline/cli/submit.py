@@ -99,7 +99,8 @@ def _network_costs(cost: "Cost") -> dict[str, str]:
 def _show_budget(console: "Console", dataset: str, quoted: "dict[str, Quote]") -> None:
     if not quoted:
         console.print(
-            f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D"
+            f"{dataset} has no budget yet: umbra budget declare {dataset} --epsilon E --delta D "
+            "--private (or --public; --public-holdout where only the holdout is)"
         )
         return
     columns = "part|ε asked|committed|together|left|RDP order|used there|admitted now"
@@ -179,7 +180,7 @@ def submit(
     home, requested = Home.locate(), load_spec(spec)
     _require_usable_cluster(address, detach)
     run = engine.submit(requested, home, embedded=address is None, workers=workers)
-    _tell_doubles(run, home)
+    _note_doubles(run, home)
     if detach:
         _detach(run, home, address, workers, as_json)
         return
@@ -188,12 +189,12 @@ def submit(
         engine.execute(run, home, progress, address, workers)
 
 
-def _tell_doubles(run: RunDirectory, home: Home) -> None:
-    from pipeline.runs.ingest import doubles_told
+def _note_doubles(run: RunDirectory, home: Home) -> None:
+    from pipeline.runs.ingest import describe_doubles
     from pipeline.runs.ledger_access import open_budget
 
-    if told := doubles_told(run, open_budget(home)):
-        click.echo(f"note: {told}", err=True)
+    if note := describe_doubles(run, open_budget(home)):
+        click.echo(f"note: {note}", err=True)
 
 
 @click.command()

@@ -207,8 +207,8 @@ def make_shards(
                 if shard := schedule.take(actor, monotonic()):
                     idle.remove(actor)
                     pool.call(actor, "make", shard, of)
-            no_room = waiting_for_room("sampling workers", {"CPU": 1, "GPU": gpus})
-            with nullcontext() if pool.working else no_room:
+            waiting = waiting_for_room("sampling workers", {"CPU": 1, "GPU": gpus})
+            with nullcontext() if pool.working else waiting:
                 ready, _ = wait(pool.pending, _SECONDS if pool.working else None)
             for end in pool.ended(ready):
                 if entry := _settle(schedule, pool, idle, end):

@@ -1,1 +1,1 @@
-""""""
+"""A run's folder and state, from submission to export."""

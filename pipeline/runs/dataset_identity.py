@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Data, Spec
-from privacy.budget.identity import Fingerprint, fingerprint
+from privacy.budget.identity import HOLDOUT, TRAIN, Fingerprint, fingerprint
 from privacy.errors import BudgetRefused, DataError
 from privacy.keys import load_or_create_key
 from privacy.ledger.records import Facts
@@ -16,7 +16,6 @@ from privacy.records import LabelledRecords
 from synth.storage import write_bytes
 
 RUN_KEY = "run.key"
-TRAIN, HOLDOUT = "train", "holdout"
 
 
 @dataclass(frozen=True)

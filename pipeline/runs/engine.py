@@ -101,13 +101,11 @@ def _budget_to_read(spec: Spec, home: Home) -> Budget:
     try:
         ledger = Ledger.open(home.ledger_url, witness=home.witness_path)
     except NoLedger:
-        if home.witness_path.exists():
-            # There was one here: opening it for appending says what is lost.
-            ledger_access.LedgerAccess.of(home).open()
         name = spec.data.name
         raise BudgetRefused(
             f"{name!r} has no budget yet, for there is no ledger. Declare one: umbra budget "
-            f"declare {name} --epsilon E --delta D"
+            f"declare {name} --epsilon E --delta D --private (or --public; --public-holdout where "
+            "only the holdout is)"
         ) from None
     access = ledger_access.LedgerAccess.of(home)
     if key_id(access.key) != ledger.key_id:

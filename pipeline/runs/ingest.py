@@ -59,7 +59,7 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
     run.finish_stage(INGEST, monotonic() - started)
 
 
-def doubles_told(run: RunDirectory, budget: Budget) -> str:
+def describe_doubles(run: RunDirectory, budget: Budget) -> str:
     """Return a sentence on the doubles in a run's data, empty where there are none.
 
     How many they are is said of public images alone.

@@ -47,11 +47,11 @@ def require_reservation(run: RunDirectory, spec: Spec, budget: Budget) -> Reserv
         raise InvalidRequest(f"run {run.run_id} never reserved a budget")
     reservation = budget.reservation(identity)
     # Old rows do not tell the spec.
-    told = reservation.spec or spec.sha256()
+    recorded = reservation.spec or spec.sha256()
     expected = (run.run_id, spec.sha256(), spec.privacy.seed is not None)
-    if (reservation.run_id, told, reservation.void) != expected:
+    if (reservation.run_id, recorded, reservation.void) != expected:
         raise IntegrityBroken(
-            f"reservation {identity} was made for run {reservation.run_id} with the spec {told}"
+            f"reservation {identity} was made for run {reservation.run_id} with the spec {recorded}"
             f"{' and a seed' if reservation.void else ''}; run {run.run_id} with the spec "
             f"{spec.sha256()} names it as its own. {_OWN}"
         )

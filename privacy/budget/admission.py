@@ -216,8 +216,10 @@ def declared(view: View, name: str) -> Row:
     validation.identifier("data set's name", name)
     row = view.by_claim(f"declare:{name}")
     if row is None:
-        command = f"umbra budget declare {name} --epsilon E --delta D"
-        raise BudgetRefused(f"{name!r} has no budget yet. Declare one: {command}")
+        raise BudgetRefused(
+            f"{name!r} has no budget yet. Declare one: umbra budget declare {name} --epsilon E "
+            "--delta D --private (or --public; --public-holdout where only the holdout is)"
+        )
     return row
 
 

@@ -59,8 +59,9 @@ def find(database: db.Database, witness: Witness | None) -> Row:
             "move the witness away."
         )
     raise NoLedger(
-        f"There is no ledger at {database.where}. `umbra budget declare NAME --epsilon E --delta "
-        "D` makes one with its first budget."
+        f"There is no ledger at {database.where}. `umbra budget declare NAME --epsilon E --delta D "
+        "--private` (or --public; --public-holdout where only the holdout is) makes one with its "
+        "first budget."
     )
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Parquet shards of images and their manifest."""

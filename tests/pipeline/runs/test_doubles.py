@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.runs.dataset_identity import HOLDOUT, TRAIN, load_partition
 from pipeline.runs.engine import submit
-from pipeline.runs.ingest import doubles_told
+from pipeline.runs.ingest import describe_doubles
 from privacy.errors import BudgetRefused, DataError
 from privacy.ledger.records import Facts
 
@@ -44,7 +44,7 @@ def test_they_are_counted_inside_and_told(house, spec_of):
     run = submit(spec_of(), house.home)
     counts = {"in the training set": 3, "in the holdout": 1, "in both": 2}
     assert json.loads((run.internal / "doubles.json").read_text()) == counts
-    told = doubles_told(run, house.budget)
+    told = describe_doubles(run, house.budget)
     assert "3 in the training set, 1 in the holdout, 2 in both" in told
     assert "data.drop_doubles: true" in told
 
@@ -52,14 +52,14 @@ def test_they_are_counted_inside_and_told(house, spec_of):
 def test_no_count_of_private_images_is_told(house, spec_of):
     house.budget.declare("blots", 8.5, 1e-3, Facts())
     run = submit(spec_of(("    public: true", "    public: false")), house.home)
-    told = doubles_told(run, house.budget)
+    told = describe_doubles(run, house.budget)
     assert told.startswith("records that are equal: some in the training set, some in the holdout")
     assert not any(digit in told for digit in "0123456789")
 
 
 def test_without_doubles_nothing_is_told(house, blots_spec):
     run = house.reserve(blots_spec())
-    assert doubles_told(run, house.budget) == ""
+    assert describe_doubles(run, house.budget) == ""
 
 
 def test_dropped_a_private_set_and_a_public_holdout_share_nothing(house, spec_of):

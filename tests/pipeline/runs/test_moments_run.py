@@ -72,6 +72,13 @@ def test_the_ledger_holds_every_component_and_the_audit_passes(home, run):
     assert "digits" in json.dumps(shown)
 
 
+def test_an_empirical_audit_goes_on_without_the_mechanism(home, run):
+    """Which runs a step of DP-SGD, and this method takes none."""
+    said = umbra(home, "audit", run.run_id, "--empirical")
+    heads = ("Audit of run", "mechanism was not audited", "Audit of the training")
+    assert sorted(heads, key=said.index) == list(heads)
+
+
 def test_it_is_exported(home, run, tmp_path):
     umbra(home, "export", run.run_id, str(tmp_path / "export"), "--format", "npz")
     card = "".join(path.read_text() for path in (tmp_path / "export").glob("*.md"))
