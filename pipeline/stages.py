@@ -14,7 +14,7 @@ from pipeline.plan import Plan, build_method
 from pipeline.progress import Progress
 from pipeline.report import page
 from pipeline.runs import ledger_access, origin
-from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity
+from pipeline.runs.dataset_identity import TRAIN, DatasetIdentity, require_kept
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.origin import WEIGHTS
 from pipeline.spec import Spec
@@ -162,6 +162,7 @@ class Evaluate:
         origin.require_shards(run, context.budget, context.reservation)
         paying = run.state().holdout_reservation_id
         known = DatasetIdentity.kept(run, spec.data.name)
+        require_kept(known, context.budget.shown(context.reservation.id))
         tasks = 2 * len(spec.evaluate.classifiers) + 1
         with context.progress.stage("evaluate", tasks) as stage:
             traces = run.internal / TRACES
@@ -169,7 +170,10 @@ class Evaluate:
         write_json(run.internal / metrics.METRICS, results)
         # Against a public reference figures are released; the ceiling needs the training images
         # themselves, so it is released only where those are public, too.
-        released = metrics.releasable(context.budget.shown(context.reservation.id), results)
+        shown = context.budget.shown(context.reservation.id)
+        # Again: by now the ledger may tell apart what it could not.
+        require_kept(known, shown)
+        released = metrics.releasable(shown, results)
         if released:
             write_json(run.release / metrics.METRICS, released)
             tracked.metrics(Release.evaluation(metrics.flat(released), reference="public"))

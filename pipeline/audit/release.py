@@ -16,7 +16,14 @@ from eval.features import extractor
 from eval.memorisation import CAVEAT, copies, membership_attacks
 from pipeline.home import Home
 from pipeline.progress import Progress
-from pipeline.runs.dataset_identity import HOLDOUT, RUN_KEY, TRAIN, DatasetIdentity, load_partition
+from pipeline.runs.dataset_identity import (
+    HOLDOUT,
+    RUN_KEY,
+    TRAIN,
+    DatasetIdentity,
+    load_partition,
+    require_kept,
+)
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.ledger_access import read_budget
 from pipeline.spec import Spec
@@ -89,6 +96,7 @@ def audit_release(home: Home, run: RunDirectory, progress: Progress) -> ReleaseA
     write_json(path, findings)
     reserved = run.state().reservation_id
     shown = Shown() if reserved is None else read_budget(home).shown(reserved)
+    require_kept(DatasetIdentity.kept(run, spec.data.name), shown)
     return ReleaseAudit(run.run_id, path, findings if shown.train and shown.holdout else None)
 
 

@@ -1,13 +1,14 @@
 """The identity of the records that a budget was reserved for, verified wherever they are loaded."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.runs.directory import RunDirectory
 from pipeline.spec import Data, Spec
+from privacy.budget.facts import Shown
 from privacy.budget.identity import HOLDOUT, TRAIN, Fingerprint, fingerprint
 from privacy.errors import BudgetRefused, DataError
 from privacy.keys import load_or_create_key
@@ -69,6 +70,16 @@ class DatasetIdentity:
             raise DataError(
                 f"the data set {self.dataset!r} is not the one that the budget was reserved for: "
                 "it changed since this run was submitted. Restore it, or submit a new run."
+            )
+
+
+def require_kept(known: Mapping[str, DatasetIdentity], shown: Shown) -> None:
+    """Raise DataError where what is shown of a part could not be verified to be of that part."""
+    for part, may_be in ((TRAIN, shown.train), (HOLDOUT, shown.holdout)):
+        if may_be and part not in known:
+            raise DataError(
+                f"the run's internal folder lacks {part}-content, by which the images that may be "
+                "shown are told from others. Restore it from a backup or submit a new run."
             )
 
 

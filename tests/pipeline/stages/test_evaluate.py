@@ -3,6 +3,9 @@ import json
 import pytest
 
 from pipeline import metrics, stages
+from privacy.budget import Budget
+from privacy.budget.facts import Shown
+from privacy.errors import DataError
 
 PUBLIC = ("public: true", "public: false")
 
@@ -45,6 +48,28 @@ def test_against_a_public_reference_the_figures_are_released_without_the_private
     assert tracked.values["eval.logreg.accuracy"] == 0.8125
     assert not any("ceiling" in name for name in tracked.values)
     assert given.progress.done == {"evaluate": 5}
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_reference_that_cannot_be_verified_is_refused(
+    house, blots_spec, context, tracked, monkeypatch, later
+):
+    """Also one that the ledger comes to allow only while it is measured."""
+    run = house.finish(house.reserve(blots_spec()))
+    results = _of(run.internal)
+    (run.release / metrics.METRICS).unlink()
+    (run.internal / "holdout-content").unlink()
+    measured = []
+    monkeypatch.setattr(stages.evaluation, "evaluate", lambda *_: measured.append(None) or results)
+    if later:
+        allowed = Budget.shown
+        monkeypatch.setattr(
+            Budget, "shown", lambda self, name: allowed(self, name) if measured else Shown()
+        )
+    with pytest.raises(DataError, match="lacks holdout-content"):
+        stages.Evaluate().run(context(run), tracked)
+    assert len(measured) == later
+    assert not (run.release / metrics.METRICS).exists() and tracked.values == {}
 
 
 def test_where_the_training_images_are_public_the_ceiling_is_released(measured, tracked):
