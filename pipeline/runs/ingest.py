@@ -60,22 +60,20 @@ def ingest(run: RunDirectory, spec: Spec, plan: Plan, key: bytes, budget: Budget
 
 
 def describe_doubles(run: RunDirectory, budget: Budget) -> str:
-    """Return a sentence on the doubles in a run's data, empty where there are none.
-
-    How many they are is said of public images alone.
-    """
+    """Return a sentence on the doubles in a run's public images, empty where there are none."""
+    # Of private ones nothing: that there are some is an exact bit about private records.
     found = json.loads((run.internal / DOUBLES).read_text())
     reserved = run.state().reservation_id
-    if not any(found.values()) or reserved is None:
+    if reserved is None:
         return ""
     may_be = budget.shown(reserved)
     public = {"in the training set": may_be.train, "in the holdout": may_be.holdout}
     public["in both"] = may_be.train and may_be.holdout
     counted = [
-        f"{found[where]} {where}" if shown else f"some {where}"
-        for where, shown in public.items()
-        if found.get(where)
+        f"{found[where]} {where}" for where, shown in public.items() if shown and found.get(where)
     ]
+    if not counted:
+        return ""
     return (
         f"records that are equal: {', '.join(counted)} (all counts: internal/{DOUBLES}). "
         "`data.drop_doubles: true` keeps one of each, and trains on none of a public holdout's; "
