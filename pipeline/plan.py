@@ -114,6 +114,21 @@ class Plan:
         }
 
 
+def with_declared_unit(spec: Spec, home: Home) -> Spec:
+    """Return the spec with the unit of privacy that its data set was declared with, if it was.
+
+    For showing alone: the spec's hash changes with it. Raises as `budget_quotes`.
+    """
+    try:
+        facts = read_budget(home).odometer(spec.data.name).facts
+    except (NoLedger, BudgetRefused):
+        facts = None
+    if facts is None:
+        return spec
+    declared = {"unit": facts.unit, "records_per_unit": facts.records_per_unit}
+    return spec.model_copy(update={"privacy": spec.privacy.model_copy(update=declared)})
+
+
 def build_method(spec: Spec) -> Method:
     """Return the spec's method with its settings."""
     data, resources, cls = spec.data, spec.resources, method_class(spec.method)

@@ -50,8 +50,9 @@ def plan(spec: Path, as_json: bool) -> None:
     from pipeline import plan as planning
     from pipeline.spec import load_spec
 
-    made = planning.plan(load_spec(spec))
-    quoted = planning.budget_quotes(made, Home.locate())
+    home = Home.locate()
+    made = planning.plan(planning.with_declared_unit(load_spec(spec), home))
+    quoted = planning.budget_quotes(made, home)
     unit = made.spec.privacy.unit
     attack = [curve.to_record(unit) for curve in made.attack()]
     budget = {part: asdict(quote) for part, quote in quoted.items()}

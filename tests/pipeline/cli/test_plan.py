@@ -1,4 +1,8 @@
+import json
+
 import pytest
+
+from privacy.ledger.records import Facts
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +30,17 @@ def test_for_a_person(umbra, write_spec):
     assert (result.code, result.err) == (0, "")
     for part in ("noise multiplier σ", "steps T", "N = 40", "RDP", "PRV", "PLD", "0.001"):
         assert part in result.out
+
+
+def test_the_unit_is_the_one_that_was_declared(umbra, house, write_spec):
+    house.budget.declare("clinic", 8.5, 1e-3, Facts("patient", 10, public_holdout=True))
+    path = write_spec(("  name: blots\n", "  name: clinic\n"))
+    said = umbra("plan", path, "--json").json
+    # One curve for a record, and one for a patient.
+    assert "patient" in json.dumps(said["attack"][1])
+    assert "image" not in json.dumps(said["attack"])
+    assert any("a patient may have 10" in note for note in said["notes"])
+    assert "patient" in umbra("plan", path).out
 
 
 def test_it_touches_nothing(umbra, write_spec, tmp_path):
