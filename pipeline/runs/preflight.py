@@ -64,9 +64,16 @@ def correct_evaluation(run: RunDirectory, other: Spec) -> None:
     """Have a run evaluated as `other` says, whose images are made and whose evaluation failed.
 
     Raises:
-        InvalidRequest: the run stands elsewhere, or `other` differs in more than its evaluation.
+        InvalidRequest: another process works on the run, the run stands elsewhere, or `other`
+            differs in more than its evaluation.
         DataError: what it names cannot be evaluated with.
     """
+    # A run that goes on meanwhile would be evaluated as neither spec says.
+    with run.lock():
+        _correct_evaluation(run, other)
+
+
+def _correct_evaluation(run: RunDirectory, other: Spec) -> None:
     state, spec = run.state(), run.spec()
     if not state.is_done("synthesize") or state.is_done("evaluate"):
         raise InvalidRequest(

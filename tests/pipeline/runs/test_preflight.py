@@ -125,6 +125,12 @@ class TestCorrection:
         run.evaluation_path.write_text(blots_spec(("epsilon: 8", "epsilon: 80")).to_yaml())
         assert run.evaluated_spec() == run.spec()
 
+    def test_a_run_that_is_worked_on_is_left_alone(self, failed, blots_spec):
+        with failed.lock(), pytest.raises(InvalidRequest, match="being worked on"):
+            preflight.correct_evaluation(failed, blots_spec())
+        assert not failed.evaluation_path.exists()
+        preflight.correct_evaluation(failed, blots_spec())
+
     def test_what_cannot_be_evaluated_either_is_refused(self, failed, blots_spec):
         with pytest.raises(DataError, match=r"nowhere\.npz"):
             preflight.correct_evaluation(failed, blots_spec(("holdout.npz", "nowhere.npz")))
