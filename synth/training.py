@@ -12,6 +12,7 @@ so that its budget goes into the differences within a class.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class Trainer:
             dpsgd, masks, self._noise, engine, self.collective, training.micro_batch
         )
         self._step = self._saved = 0
-        self._head = ""
+        self._head, self._payer = "", attempt.number
 
     def run(self) -> dict[str, Tensor]:
         """Train to the end of the reservation and return the weights, trained ones averaged.
@@ -157,6 +158,13 @@ class Trainer:
                 f"{found.attempt}: masks must be fresh; begin a new attempt"
             )
         load_trained(self.denoiser, found.model)
+        if "means" in found.optimizer:
+            # A stop came in the warm-up. What is left of it is free, and no step of this attempt's:
+            # a checkpoint goes on naming the attempt that paid.
+            self._head, self._payer = found.ledger_head, found.attempt
+            means = found.optimizer["means"].to(self.records.values.device)
+            self._learn_means(means, found.optimizer["taken"])
+            return True
         self._ema.load_state_dict(dict(found.ema))
         self._optimizer.load_state_dict(dict(found.optimizer))
         self._step = self._saved = found.step
@@ -176,18 +184,26 @@ class Trainer:
             # An attempt that died after the charge has forfeited the query.
             return
         means = release_class_means(records, training.classes, warmup, self._noise, self.collective)
-        report, total = self.on_progress, warmup.steps
-        train_on_means(
+        self._learn_means(means, 0)
+
+    def _learn_means(self, means: Tensor, first: int) -> None:
+        """Train on released class means from step `first` of the warm-up to its end or a stop."""
+        warmup, report = self.training.settings.warmup, self.on_progress
+        if warmup is None:
+            return
+        total, dropout = warmup.steps, self.training.label_dropout
+        taken = train_on_means(
             self.denoiser,
             means,
             warmup,
-            training.label_dropout,
+            dropout,
             self.attempt.generator(),
             lambda done: report(WARMUP, done, total),
             self.stopping,
+            first,
         )
-        self._ema = EMA(self.denoiser, training.settings.ema)
-        self._save()
+        self._ema = EMA(self.denoiser, self.training.settings.ema)
+        self._save({"means": means, "taken": taken} if taken < total else None)
 
     def _charge_block(self) -> int:
         """Charge the next block and return its length; 0 when the reservation is used up.
@@ -203,6 +219,7 @@ class Trainer:
                 block = _STOP
             if block > 0:
                 self._head = self.meter.charge(PRIVATE, block)
+                self._payer = self.attempt.number
         # The others hear of the block when it is paid for and not before.
         block = self.collective.broadcast_from_rank0(block)
         if block == _STOP:
@@ -223,18 +240,21 @@ class Trainer:
         self._step += 1
         self.on_progress(PRIVATE, self._step, training.steps)
 
-    def _save(self) -> None:
-        """Write a checkpoint; it holds nothing that noise or masks could be drawn from again."""
+    def _save(self, left: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint; it holds nothing that noise or masks could be drawn from again.
+
+        `left` is what the rest of a warm-up needs; there is no optimizer yet to keep.
+        """
         self._saved = self._step
         if self.collective.rank != 0:
             return
         checkpoint = Checkpoint(
             self._step,
-            self.attempt.number,
+            self._payer,
             PRIVATE if self._step else WARMUP,
             trained_state(self.denoiser),
             self._ema.state_dict(),
-            self._optimizer.state_dict(),
+            left or self._optimizer.state_dict(),
             self._head,
         )
         save(self.checkpoints, checkpoint, self.attempt.origin)
@@ -274,18 +294,22 @@ def train_on_means(
     generator: torch.Generator,
     on_progress: Callable[[int], None] = lambda done: None,
     stopping: Callable[[], bool] = lambda: False,
-) -> None:
+    first: int = 0,
+) -> int:
     """Train `denoiser` in place on released class means [classes, C, H, W]; opens no records.
 
-    It ends early where `stopping` returns True.
+    It begins at step `first`, ends early where `stopping` returns True, and returns how many of
+    the warm-up's steps are taken by then.
     """
     loss = DenoisingLoss(denoiser.preconditioning)
     optimizer = torch.optim.Adam(base.trainable(denoiser).values(), lr=warmup.learning_rate)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=warmup.steps)
+    falling = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1 - first / max(1, warmup.steps), 0.0, total_iters=warmup.steps - first
+    )
     classes = len(means)
-    for step in range(warmup.steps):
+    for step in range(first, warmup.steps):
         if stopping():
-            break
+            return step
         labels = torch.randint(classes, (warmup.batch,), generator=generator).to(means.device)
         images = means[labels]
         sigma, noise = draw_views(denoiser.preconditioning, images, 1, generator)
@@ -297,6 +321,7 @@ def train_on_means(
         optimizer.step()
         falling.step()
         on_progress(step + 1)
+    return warmup.steps
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -784,16 +784,34 @@ class TestStop:
             part.run()
         assert kept == [0, 1, 2]
 
-    def test_ends_a_warm_up_and_keeps_what_it_has_learned(self, tmp_path):
-        done = []
+    def test_ends_a_warm_up_and_goes_on_with_the_rest_of_it_for_free(self, tmp_path, trace):
+        done, meter = [], Meter(query=1, trace=trace)
         part = trainer(
-            tmp_path, Meter(query=1), on_progress=lambda *of: done.append(of),
+            tmp_path, meter, on_progress=lambda *of: done.append(of),
             stopping=lambda: len(done) >= 2, warmup=QUERY,
         )  # fmt: skip
         with pytest.raises(Stopped):
             part.run()
         assert done == [(WARMUP, 1, QUERY.steps), (WARMUP, 2, QUERY.steps)]
-        assert newest(tmp_path).checkpoint.step == 0
+        found = newest(tmp_path).checkpoint
+        assert (found.step, found.attempt, found.ledger_head) == (0, 1, "head 1")
+        # Before a step is taken, and after the last: the checkpoint names who paid for it.
+        with pytest.raises(Stopped):
+            trainer(tmp_path, meter, attempt=2, stopping=lambda: True, warmup=QUERY).run()
+        trace.events.clear()
+        asked, reach = [], lambda *of: done.append(of)
+        stopping = lambda: asked.append(0) or len(asked) > 1  # noqa: E731
+        with pytest.raises(Stopped):
+            trainer(
+                tmp_path, meter, attempt=3, on_progress=reach, stopping=stopping, warmup=QUERY
+            ).run()
+        assert done[2:] == [(WARMUP, 3, QUERY.steps)]
+        found = newest(tmp_path).checkpoint
+        assert (found.step, found.attempt, found.ledger_head) == (0, 1, "head 1")
+        assert trace.of("noise") == trace.of(WARMUP) == []
+        trainer(tmp_path, meter, attempt=4, on_progress=reach, warmup=QUERY).run()
+        assert [phase for phase, *_ in done].count(WARMUP) == QUERY.steps
+        assert meter.charged == {WARMUP: 1, PRIVATE: T}
 
     def test_is_not_heeded_when_nothing_is_left_to_charge(self, tmp_path):
         meter = Meter()
