@@ -26,7 +26,7 @@ from synth.records import Records
 from synth.scattering import Scattering
 
 ROWS = 2048  # records at a time
-_CHARGED_AT_A_TIME = 10  # of the teacher's steps; a crash forfeits the rest of them
+_LEAST_BLOCKS = 50  # of the teacher's steps; a crash forfeits the rest of one
 _TONE_IMAGES = 2000
 _POOL = (2000, 10_000)  # synthetic images from which the teacher's space and labels are made
 _POOL_FEATURES = 60_000_000  # in memory at a time, 240 MB
@@ -247,8 +247,10 @@ class Fitting:
         if (state := releases.kept("teacher-state")) is not None:
             descent.restore(state)
         features: list[tuple[Tensor, Tensor]] = []
-        while (block := releases.pay(parts.TEACHER, _CHARGED_AT_A_TIME)) > 0:
-            features = features or [(space(x), y) for x, y in self._records.chunks(ROWS)]
+        if descent.steps_taken < T:
+            # Before anything is paid: it takes long, and a crash in it would forfeit a block.
+            features = [(space(x), y) for x, y in self._records.chunks(ROWS)]
+        while (block := releases.pay(parts.TEACHER, max(1, T // _LEAST_BLOCKS))) > 0:
             for _ in range(block):
                 gradient = self._gradient(features, descent.weights)
                 # N is public under the zero-out relation.
