@@ -20,7 +20,8 @@ class Nursery:
     def __init__(self, errors):
         self._errors = errors
         self._process = subprocess.Popen(
-            [sys.executable, run_to_kill.__file__],
+            [sys.executable, "-m", run_to_kill.__name__],
+            cwd=Path(run_to_kill.__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors.open("ab"),
