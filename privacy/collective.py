@@ -41,18 +41,20 @@ class ProcessGroup:
     def __init__(self) -> None:
         self.rank = torch.distributed.get_rank()
         self.size = torch.distributed.get_world_size()
+        # NCCL exchanges what is on a GPU, and some of what workers exchange is made on the CPU.
+        self._device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
 
     def sum(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """All-reduce one flat float64 vector, so that a step costs one message."""
         flat = torch.cat([tensor.to(torch.float64).reshape(-1) for tensor in tensors.values()])
-        torch.distributed.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        summed = flat.to(self._device)
+        torch.distributed.all_reduce(summed)
+        parts = summed.to(flat.device).split([tensor.numel() for tensor in tensors.values()])
         pairs = zip(tensors.items(), parts, strict=True)
         return {name: part.reshape(tensor.shape) for (name, tensor), part in pairs}
 
     def broadcast_from_rank0(self, value: int) -> int:
         """Broadcast a whole number from rank 0."""
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        message = torch.tensor([value], dtype=torch.int64, device=device)
+        message = torch.tensor([value], dtype=torch.int64, device=self._device)
         torch.distributed.broadcast(message, src=0)
         return int(message.item())
