@@ -18,7 +18,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from privacy.errors import IntegrityBroken, InvalidRequest
+from privacy.collective import Collective
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 from privacy.validation import positive_int
 from synth import storage
 from synth.origin import Origin
@@ -140,6 +141,35 @@ def require_own(found: Checkpoint, origin: Origin | None, where: str) -> None:
     """
     if origin is not None and (origin.sealed or found.mark is not None):
         origin.require(found.mark, found.sha256, where)
+
+
+def resume_point(
+    folder: StoragePath, attempt: int, origin: Origin | None, collective: Collective
+) -> Checkpoint | None:
+    """Return the newest sound checkpoint for an attempt of this number, the same on every worker.
+
+    Raises:
+        IntegrityBroken: it is another run's.
+        InvalidRequest: this attempt has run before; masks and noise must be fresh.
+        UmbraError: the workers do not see the same checkpoints.
+    """
+    found = newest(folder).checkpoint
+    step = -1 if found is None else found.step
+    if collective.broadcast_from_rank0(step) != step:
+        raise UmbraError(
+            "the workers found different checkpoints; put the run's folder on storage that all of "
+            "them share"
+        )
+    if found is None:
+        return None
+    # The driver has looked, but before the workers started, and it may have started them again.
+    require_own(found, origin, f"the checkpoint of step {found.step} in {folder}")
+    if found.attempt >= attempt:
+        raise InvalidRequest(
+            f"attempt {attempt} cannot go on from a checkpoint of attempt {found.attempt}: masks "
+            "and noise must be fresh; begin a new attempt"
+        )
+    return found
 
 
 def keep_last(folder: StoragePath, count: int) -> None:

@@ -25,7 +25,7 @@ from privacy.gradients import base, choose
 from privacy.noise import SecureGaussian
 from privacy.poisson import PoissonSampler
 from privacy.validation import positive_int
-from synth.checkpoint import Checkpoint, keep_last, newest, require_own, save
+from synth.checkpoint import Checkpoint, keep_last, resume_point, save
 from synth.methods.base import Attempt, Meter, OnProgress, Stopped
 from synth.methods.diffusion import PRIVATE, WARMUP
 from synth.preconditioning import Denoiser, DenoisingLoss, draw_views, drop_labels
@@ -140,23 +140,10 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Go on from the newest sound checkpoint; say whether there is one."""
-        found = newest(self.checkpoints).checkpoint
-        step = -1 if found is None else found.step
-        if self.collective.broadcast_from_rank0(step) != step:
-            raise UmbraError(
-                "the workers found different checkpoints; put the run's folder on storage that "
-                "all of them share"
-            )
+        number, origin = self.attempt.number, self.attempt.origin
+        found = resume_point(self.checkpoints, number, origin, self.collective)
         if found is None:
             return False
-        # The driver has looked, but before the workers started, and it may have started them again.
-        where = f"the checkpoint of step {found.step} in {self.checkpoints}"
-        require_own(found, self.attempt.origin, where)
-        if found.attempt >= self.attempt.number:
-            raise InvalidRequest(
-                f"attempt {self.attempt.number} cannot go on from a checkpoint of attempt "
-                f"{found.attempt}: masks must be fresh; begin a new attempt"
-            )
         load_trained(self.denoiser, found.model)
         if "means" in found.optimizer:
             # A stop came in the warm-up. What is left of it is free, and no step of this attempt's:

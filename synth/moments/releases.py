@@ -11,9 +11,9 @@ from torch import Tensor
 
 from privacy import moments
 from privacy.collective import Collective
-from privacy.errors import InvalidRequest, UmbraError
+from privacy.errors import UmbraError
 from privacy.ledger.records import Component
-from synth.checkpoint import Checkpoint, keep_last, newest, require_own, save
+from synth.checkpoint import Checkpoint, keep_last, resume_point, save
 from synth.methods.base import Attempt, Meter, OnProgress, Stopped
 from synth.storage import StoragePath
 
@@ -57,23 +57,10 @@ class Releases:
         self._restore()
 
     def _restore(self) -> None:
-        found = newest(self._checkpoints).checkpoint
-        step = -1 if found is None else found.step
-        if self.collective.broadcast_from_rank0(step) != step:
-            raise UmbraError(
-                "the workers found different checkpoints; put the run's folder on storage that "
-                "all of them share"
-            )
+        number, origin = self._attempt.number, self._attempt.origin
+        found = resume_point(self._checkpoints, number, origin, self.collective)
         if found is None:
             return
-        # The driver has looked, but before the workers started, and it may have started them again.
-        where = f"the checkpoint of step {found.step} in {self._checkpoints}"
-        require_own(found, self._attempt.origin, where)
-        if found.attempt >= self._attempt.number:
-            raise InvalidRequest(
-                f"attempt {self._attempt.number} cannot go on from a checkpoint of attempt "
-                f"{found.attempt}: noise must be fresh; begin a new attempt"
-            )
         self._kept, self._done[self._longest] = dict(found.model), found.step
 
     def steps(self, component: str) -> int:
