@@ -163,6 +163,28 @@ def test_a_private_reference_is_replaced_by_a_sentence(private_view: ReportView)
     assert not [image for image in page.all("img") if "real" in str(image["alt"])]
 
 
+def test_a_run_without_evaluation_says_so(private_view: ReportView) -> None:
+    spec = private_view.spec.model_copy(update={"evaluate": None})
+    page = Page(build_page(replace(private_view, spec=spec)))
+    assert "No evaluation was asked for" in page.text
+    assert "reference images are private" not in page.text
+
+
+def test_a_failed_evaluation_is_not_called_private_or_done(private_view: ReportView) -> None:
+    stages = tuple(stage for stage in private_view.state.stages if stage.name != "evaluate")
+    failed = {"stages": stages, "stage": "evaluate", "status": "failed"}
+    state = private_view.state.model_copy(update=failed)
+    page = Page(build_page(replace(private_view, state=state)))
+    assert "The evaluation is not done" in page.text
+    assert "reference images are private" not in page.text
+    assert "Status: failed" in page.text
+
+
+def test_the_page_of_a_run_that_writes_it_says_done(view: ReportView) -> None:
+    state = view.state.model_copy(update={"stage": "report", "status": "running"})
+    assert "Status: done" in Page(build_page(replace(view, state=state))).text
+
+
 def test_a_private_ceiling_is_not_shown(view: ReportView) -> None:
     page = Page(build_page(replace(view, results={**view.results, "ceiling": {}})))
     assert "not shown" in page.text
