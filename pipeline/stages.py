@@ -176,7 +176,7 @@ class Evaluate:
         released = metrics.releasable(shown, results)
         if released:
             write_json(run.release / metrics.METRICS, released)
-            tracked.metrics(Release.evaluation(metrics.flat(released), reference="public"))
+            tracked.metrics(Release.evaluation(metrics.flat(released), shown))
         # Against a private one, noisy counts where the spec pays for them.
         if paying and not (run.release / metrics.DP_METRICS).exists():
             paid = _pay(context, paying, results)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Self
 
 from pipeline.progress import coarse
+from privacy.budget.facts import Shown
 from privacy.errors import InvalidRequest
 
 # Costs are functions of the spec alone, known before any record is read.
@@ -26,13 +27,13 @@ SPENT_NAMES = frozenset(_COST | {"dataset_epsilon", "attempts", "warmup_steps"})
 
 _WORD = r"[a-z][a-z0-9_]*"
 _INTERVAL = "(?:_low|_high)?"
+_CEILING = ".ceiling"
 _PATTERNS = {
     "time": _WORD,
     "eval": rf"{_WORD}\.(?:accuracy|ceiling|class\.\d+)"
     rf"|fid|frechet_{_WORD}|precision|recall|density|coverage",
     "dp": rf"{_WORD}\.accuracy{_INTERVAL}|class\.\d+\.count{_INTERVAL}|epsilon",
 }
-PUBLIC = "public"
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,20 @@ class Release:
         return cls({"rows": rows})
 
     @classmethod
-    def evaluation(cls, values: Mapping[str, float], reference: str) -> Self:
+    def evaluation(cls, values: Mapping[str, float], shown: Shown) -> Self:
         """Release measurements against real images.
 
         Raises:
-            InvalidRequest: the `reference` is not "public", as it is where EVERY real image that
-                entered these numbers is (for a ceiling also those that its classifier was trained
-                on), or a name is unknown.
+            InvalidRequest: the ledger does not say that EVERY real image that entered these numbers
+                may be `shown` (for a ceiling also those that its classifier was trained on), or a
+                name is unknown.
         """
-        if reference != PUBLIC:
+        trained = any(name.endswith(_CEILING) for name in values)
+        if not shown.holdout or (trained and not shown.train):
             raise InvalidRequest(
-                "measurements against a private reference may not leave the run: expected "
-                f"reference {PUBLIC!r}; keep them in internal/, or pay for them with a charged "
-                "mechanism"
+                "measurements against a private reference may not leave the run: expected images "
+                "that the ledger says are public; keep them in internal/, or pay for them with a "
+                "charged mechanism"
             )
         return cls._of("eval", values)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.tracking.release import Release
+from privacy.budget.facts import Shown
 from privacy.errors import InvalidRequest
 
 PRIVATE = [
@@ -56,10 +57,17 @@ def test_public_names_get_their_prefix() -> None:
 
 def test_evaluation_needs_a_public_reference() -> None:
     values = {"mlp.accuracy": 0.9, "mlp.class.3": 0.8, "frechet_gabor": 4.0, "recall": 0.5}
-    assert len(Release.evaluation(values, reference="public").values) == 4
-    for reference in ("private", "", "Public", "internal"):
+    assert len(Release.evaluation(values, Shown(holdout=True)).values) == 4
+    for shown in (Shown(), Shown(train=True)):
         with pytest.raises(InvalidRequest, match="private reference"):
-            Release.evaluation(values, reference=reference)
+            Release.evaluation(values, shown)
+
+
+def test_a_ceiling_needs_public_training_images_too() -> None:
+    values = {"mlp.accuracy": 0.9, "mlp.ceiling": 0.95}
+    assert len(Release.evaluation(values, Shown(train=True, holdout=True)).values) == 2
+    with pytest.raises(InvalidRequest, match="private reference"):
+        Release.evaluation(values, Shown(holdout=True))
 
 
 def test_values_cannot_be_added_later() -> None:

@@ -27,6 +27,7 @@ from pipeline.tracking.tracker import (
     flatten,
     readable_errors,
 )
+from privacy.budget.facts import Shown
 from privacy.errors import InvalidRequest
 
 
@@ -320,7 +321,7 @@ class TestVoid:
         assert tracker.client.search_logged_models([tracker.experiment_id]) == []
 
     def test_no_figure_that_was_measured(self, void, tracker):
-        void.metrics(Release.evaluation({"logreg.accuracy": 0.5}, reference="public"))
+        void.metrics(Release.evaluation({"logreg.accuracy": 0.5}, Shown(holdout=True)))
         void.metrics(Release.paid({"logreg.accuracy": 0.5}))
         void.metrics(Release.rows(7))
         assert set(tracker.client.get_run(void.id).data.metrics) == {"rows"}
