@@ -14,7 +14,7 @@ from pipeline.cli.output import attack_line, emit, json_option, pairs, table
 from pipeline.home import Home, without_password
 from pipeline.progress import duration
 from pipeline.runs.directory import RunDirectory
-from privacy.errors import InvalidRequest, UmbraError
+from privacy.errors import IntegrityBroken, InvalidRequest, UmbraError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FORFEITED_PART = 10  # of the steps, one of so many may be forfeited unasked
 _GIGA = 1e9
+_PASSED = "passed"
 _LABELS = {
     "noise_multiplier": "noise multiplier σ",
     "sampling_probability": "sampling probability q",
@@ -173,7 +174,7 @@ def _execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 def submit(
     spec: Path, address: str | None, detach: bool, workers: "Workers | None", as_json: bool
-) -> None:
+) -> int:
     """Reserve the budget that SPEC needs, train, sample, evaluate and report."""
     from pipeline.runs import engine
     from pipeline.spec import load_spec
@@ -184,10 +185,11 @@ def submit(
     _note_doubles(run, home)
     if detach:
         _detach(run, home, address, workers, as_json)
-        return
+        return 0
     click.echo(f"run {run.run_id}", err=True)
-    with _shown(run, home, as_json) as progress:
+    with _progress(run, as_json) as progress:
         engine.execute(run, home, progress, address, workers)
+    return _conclude(run, home, as_json)
 
 
 def _note_doubles(run: RunDirectory, home: Home) -> None:
@@ -217,7 +219,7 @@ def resume(
     workers: "Workers | None",
     yes: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Go on with RUN as a new attempt: fresh masks, fresh noise, charged again."""
     home = Home.locate()
     run = home.run(run_id)
@@ -230,11 +232,12 @@ def resume(
         correct_evaluation(run, load_spec(evaluation))
     if detach:
         _detach(run, home, address, workers, as_json)
-        return
+        return 0
     from pipeline.runs.engine import execute
 
-    with _shown(run, home, as_json) as progress:
+    with _progress(run, as_json) as progress:
         execute(run, home, progress, address, workers)
+    return _conclude(run, home, as_json)
 
 
 def _accept_forfeited(run: RunDirectory, home: Home, yes: bool, as_json: bool) -> None:
@@ -276,16 +279,25 @@ def _require_usable_cluster(address: str | None, detach: bool) -> None:
 
 
 @contextmanager
-def _shown(run: RunDirectory, home: Home, as_json: bool) -> "Iterator[Progress]":
-    """Show progress to the person, keep it as lines in the run's log, and end with a summary."""
+def _progress(run: RunDirectory, as_json: bool) -> "Iterator[Progress]":
+    """Show progress to the person, and keep it as lines in the run's log."""
     from pipeline.progress import Both, LineProgress, SilentProgress, show_progress
 
     with run.log_path.open("a") as log:
         yield Both(SilentProgress() if as_json else show_progress(), LineProgress(log))
+
+
+def _conclude(run: RunDirectory, home: Home, as_json: bool) -> int:
+    """Print the summary of a finished run; return the exit code, 4 where its audit fails."""
     from pipeline.runs.ledger_access import open_budget
 
     summary = summarise(run, home, open_budget(home))
     emit(asdict(summary), as_json, lambda console: show_summary(console, summary))
+    if summary.privacy["audit"] == _PASSED:
+        return 0
+    # Not raised: with --json, an error would print a second document.
+    click.echo(f"umbra: run {run.run_id} is finished, but its audit failed", err=True)
+    return IntegrityBroken.exit_code
 
 
 def _detach(
@@ -391,7 +403,7 @@ def _privacy(run: RunDirectory, budget: "Budget") -> dict[str, Any]:
         "void": "YES: a seed was given, so the run guarantees no privacy"
         if statement["void"]
         else "no",
-        "audit": "passed",
+        "audit": _PASSED,
     }
 
 

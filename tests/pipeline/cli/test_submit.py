@@ -68,6 +68,24 @@ def test_json_alone(umbra, house, worked, write_spec):
     assert result.json["privacy"]["audit"] == "passed"
 
 
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_a_finished_run_that_fails_its_audit_exits_with_4(
+    umbra, house, worked, write_spec, monkeypatch, how
+):
+    finish = type(house).finish
+
+    def damaged(self, run):
+        finish(self, run)
+        next((run.release / "data").glob("*.parquet")).write_bytes(b"")
+
+    monkeypatch.setattr(type(house), "finish", damaged)
+    result = umbra("submit", write_spec(), *how)
+    assert result.code == 4
+    assert "FAILED" in result.out and "its audit failed" in result.err
+    if how:
+        assert result.json["privacy"]["audit"].startswith("FAILED")
+
+
 @pytest.mark.parametrize("facts", [Facts()])
 def test_figures_against_a_private_reference_are_not_printed(umbra, house, worked, write_spec):
     result = umbra("submit", write_spec(("    public: true", "    public: false")))
